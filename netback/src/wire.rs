@@ -3,6 +3,8 @@
 
 use crate::port::Gso;
 use pvio_ring::proto::checksum::{ETHERNET_HEADER, Transport};
+use pvio_ring::proto::headers::{Ipv4, Tcp};
+use zerocopy::FromBytes;
 
 /// Smallest segment size that is forwarded. Linux's TCP sends no smaller ones: its least MSS
 /// (`TCP_MIN_SND_MSS`) is 48, of which options take up to 40. With smaller segments the headers
@@ -10,7 +12,7 @@ use pvio_ring::proto::checksum::{ETHERNET_HEADER, Transport};
 pub const SEGMENT_MIN: u16 = 8;
 
 /// Size of Ethernet, IPv4 and TCP headers without options, in bytes.
-const HEADERS_MIN: usize = ETHERNET_HEADER + 20 + 20;
+const HEADERS_MIN: usize = ETHERNET_HEADER + size_of::<Ipv4>() + size_of::<Tcp>();
 
 /// Bytes and frames on the wire.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,8 +57,9 @@ impl WireCost {
 /// Returns the number of bytes before the payload of a TCP packet.
 pub fn headers(frame: &[u8]) -> Option<usize> {
     let transport = Transport::of(frame).ok().filter(|t| !t.udp)?;
-    let words = usize::from(frame.get(transport.start.saturating_add(12))? >> 4);
-    (words >= 5).then(|| transport.start.saturating_add(words.saturating_mul(4)))
+    let (tcp, _) = Tcp::ref_from_prefix(frame.get(transport.start..)?).ok()?;
+    let len = tcp.header_len();
+    (len >= size_of::<Tcp>()).then(|| transport.start.saturating_add(len))
 }
 
 #[cfg(test)]

@@ -22,6 +22,9 @@ use core::net::{IpAddr, Ipv6Addr};
 use core::str::FromStr;
 use core::time::Duration;
 use pvio_netback::fault::DropReason;
+use pvio_ring::proto::checksum::ETHERNET_HEADER;
+use pvio_ring::proto::headers::{Arp, ether_type};
+use zerocopy::FromBytes;
 
 /// Addresses that a guest may use as a sender. The default allows all.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -76,11 +79,8 @@ impl Network {
     }
 }
 
-const ARP: u16 = 0x0806;
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
 /// Offset of the packet in a frame without a VLAN tag.
-const PACKET: usize = 14;
+const PACKET: usize = ETHERNET_HEADER;
 
 impl Rules {
     /// Checks a frame.
@@ -94,9 +94,9 @@ impl Rules {
         }
         let packet = frame.get(PACKET..).unwrap_or_default();
         match bytes(frame, 12).map_or(0, u16::from_be_bytes) {
-            ARP => self.arp(packet, mac).ok_or(DropReason::TxSpoofArp),
-            IPV4 => self.ipv4(packet).ok_or(DropReason::TxSpoofIp),
-            IPV6 => self.ipv6(packet, mac),
+            ether_type::ARP => self.arp(packet, mac).ok_or(DropReason::TxSpoofArp),
+            ether_type::IPV4 => self.ipv4(packet).ok_or(DropReason::TxSpoofIp),
+            ether_type::IPV6 => self.ipv6(packet, mac),
             _ if self.addresses.is_some() => Err(DropReason::TxSpoofProtocol),
             _ => Ok(()),
         }
@@ -107,11 +107,10 @@ impl Rules {
     }
 
     fn arp(&self, packet: &[u8], mac: [u8; 6]) -> Option<()> {
-        // Ethernet and IPv4, with addresses of 6 and 4 bytes: the only valid combination.
-        let kind = bytes::<6>(packet, 0)? == [0, 1, 8, 0, 6, 4];
-        let (hardware, protocol) = (bytes::<6>(packet, 8)?, bytes::<4>(packet, 14)?);
+        let (arp, _) = Arp::ref_from_prefix(packet).ok()?;
+        let protocol = arp.sender_protocol;
         let ours = protocol == [0; 4] || self.may_be(IpAddr::from(protocol));
-        (kind && hardware == mac && ours && packet.len() >= 28).then_some(())
+        (arp.is_ipv4_over_ethernet() && arp.sender_hardware == mac && ours).then_some(())
     }
 
     fn ipv4(&self, packet: &[u8]) -> Option<()> {

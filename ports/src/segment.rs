@@ -3,7 +3,10 @@
 
 use crate::Gso;
 use pvio_netback::wire::headers;
-use pvio_ring::proto::checksum::{IpVersion, Transport};
+use pvio_ring::proto::checksum::{IpVersion, Transport, internet_checksum};
+use pvio_ring::proto::headers::{Ipv4, Ipv6, Tcp};
+use zerocopy::FromBytes;
+use zerocopy::big_endian::U16;
 
 /// Segmentation of a TCP packet in progress.
 #[derive(Debug)]
@@ -30,11 +33,8 @@ impl<'a> Segments<'a> {
     /// Returns `None` if the packet cannot be segmented.
     pub fn of(frame: &'a [u8], gso: Gso) -> Option<Self> {
         let transport = Transport::of(frame).ok().filter(|t| !t.udp)?;
-        let mut at = 12_usize;
-        while matches!(frame.get(at..)?.first_chunk()?, [0x81, 0] | [0x88, 0xa8]) {
-            at = at.saturating_add(4);
-        }
-        let (ip, tcp, data) = (at.saturating_add(2), transport.start, headers(frame)?);
+        let (_, ip) = IpVersion::of(frame)?;
+        let (tcp, data) = (transport.start, headers(frame)?);
         let (size, end) = (usize::from(gso.size), transport.end);
         let fits = data < end && size > 0;
         let version = transport.version;
@@ -72,43 +72,32 @@ impl<'a> Segments<'a> {
         body.copy_from_slice(part);
         let done = u32::try_from(self.next.saturating_sub(self.data)).ok()?;
         let in_ip = u16::try_from(len.saturating_sub(self.ip)).ok()?;
-        let place = |at: usize| at..at.saturating_add(2);
         match self.version {
             IpVersion::V4 => {
                 let header = head.get_mut(self.ip..self.tcp)?;
-                header.get_mut(place(2))?.copy_from_slice(&in_ip.to_be_bytes());
-                let id = u16::from_be_bytes(*header.get(4..)?.first_chunk()?);
-                let id = id.wrapping_add(self.index);
-                header.get_mut(place(4))?.copy_from_slice(&id.to_be_bytes());
-                header.get_mut(place(10))?.fill(0);
-                let sum = sum_of(header);
-                header.get_mut(place(10))?.copy_from_slice(&sum.to_be_bytes());
+                let (ipv4, _) = Ipv4::mut_from_prefix(header).ok()?;
+                ipv4.total_len = in_ip.into();
+                ipv4.id = ipv4.id.get().wrapping_add(self.index).into();
+                ipv4.checksum = U16::ZERO;
+                let checksum = internet_checksum(header);
+                let (ipv4, _) = Ipv4::mut_from_prefix(header).ok()?;
+                ipv4.checksum = checksum.into();
             }
             IpVersion::V6 => {
-                let length = in_ip.saturating_sub(40).to_be_bytes();
-                head.get_mut(place(self.ip.saturating_add(4)))?.copy_from_slice(&length);
+                let (ipv6, _) = Ipv6::mut_from_prefix(head.get_mut(self.ip..)?).ok()?;
+                ipv6.payload_len = in_ip.saturating_sub(size_of::<Ipv6>() as u16).into();
             }
         }
-        let tcp = head.get_mut(self.tcp..)?;
-        let seq = u32::from_be_bytes(*tcp.get(4..)?.first_chunk()?).wrapping_add(done);
-        tcp.get_mut(4..8)?.copy_from_slice(&seq.to_be_bytes());
-        let flags = tcp.get_mut(13)?;
+        let (tcp, _) = Tcp::mut_from_prefix(head.get_mut(self.tcp..)?).ok()?;
+        tcp.sequence = tcp.sequence.get().wrapping_add(done).into();
         if end < self.end {
-            *flags &= !(FIN | PUSH);
+            tcp.flags &= !(FIN | PUSH);
         }
         if self.index > 0 {
-            *flags &= !CWR;
+            tcp.flags &= !CWR;
         }
         (self.next, self.index) = (end, self.index.wrapping_add(1));
         Transport::of(out).ok()?.fill(out);
         Some(len)
     }
-}
-
-/// Returns the checksum of an IPv4 header whose checksum field is 0.
-fn sum_of(header: &[u8]) -> u16 {
-    let words = header.chunks_exact(2).filter_map(|w| w.first_chunk().copied());
-    let sum: u32 = words.map(|w| u32::from(u16::from_be_bytes(w))).sum();
-    let fold = |sum: u32| (sum & 0xffff).saturating_add(sum >> 16);
-    !(fold(fold(sum)) as u16)
 }

@@ -16,6 +16,7 @@ use super::open_vswitch;
 
 use super::tap_config::DEVICE;
 use alloc::string::String;
+use bytemuck::{AnyBitPattern, NoUninit, Pod, Zeroable};
 use core::fmt;
 use core::net::Ipv4Addr;
 use rustix::fs::{Mode, OFlags};
@@ -118,8 +119,7 @@ impl Tap {
         run(&file, get).map_err(|_| not_a_tap("the descriptor"))?;
         let name = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
         let name = String::from_utf8_lossy(name).into_owned();
-        let [low, high, ..] = request.data;
-        if u16::from_ne_bytes([low, high]) & WANTED != WANTED {
+        if request.value::<u16>() & WANTED != WANTED {
             return Err(not_a_tap(&name));
         }
         let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| refused("look at a tap", e))?;
@@ -165,7 +165,7 @@ impl Tap {
         const IFF_ATTACH_QUEUE: u16 = 0x0200;
         const IFF_DETACH_QUEUE: u16 = 0x0400;
         let flags = if in_use { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
-        let mut request = IfReq::with("", &flags.to_ne_bytes());
+        let mut request = IfReq::with("", flags);
         // SAFETY: the request reads a `struct ifreq`.
         let set = unsafe { Updater::<TUNSETQUEUE, IfReq>::new(&mut request) };
         run(&self.file, set).map_err(|errno| refused("use a queue of the tap, or not", errno))
@@ -265,11 +265,37 @@ impl IfReq {
         request
     }
 
-    fn with(name: &str, data: &[u8]) -> Self {
+    /// Returns a request whose data begin with `data`; the rest is 0.
+    fn with<T: NoUninit>(name: &str, data: T) -> Self {
         let mut request = Self::new(name);
-        request.data.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+        let bytes = bytemuck::bytes_of(&data);
+        request.data.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         request
     }
+
+    /// Returns the value at the beginning of the data.
+    fn value<T: AnyBitPattern>(&self) -> T {
+        const { assert!(size_of::<T>() <= 24, "the value is part of the data") };
+        let (value, _) = self.data.split_at(size_of::<T>());
+        bytemuck::pod_read_unaligned(value)
+    }
+}
+
+/// `struct sockaddr` with an Ethernet address.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct HardwareAddress {
+    family: u16,
+    address: [u8; 6],
+}
+
+/// `struct sockaddr_in`, without its padding.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct SocketAddress {
+    family: u16,
+    port: u16,
+    address: [u8; 4],
 }
 
 const IFF_TAP: u16 = 2;
@@ -295,7 +321,7 @@ fn attach(file: &OwnedFd, name: &str, flags: u16) -> Result<(), TapError> {
     const TUNSETIFF: Opcode = 0x4004_54ca;
     let exclusive = flags & IFF_TUN_EXCL != 0;
     let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags;
-    let mut request = IfReq::with(name, &flags.to_ne_bytes());
+    let mut request = IfReq::with(name, flags);
     // SAFETY: the request reads and writes a `struct ifreq`.
     let attach = unsafe { Updater::<TUNSETIFF, IfReq>::new(&mut request) };
     run(file, attach).map_err(|errno| match errno {
@@ -322,16 +348,14 @@ impl Kernel {
     fn set_mac(&self, name: &str, mac: [u8; 6]) -> Result<(), TapError> {
         const SIOCSIFHWADDR: Opcode = 0x8924;
         const ARPHRD_ETHER: u16 = 1;
-        let mut data = [0; 8];
-        data[..2].copy_from_slice(&ARPHRD_ETHER.to_ne_bytes());
-        data[2..].copy_from_slice(&mac);
-        self.request::<SIOCSIFHWADDR>("set the tap's MAC address", IfReq::with(name, &data))?;
+        let data = HardwareAddress { family: ARPHRD_ETHER, address: mac };
+        self.request::<SIOCSIFHWADDR>("set the tap's MAC address", IfReq::with(name, data))?;
         Ok(())
     }
 
     fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), TapError> {
         const SIOCSIFMTU: Opcode = 0x8922;
-        let request = IfReq::with(name, &mtu.to_ne_bytes());
+        let request = IfReq::with(name, mtu);
         self.request::<SIOCSIFMTU>("set the tap's MTU", request)?;
         Ok(())
     }
@@ -339,13 +363,12 @@ impl Kernel {
     fn mtu(&self, name: &str) -> Result<u32, TapError> {
         const SIOCGIFMTU: Opcode = 0x8921;
         let found = self.request::<SIOCGIFMTU>("look at an interface", IfReq::new(name))?;
-        let [a, b, c, d, ..] = found.data;
-        Ok(u32::from_ne_bytes([a, b, c, d]))
+        Ok(found.value())
     }
 
     fn set_queue_len(&self, name: &str, packets: u32) -> Result<(), TapError> {
         const SIOCSIFTXQLEN: Opcode = 0x8943;
-        let request = IfReq::with(name, &packets.to_ne_bytes());
+        let request = IfReq::with(name, packets);
         self.request::<SIOCSIFTXQLEN>("set the length of the tap's queues", request)?;
         Ok(())
     }
@@ -355,7 +378,7 @@ impl Kernel {
         let no_bridge = || TapError::NoBridge(bridge.into());
         check_name(bridge).map_err(|_| no_bridge())?;
         self.index(bridge).map_err(|_| no_bridge())?;
-        let request = IfReq::with(bridge, &self.index(name)?);
+        let request = IfReq::with(bridge, self.index(name)?);
         self.request::<SIOCBRADDIF>("join a bridge", request).map_err(|error| match error {
             TapError::System { errno: Errno::OPNOTSUPP | Errno::INVAL, .. } => {
                 TapError::NotABridge(bridge.into())
@@ -365,12 +388,11 @@ impl Kernel {
         Ok(())
     }
 
-    /// Returns the index of an interface, an `int`.
-    fn index(&self, name: &str) -> Result<[u8; 4], TapError> {
+    /// Returns the index of an interface.
+    fn index(&self, name: &str) -> Result<i32, TapError> {
         const SIOCGIFINDEX: Opcode = 0x8933;
         let found = self.request::<SIOCGIFINDEX>("find an interface", IfReq::new(name))?;
-        let [a, b, c, d, ..] = found.data;
-        Ok([a, b, c, d])
+        Ok(found.value())
     }
 
     fn set_address(&self, name: &str, address: Ipv4Addr, prefix: u8) -> Result<(), TapError> {
@@ -381,12 +403,8 @@ impl Kernel {
         let host_bits = 32_u32.checked_sub(u32::from(prefix));
         let host_bits = host_bits.ok_or(TapError::System { what, errno: Errno::INVAL })?;
         let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
-        // `struct sockaddr_in`: family, port, address.
-        let sockaddr = |bytes: [u8; 4]| {
-            let mut data = [0; 16];
-            data[..2].copy_from_slice(&AF_INET.to_ne_bytes());
-            data[4..8].copy_from_slice(&bytes);
-            IfReq::with(name, &data)
+        let sockaddr = |address: [u8; 4]| {
+            IfReq::with(name, SocketAddress { family: AF_INET, port: 0, address })
         };
         self.request::<SIOCSIFADDR>(what, sockaddr(address.octets()))?;
         self.request::<SIOCSIFNETMASK>(what, sockaddr(mask.to_be_bytes()))?;
@@ -398,9 +416,9 @@ impl Kernel {
         const SIOCSIFFLAGS: Opcode = 0x8914;
         const IFF_UP: u16 = 1;
         let what = "bring the tap up";
-        let [low, high, ..] = self.request::<SIOCGIFFLAGS>(what, IfReq::new(name))?.data;
-        let flags = u16::from_ne_bytes([low, high]) | IFF_UP;
-        self.request::<SIOCSIFFLAGS>(what, IfReq::with(name, &flags.to_ne_bytes()))?;
+        let flags: u16 = self.request::<SIOCGIFFLAGS>(what, IfReq::new(name))?.value();
+        let flags = flags | IFF_UP;
+        self.request::<SIOCSIFFLAGS>(what, IfReq::with(name, flags))?;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 
 use super::tap::VNET_HEADER;
 use super::{Checksum, Gso, Offload, Packet};
+use bytemuck::{Pod, Zeroable};
 use pvio_ring::proto::netif::GsoKind;
 use pvio_runtime::PrivateBuf;
 
@@ -13,30 +14,41 @@ const GSO_TCPV6: u8 = 4;
 /// Flag in the type, set if the packet uses ECN.
 const GSO_ECN: u8 = 0x80;
 
-/// Returns the `struct virtio_net_hdr` for a packet to the tap: flags, gso_type, hdr_len, gso_size,
-/// csum_start, csum_offset, in native byte order.
+/// `struct virtio_net_hdr` in native byte order, as taps have it unless `TUNSETVNETLE` is set.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct VirtioNetHdr {
+    flags: u8,
+    gso_type: u8,
+    hdr_len: u16,
+    gso_size: u16,
+    csum_start: u16,
+    csum_offset: u16,
+}
+
+const _: () = assert!(size_of::<VirtioNetHdr>() == VNET_HEADER);
+
+/// Returns the header for a packet to the tap.
 pub(super) fn header_of(packet: &Packet<PrivateBuf>) -> [u8; VNET_HEADER] {
-    let (flags, start, offset) = match packet.offload.checksum {
+    let (flags, csum_start, csum_offset) = match packet.offload.checksum {
         Checksum::Unknown => (0, 0, 0),
         Checksum::Validated => (DATA_VALID, 0, 0),
         Checksum::Partial { start, offset } => (NEEDS_CSUM, start, offset),
     };
-    let (gso, size, headers) = match packet.offload.gso {
+    let (gso_type, gso_size, hdr_len) = match packet.offload.gso {
         None => (0, 0, 0),
         Some(gso) => {
             // The length of the TCP header, in 32-bit words, is in the high half of its 13th byte.
-            let doff = usize::from(start).saturating_add(12);
+            let doff = usize::from(csum_start).saturating_add(12);
             let words = packet.frame().get(doff).map_or(5, |b| u16::from(b >> 4));
             let kind = match gso.kind {
                 GsoKind::TcpV4 => GSO_TCPV4,
                 GsoKind::TcpV6 => GSO_TCPV6,
             };
-            (kind, gso.size, start.saturating_add(words.saturating_mul(4)))
+            (kind, gso.size, csum_start.saturating_add(words.saturating_mul(4)))
         }
     };
-    let ([h0, h1], [s0, s1]) = (headers.to_ne_bytes(), size.to_ne_bytes());
-    let ([c0, c1], [o0, o1]) = (start.to_ne_bytes(), offset.to_ne_bytes());
-    [flags, gso, h0, h1, s0, s1, c0, c1, o0, o1]
+    bytemuck::cast(VirtioNetHdr { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset })
 }
 
 /// Parses a packet that was read: `len` bytes with its header, the frame at `start`. Returns the
@@ -49,20 +61,19 @@ pub(super) fn parse(
     let head = start
         .checked_sub(VNET_HEADER)
         .and_then(|at| buf.as_slice().get(at..))
-        .and_then(|b| b.first_chunk())
+        .and_then(|b| b.first_chunk::<VNET_HEADER>())
         .copied();
     let (Some(head), Some(len)) = (head, len.checked_sub(VNET_HEADER)) else { return Err(buf) };
-    let [flags, gso, _, _, s0, s1, c0, c1, o0, o1]: [u8; VNET_HEADER] = head;
-    let checksum = if flags & NEEDS_CSUM != 0 {
-        let (start, offset) = (u16::from_ne_bytes([c0, c1]), u16::from_ne_bytes([o0, o1]));
-        Checksum::Partial { start, offset }
-    } else if flags & DATA_VALID != 0 {
+    let head: VirtioNetHdr = bytemuck::cast(head);
+    let checksum = if head.flags & NEEDS_CSUM != 0 {
+        Checksum::Partial { start: head.csum_start, offset: head.csum_offset }
+    } else if head.flags & DATA_VALID != 0 {
         Checksum::Validated
     } else {
         Checksum::Unknown
     };
-    let size = u16::from_ne_bytes([s0, s1]);
-    let gso = match gso & !GSO_ECN {
+    let size = head.gso_size;
+    let gso = match head.gso_type & !GSO_ECN {
         GSO_TCPV4 => Some(Gso { size, kind: GsoKind::TcpV4 }),
         GSO_TCPV6 => Some(Gso { size, kind: GsoKind::TcpV6 }),
         // Other types were not enabled in the kernel.

@@ -10,15 +10,15 @@
 //! - No reference to mapped bytes is ever created: all access goes through `pvio_ring::shm`.
 #![allow(unsafe_code)]
 
-use core::ffi::c_void;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::{NonNull, null_mut};
+use memmap2::{MmapOptions, MmapRaw};
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Creates a memfd of `len` zero bytes whose length cannot be changed.
 pub(crate) fn sealed_memfd(name: &str, len: usize) -> io::Result<OwnedFd> {
@@ -35,6 +35,31 @@ pub(crate) struct Mapped {
     base: NonNull<u8>,
     len: usize,
     writable: bool,
+    _owner: Owner,
+}
+
+/// What unmaps a mapping when it is dropped.
+#[derive(Debug)]
+enum Owner {
+    File { _map: MmapRaw },
+    Stitched { _range: Stitched },
+}
+
+/// A range of addresses with pages of a file in any order. `memmap2` cannot map at a given address
+/// (`MAP_FIXED`), which this needs for each page.
+#[derive(Debug)]
+struct Stitched {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+impl Drop for Stitched {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `Mapped::stitched` with this address and length, and unmapped once;
+        // everything that pointed into it borrowed or owned its `Mapped` and has been dropped.
+        let done = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert!(done.is_ok(), "munmap: {done:?}");
+    }
 }
 
 // SAFETY: the memory is accessed only through atomics and opaque copies, from any thread; the
@@ -47,11 +72,9 @@ impl Mapped {
     /// Maps the first `len` bytes of a sealed memfd, readable and writable.
     pub(crate) fn front(fd: impl AsFd, len: usize) -> io::Result<Self> {
         check_sealed(&fd, len)?;
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: no address is requested, so no existing mapping is replaced.
-        let base = unsafe { mmap(null_mut(), len, prot, flags, fd, 0) }?;
-        Self::own(base, len, true)
+        let map = MmapOptions::new().len(len).no_reserve_swap().map_raw(fd.as_fd().as_raw_fd())?;
+        let base = NonNull::new(map.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { base, len, writable: true, _owner: Owner::File { _map: map } })
     }
 
     /// Maps pages of a sealed memfd of `file_len` bytes contiguously, in any order.
@@ -65,9 +88,10 @@ impl Mapped {
         let len = frames.len().checked_mul(PAGE_SIZE).ok_or(io::ErrorKind::InvalidInput)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: no address is requested. The range is reserved without access until every page of
-        // it is mapped below; if one fails, dropping `whole` unmaps all of it.
+        // it is mapped below; if one fails, dropping `range` unmaps all of it.
         let base = unsafe { mmap_anonymous(null_mut(), len, ProtFlags::empty(), flags) }?;
-        let whole = Self::own(base, len, writable)?;
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let range = Stitched { base, len };
         let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         for (i, frame) in frames.iter().enumerate() {
             let offset = *frame as usize * PAGE_SIZE;
@@ -78,11 +102,11 @@ impl Mapped {
             // SAFETY: `i < frames.len()`, so the page lies in the range just reserved, which this
             // function owns and has not passed on; nothing else is replaced.
             unsafe {
-                let at = whole.base.as_ptr().add(i * PAGE_SIZE).cast();
+                let at = range.base.as_ptr().add(i * PAGE_SIZE).cast();
                 mmap(at, PAGE_SIZE, prot, flags, &fd, offset as u64)?;
             }
         }
-        Ok(whole)
+        Ok(Self { base, len, writable, _owner: Owner::Stitched { _range: range } })
     }
 
     /// Returns a part of it; `None` if it is not completely inside or does not start at a multiple
@@ -100,20 +124,6 @@ impl Mapped {
         }
         // SAFETY: `offset <= self.len`, so the address is in or one past the mapping.
         Some(unsafe { self.base.add(offset) })
-    }
-
-    fn own(base: *mut c_void, len: usize, writable: bool) -> io::Result<Self> {
-        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, len, writable })
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: mapped by this type with this address and length, and unmapped once; everything
-        // that pointed into it borrowed or owned `self` and has been dropped.
-        let done = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
-        debug_assert!(done.is_ok(), "munmap: {done:?}");
     }
 }
 

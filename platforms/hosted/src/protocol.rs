@@ -11,11 +11,27 @@
 
 use pvio_event_channel::Port;
 use pvio_grant_table::DomId;
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Size of a request and of a reply in bytes.
-pub(crate) const LEN: usize = 16;
+pub(crate) const LEN: usize = size_of::<Message>();
 /// "PVH1": pvio, hosted, version 1 of this protocol.
 const MAGIC: [u8; 4] = *b"PVH1";
+
+/// A request or a reply.
+#[derive(FromBytes, IntoBytes, Unaligned, KnownLayout, Immutable)]
+#[repr(C)]
+struct Message {
+    magic: [u8; 4],
+    operation_or_status: U16,
+    /// 0 in a reply.
+    domain: U16,
+    /// Of a request, the port; of a reply, its first result.
+    first: U32,
+    /// Of a request, 0; of a reply, its second result.
+    second: U32,
+}
 
 /// Request of a domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,28 +152,23 @@ impl From<Status> for Reply {
     }
 }
 
-fn pack(a: u16, b: u16, c: u32, d: u32) -> [u8; LEN] {
-    let mut bytes = [0; LEN];
-    bytes[..4].copy_from_slice(&MAGIC);
-    bytes[4..6].copy_from_slice(&a.to_le_bytes());
-    bytes[6..8].copy_from_slice(&b.to_le_bytes());
-    bytes[8..12].copy_from_slice(&c.to_le_bytes());
-    bytes[12..].copy_from_slice(&d.to_le_bytes());
-    bytes
+fn pack(operation_or_status: u16, domain: u16, first: u32, second: u32) -> [u8; LEN] {
+    zerocopy::transmute!(Message {
+        magic: MAGIC,
+        operation_or_status: operation_or_status.into(),
+        domain: domain.into(),
+        first: first.into(),
+        second: second.into(),
+    })
 }
 
 fn unpack(bytes: &[u8]) -> Result<(u16, u16, u32, u32), Nonsense> {
-    let bytes: &[u8; LEN] = bytes.try_into().map_err(|_| Nonsense)?;
-    let [magic @ .., a0, a1, b0, b1, c0, c1, c2, c3, d0, d1, d2, d3] = *bytes;
-    if magic != MAGIC {
+    let message = Message::ref_from_bytes(bytes).map_err(|_| Nonsense)?;
+    if message.magic != MAGIC {
         return Err(Nonsense);
     }
-    Ok((
-        u16::from_le_bytes([a0, a1]),
-        u16::from_le_bytes([b0, b1]),
-        u32::from_le_bytes([c0, c1, c2, c3]),
-        u32::from_le_bytes([d0, d1, d2, d3]),
-    ))
+    let Message { operation_or_status, domain, first, second, .. } = message;
+    Ok((operation_or_status.get(), domain.get(), first.get(), second.get()))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 #![allow(unsafe_code)]
 
 use alloc::vec::Vec;
+use bytemuck::{NoUninit, Pod, Zeroable};
 use core::ffi::CStr;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -32,15 +33,15 @@ const THEIRS: usize = DEPTH * CHUNK;
 pub const FRAME: usize = CHUNK;
 
 /// Location of a frame (`struct xdp_desc`).
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-#[derive(Clone, Copy)]
 struct Desc {
     addr: u64,
     len: u32,
     options: u32,
 }
 
-/// One of a socket's rings. `T` is the type of its entries, for which every bit pattern is valid.
+/// One of a socket's rings. `T` is the type of its entries.
 struct Ring<T> {
     memory: MmapRaw,
     producer: usize,
@@ -52,7 +53,7 @@ struct Ring<T> {
     _entries: PhantomData<T>,
 }
 
-impl<T: Copy> Ring<T> {
+impl<T: Pod> Ring<T> {
     /// Maps a ring of [`DEPTH`] entries.
     fn map(socket: &OwnedFd, place: u64, offsets: &XdpRingOffset) -> io::Result<Self> {
         let at = |offset: u64| usize::try_from(offset).map_err(|_| odd());
@@ -110,7 +111,8 @@ impl<T: Copy> Ring<T> {
     }
 
     fn peek(&self) -> Option<T> {
-        // SAFETY: the kernel has published the entry, and it is not released yet.
+        // SAFETY: the kernel has published the entry, and it is not released yet. Every bit pattern
+        // is a value of `T`.
         (!self.is_empty()).then(|| unsafe { self.entry().read() })
     }
 
@@ -276,6 +278,7 @@ const FLAG_SKB_MODE: u32 = 2;
 const LICENSE: &CStr = c"Apache-2.0 OR MIT";
 
 /// Leading fields of the parts of `union bpf_attr`; missing fields are 0.
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct ProgLoad {
     prog_type: u32,
@@ -284,6 +287,7 @@ struct ProgLoad {
     license: u64,
 }
 
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct MapUpdate {
     map_fd: u32,
@@ -296,10 +300,10 @@ struct MapUpdate {
 /// Calls `bpf(2)`.
 ///
 /// # Safety
-/// `A` must be the argument type of `command`, without padding, and every address in it must be
-/// valid for the command's access.
-unsafe fn bpf<A>(command: u32, attr: &A) -> io::Result<RawFd> {
-    // SAFETY: the kernel reads `size_of::<A>()` bytes; the rest holds by the caller's promise.
+/// `A` must be the argument type of `command`, and every address in it must be valid for the
+/// command's access.
+unsafe fn bpf<A: NoUninit>(command: u32, attr: &A) -> io::Result<RawFd> {
+    // SAFETY: the kernel reads `size_of::<A>()` bytes, all initialized; the rest holds by the caller's promise.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<A>()) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done as RawFd) }
 }
@@ -308,17 +312,26 @@ unsafe fn bpf<A>(command: u32, attr: &A) -> io::Result<RawFd> {
 ///
 /// # Safety
 /// As [`bpf`].
-unsafe fn bpf_make<A>(command: u32, attr: &A) -> io::Result<OwnedFd> {
+unsafe fn bpf_make<A: NoUninit>(command: u32, attr: &A) -> io::Result<OwnedFd> {
     // SAFETY: by the caller's promise; a descriptor that the command created is owned by this
     // process.
     unsafe { bpf(command, attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
 }
 
 /// `struct bpf_insn`.
-fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> [u8; 8] {
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Instruction {
+    code: u8,
+    /// Bit fields `dst_reg` and `src_reg`.
+    registers: u8,
+    off: i16,
+    imm: i32,
+}
+
+fn instruction(code: u8, to: u8, from: u8, off: i16, imm: i32) -> Instruction {
     let registers = if cfg!(target_endian = "big") { to << 4 | from } else { from << 4 | to };
-    let ([a, b], [c, d, e, f]) = (offset.to_ne_bytes(), value.to_ne_bytes());
-    [code, registers, a, b, c, d, e, f]
+    Instruction { code, registers, off, imm }
 }
 
 impl Program {

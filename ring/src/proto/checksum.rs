@@ -4,13 +4,14 @@
 //! holds the sum of the pseudo-header, and the receiver must complete it), not *where* it is. This
 //! module finds the field, in a private copy of the frame.
 
-/// Size of an Ethernet header, in bytes (`ETH_HLEN`).
-pub const ETHERNET_HEADER: usize = 14;
+use super::headers::{Ethernet, Ipv4, Ipv6, Ipv6Extension, Tcp, Udp, VlanTag, ether_type};
+use core::mem::offset_of;
+use zerocopy::FromBytes;
 
-const VLAN_TAGS: [u16; 2] = [0x8100, 0x88a8];
+/// Size of an Ethernet header, in bytes (`ETH_HLEN`).
+pub const ETHERNET_HEADER: usize = size_of::<Ethernet>();
+
 const MAX_VLAN_TAGS: usize = 2;
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
 /// Maximum number of extension headers that are parsed; valid packets have a few.
 const MAX_EXTENSIONS: usize = 8;
 const TCP: u8 = 6;
@@ -30,18 +31,18 @@ impl IpVersion {
     /// `None` for any other frame.
     #[must_use]
     pub fn of(frame: &[u8]) -> Option<(Self, usize)> {
-        let mut at = 12_usize;
-        let mut kind = u16_at(frame, at)?;
+        let (head, mut rest) = Ethernet::ref_from_prefix(frame).ok()?;
+        let (mut kind, mut ip) = (head.ether_type.get(), size_of::<Ethernet>());
         for _ in 0..MAX_VLAN_TAGS {
-            if VLAN_TAGS.contains(&kind) {
-                at = at.saturating_add(4);
-                kind = u16_at(frame, at)?;
+            if ether_type::VLAN.contains(&kind) {
+                let (tag, after) = VlanTag::ref_from_prefix(rest).ok()?;
+                (kind, rest) = (tag.ether_type.get(), after);
+                ip = ip.saturating_add(size_of::<VlanTag>());
             }
         }
-        let ip = at.saturating_add(2);
         match kind {
-            IPV4 => Some((Self::V4, ip)),
-            IPV6 => Some((Self::V6, ip)),
+            ether_type::IPV4 => Some((Self::V4, ip)),
+            ether_type::IPV6 => Some((Self::V6, ip)),
             _ => None,
         }
     }
@@ -133,21 +134,20 @@ impl Transport {
 
     fn of_ipv4(frame: &[u8], ip: usize) -> Result<Self, NoTransport> {
         let bad = NoTransport::Malformed;
-        let header = frame.get(ip..).and_then(|h| h.first_chunk::<20>()).ok_or(bad)?;
-        let [first, _, l0, l1, _, _, f0, f1, _, protocol, ..] = *header;
-        let header_len = usize::from(first & 15).saturating_mul(4);
-        let total = usize::from(u16::from_be_bytes([l0, l1]));
+        let header = frame.get(ip..).and_then(|rest| Ipv4::ref_from_prefix(rest).ok());
+        let (header, _) = header.ok_or(bad)?;
+        let header_len = header.header_len();
+        let total = usize::from(header.total_len.get());
         let end = ip.saturating_add(total);
-        if first >> 4 != 4 || header_len < 20 || total < header_len || end > frame.len() {
+        let version = header.version_ihl >> 4;
+        if version != 4 || header_len < 20 || total < header_len || end > frame.len() {
             return Err(bad);
         }
-        // A fragment: more follow, or it is not the first.
-        if u16::from_be_bytes([f0, f1]) & 0x3fff != 0 {
+        if header.is_fragment() {
             return Err(NoTransport::Fragment);
         }
-        let addresses = ip.saturating_add(12)..ip.saturating_add(20);
         let start = ip.saturating_add(header_len);
-        Self::with(frame, IpVersion::V4, protocol, start, end, addresses)
+        Self::with(IpVersion::V4, header.protocol, start, end, header.addresses())
     }
 
     fn of_ipv6(frame: &[u8], ip: usize) -> Result<Self, NoTransport> {
@@ -158,14 +158,14 @@ impl Transport {
         const DESTINATION: u8 = 60;
 
         let bad = NoTransport::Malformed;
-        let header = frame.get(ip..).and_then(|h| h.first_chunk::<40>()).ok_or(bad)?;
-        let [first, _, _, _, l0, l1, mut next, ..] = *header;
-        let mut start = ip.saturating_add(40);
-        let end = start.saturating_add(usize::from(u16::from_be_bytes([l0, l1])));
-        if first >> 4 != 6 || end > frame.len() {
+        let header = frame.get(ip..).and_then(|rest| Ipv6::ref_from_prefix(rest).ok());
+        let (header, _) = header.ok_or(bad)?;
+        let mut next = header.next_header;
+        let mut start = ip.saturating_add(size_of::<Ipv6>());
+        let end = start.saturating_add(usize::from(header.payload_len.get()));
+        if header.version_class_flow.get() >> 28 != 6 || end > frame.len() {
             return Err(bad);
         }
-        let addresses = ip.saturating_add(8)..start;
         for _ in 0..MAX_EXTENSIONS {
             let unit = match next {
                 HOP_BY_HOP | DESTINATION => 8_usize,
@@ -175,34 +175,32 @@ impl Transport {
                 ROUTING => return Err(bad),
                 AUTHENTICATION => 4,
                 FRAGMENT => return Err(NoTransport::Fragment),
-                _ => return Self::with(frame, IpVersion::V6, next, start, end, addresses),
+                _ => return Self::with(IpVersion::V6, next, start, end, header.addresses()),
             };
-            let extension = frame.get(start..end).and_then(|h| h.first_chunk::<2>()).ok_or(bad)?;
-            let [then, units] = *extension;
+            let rest = frame.get(start..end).ok_or(bad)?;
+            let (extension, _) = Ipv6Extension::ref_from_prefix(rest).map_err(|_| bad)?;
             // The length does not include the first 8 bytes, whatever its unit.
-            let units = usize::from(units).saturating_mul(unit);
+            let units = usize::from(extension.len).saturating_mul(unit);
             start = start.saturating_add(8).saturating_add(units);
-            next = then;
+            next = extension.next_header;
         }
         Err(bad)
     }
 
     fn with(
-        frame: &[u8],
         version: IpVersion,
         protocol: u8,
         start: usize,
         end: usize,
-        addresses: core::ops::Range<usize>,
+        addresses: &[u8],
     ) -> Result<Self, NoTransport> {
         let (offset, header_len) = match protocol {
-            TCP => (16, 20),
-            UDP => (6, 8),
+            TCP => (offset_of!(Tcp, checksum), size_of::<Tcp>()),
+            UDP => (offset_of!(Udp, checksum), size_of::<Udp>()),
             _ => return Err(NoTransport::OtherProtocol),
         };
         let len = end.checked_sub(start).filter(|&l| l >= header_len);
         let len = len.ok_or(NoTransport::Malformed)?;
-        let addresses = frame.get(addresses).ok_or(NoTransport::Malformed)?;
         let pseudo = sum(addresses).wrapping_add(u64::from(protocol)).wrapping_add(len as u64);
         let pseudo_sum = fold(pseudo);
         Ok(Self { version, udp: protocol == UDP, start, offset, end, pseudo_sum })
@@ -221,6 +219,12 @@ pub fn complete(frame: &mut [u8], start: usize, offset: usize) -> bool {
     let Some(field) = frame.get_mut(at..end) else { return false };
     field.copy_from_slice(&(if checksum == 0 { 0xffff } else { checksum }).to_be_bytes());
     true
+}
+
+/// Returns the checksum (RFC 1071) of bytes whose checksum field is 0.
+#[must_use]
+pub fn internet_checksum(bytes: &[u8]) -> u16 {
+    !fold(sum(bytes))
 }
 
 /// Returns the one's complement sum of big-endian 16-bit words, not folded; an odd last byte is the

@@ -3,4 +3,5 @@
 
 pub mod blkif;
 pub mod checksum;
+pub mod headers;
 pub mod netif;

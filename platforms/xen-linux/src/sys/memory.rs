@@ -1,4 +1,8 @@
 //! Address ranges of this process that other domains may access too.
+//!
+//! `memmap2` does not fit here: grants are mapped at offsets of a device whose pages exist only
+//! while they are mapped, into reserved addresses (`MAP_FIXED`), and pages of a mapping are
+//! replaced while others of it are in use.
 
 use core::ffi::c_void;
 use core::fmt;

@@ -5,10 +5,12 @@
 //! | module | contents |
 //! |---|---|
 //! | `request` | requests (direct, indirect, without data), each read once from its slot |
+//! | `layout` | the structures of the header, and where they are in a slot |
 //! | `segment` | ranges of granted pages, in a slot or in indirect pages |
 //! | `refusal` | why a request is rejected, and the response to it |
 //! | this | ABIs, constants, responses |
 
+mod layout;
 mod refusal;
 mod request;
 mod segment;
@@ -18,6 +20,8 @@ pub use request::{DataOp, Head, Request};
 pub use segment::{Indirect, Segment, Segments};
 
 use crate::shm::slot::{ShortSlot, Slot};
+use layout::RawResponseEnd;
+use zerocopy::transmute;
 
 /// Size of a sector of this protocol, in bytes.
 pub const SECTOR_SIZE: u32 = 512;
@@ -131,9 +135,9 @@ impl Response {
     /// Writes the response; every byte of it is initialized (XSA-216).
     #[inline]
     pub fn write(self, abi: Abi, out: &mut [u8; 16]) -> &[u8] {
-        let [s0, s1] = (self.status as i16).to_le_bytes();
-        let tail = u64::from(u32::from_le_bytes([self.op, 0, s0, s1]));
-        put(out, [self.id, tail]);
+        let status = (self.status as i16).into();
+        let end = RawResponseEnd { operation: self.op, pad: 0, status };
+        put(out, [self.id, u64::from(u32::from_le_bytes(transmute!(end)))]);
         out.get(..abi.response_size()).unwrap_or_default()
     }
 
@@ -144,7 +148,7 @@ impl Response {
     #[inline]
     pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
         let [id] = slot.read_words()?;
-        let [op, _, s0, s1] = slot.read_array()?;
-        Ok(Self { id, op, status: Status::from_wire(i16::from_le_bytes([s0, s1])) })
+        let end: RawResponseEnd = transmute!(slot.read_array::<4>()?);
+        Ok(Self { id, op: end.operation, status: Status::from_wire(end.status.get()) })
     }
 }

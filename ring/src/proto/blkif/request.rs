@@ -1,11 +1,14 @@
 //! Requests, each read once from its slot.
 
+use super::layout::{RawHandle, RawIndirectPages, RawStart};
 use super::{
-    Abi, DISCARD_SECURE, Indirect, MAX_INDIRECT_PAGES, MAX_SEGMENTS, Refusal, RefusalReason,
-    Segment, Segments, Status, op,
+    Abi, DISCARD_SECURE, Indirect, MAX_SEGMENTS, Refusal, RefusalReason, Segment, Segments, Status,
+    op,
 };
 use crate::gref::GrantRef;
 use crate::shm::slot::{ShortSlot, Slot, SlotMut};
+use zerocopy::little_endian::U16;
+use zerocopy::{IntoBytes, transmute};
 
 /// Operation of a data request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,16 +115,17 @@ impl Head {
         segments.count = 0;
         let (start, id, sector) = match abi {
             Abi::X86_64 => {
-                let [head, id, sector] = slot.read_words()?;
-                (head as u32, id, sector)
+                let [start_and_padding, id, sector] = slot.read_words()?;
+                ((start_and_padding as u32).to_le_bytes(), id, sector)
             }
             Abi::X86_32 => {
-                let head = slot.read_array::<4>()?;
+                let start = slot.read_array::<4>()?;
                 let [id, sector] = slot.read_words()?;
-                (u32::from_le_bytes(head), id, sector)
+                (start, id, sector)
             }
         };
-        let [op, count, ..] = start.to_le_bytes();
+        let start: RawStart = transmute!(start);
+        let (op, count) = (start.operation, start.second);
         let Some(data) = DataOp::from_code(op) else {
             return Self::read_other(slot, start, id, sector);
         };
@@ -145,18 +149,18 @@ impl Head {
     #[cold]
     fn read_other<M>(
         slot: &mut Slot<'_, M>,
-        start: u32,
+        start: RawStart,
         id: u64,
         sector: u64,
     ) -> Result<Result<Self, Refusal>, ShortSlot> {
-        let [op, second, ..] = start.to_le_bytes();
+        let (op, second) = (start.operation, start.second);
         match op {
             op::DISCARD => {
                 let [sectors] = slot.read_words()?;
                 let secure = second & DISCARD_SECURE != 0;
                 Ok(Ok(Self::Discard { id, sector, sectors, secure }))
             }
-            op::INDIRECT => Self::read_indirect(slot, second, (start >> 16) as u16, id, sector),
+            op::INDIRECT => Self::read_indirect(slot, second, start.third.get(), id, sector),
             _ => {
                 let (status, reason) = (Status::NotSupported, RefusalReason::UnknownOperation);
                 Ok(Err(Refusal { id, op, status, reason }))
@@ -176,13 +180,11 @@ impl Head {
             Some(op @ (DataOp::Read | DataOp::Write)) => op,
             _ => return Ok(Err(Refusal::error(id, code, RefusalReason::UnknownOperation))),
         };
-        // The device's handle, which is not needed, and padding.
-        let _ = slot.read_array::<4>()?;
-        let mut pages = [GrantRef::default(); MAX_INDIRECT_PAGES];
-        let raw = slot.read_array::<{ 4 * MAX_INDIRECT_PAGES }>()?;
-        for (page, raw) in pages.iter_mut().zip(raw.as_chunks().0) {
-            *page = GrantRef(u32::from_le_bytes(*raw));
-        }
+        // The device's handle is not needed.
+        let _ = slot.read_array::<{ size_of::<RawHandle>() }>()?;
+        let grefs: RawIndirectPages =
+            transmute!(slot.read_array::<{ size_of::<RawIndirectPages>() }>()?);
+        let pages = grefs.map(|gref| GrantRef(gref.get()));
         Ok(match Indirect::from_wire(segments, pages) {
             Some(indirect) => Ok(Self::Indirect { op, id, sector, indirect }),
             None => Err(Refusal::error(id, code, RefusalReason::SegmentCount)),
@@ -277,15 +279,15 @@ impl Request {
                 (op::DISCARD, if *secure { DISCARD_SECURE } else { 0 }, handle, id, sector)
             }
         };
-        let [h0, h1] = third.to_le_bytes();
-        let head = u32::from_le_bytes([code, second, h0, h1]);
+        let start = RawStart { operation: code, second, third: third.into() };
+        let start = u32::from_le_bytes(transmute!(start));
         match abi {
             Abi::X86_64 => {
-                let words = [u64::from(head), *id, *sector].map(u64::to_le_bytes);
+                let words = [u64::from(start), *id, *sector].map(u64::to_le_bytes);
                 put(words.as_flattened())?;
             }
             Abi::X86_32 => {
-                put(&head.to_le_bytes())?;
+                put(&start.to_le_bytes())?;
                 put([*id, *sector].map(u64::to_le_bytes).as_flattened())?;
             }
         }
@@ -294,9 +296,9 @@ impl Request {
                 segments.words().iter().try_for_each(|word| put(&word.to_le_bytes()))
             }
             Self::Indirect { indirect, .. } => {
-                let [h0, h1] = handle.to_le_bytes();
-                put(&[h0, h1, 0, 0])?;
-                put(indirect.wire().1.map(|page| page.0.to_le_bytes()).as_flattened())?;
+                put(RawHandle { handle: handle.into(), pad: U16::ZERO }.as_bytes())?;
+                let grefs: RawIndirectPages = indirect.wire().1.map(|page| page.0.into());
+                put(grefs.as_bytes())?;
                 // Padding to the end of the struct.
                 put(if abi == Abi::X86_64 { &[0; 4] } else { &[0; 8] })
             }

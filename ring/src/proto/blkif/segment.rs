@@ -1,11 +1,14 @@
 //! Ranges of granted pages.
 
+use super::layout::RawSegment;
 use super::{
     MAX_INDIRECT_PAGES, MAX_INDIRECT_SEGMENTS, MAX_SEGMENTS, SECTOR_SIZE, SECTORS_PER_PAGE,
     SEGMENTS_PER_PAGE,
 };
 use crate::gref::GrantRef;
 use core::fmt;
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::transmute;
 
 /// A range of one granted page: whole sectors `first..=last` of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -38,13 +41,19 @@ impl Segment {
     /// Decodes a segment from its word on the wire, without validation.
     #[inline]
     pub(super) const fn from_wire(raw: u64) -> Self {
-        Self { gref: GrantRef(raw as u32), first: (raw >> 32) as u8, last: (raw >> 40) as u8 }
+        let raw: RawSegment = transmute!(raw.to_le_bytes());
+        Self { gref: GrantRef(raw.gref.get()), first: raw.first_sect, last: raw.last_sect }
     }
 
     /// Returns its word on the wire.
     #[inline]
     pub(super) const fn to_wire(self) -> u64 {
-        self.gref.0 as u64 | (self.first as u64) << 32 | (self.last as u64) << 40
+        u64::from_le_bytes(transmute!(RawSegment {
+            gref: U32::new(self.gref.0),
+            first_sect: self.first,
+            last_sect: self.last,
+            pad: U16::ZERO,
+        }))
     }
 
     /// Returns whether its sectors are in order and within the page.

@@ -1,16 +1,19 @@
 //! The control ring (`io/netif.h`, "Control requests"), for requests too large or too frequent for
 //! xenstore. One page, 128 slots, one response per request, in any order.
 
+use super::layout::{RawCtrlRequest, RawCtrlResponse, RawGref};
 use crate::gref::GrantRef;
 use crate::shm::slot::{ShortSlot, Slot};
 use bitflags::bitflags;
+use zerocopy::little_endian::U32;
+use zerocopy::transmute;
 
 /// Size of a control slot, in bytes (`xen_netif_ctrl_request`; the response is shorter).
-pub const CTRL_SLOT_SIZE: usize = 16;
+pub const CTRL_SLOT_SIZE: usize = size_of::<RawCtrlRequest>();
 /// Size of a control response, in bytes.
-pub const CTRL_RESPONSE_SIZE: usize = 12;
+pub const CTRL_RESPONSE_SIZE: usize = size_of::<RawCtrlResponse>();
 /// Size of an entry of a list of staging grants, in bytes (`xen_netif_gref`).
-pub const GREF_ENTRY_SIZE: usize = 8;
+pub const GREF_ENTRY_SIZE: usize = size_of::<RawGref>();
 /// Maximum number of entries of such a list in one request: those that fit into a page.
 pub const GREF_ENTRIES_MAX: usize = 512;
 
@@ -203,23 +206,18 @@ impl CtrlRequest {
     /// # Errors
     /// None with a slot of [`CTRL_SLOT_SIZE`].
     pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
-        let [i0, i1, t0, t1, a @ .., b0, b1, b2, b3, c0, c1, c2, c3] =
-            slot.read_array::<CTRL_SLOT_SIZE>()?;
-        let word = u32::from_le_bytes;
-        Ok(Self {
-            id: u16::from_le_bytes([i0, i1]),
-            kind: u16::from_le_bytes([t0, t1]),
-            data: [word(a), word([b0, b1, b2, b3]), word([c0, c1, c2, c3])],
-        })
+        let raw: RawCtrlRequest = transmute!(slot.read_array::<CTRL_SLOT_SIZE>()?);
+        Ok(Self { id: raw.id.get(), kind: raw.kind.get(), data: raw.data.map(U32::get) })
     }
 
     /// Returns the request as encoded on the wire.
     #[must_use]
     pub fn to_bytes(self) -> [u8; CTRL_SLOT_SIZE] {
-        let ([i0, i1], [t0, t1]) = (self.id.to_le_bytes(), self.kind.to_le_bytes());
-        let [[a0, a1, a2, a3], [b0, b1, b2, b3], [c0, c1, c2, c3]] =
-            self.data.map(u32::to_le_bytes);
-        [i0, i1, t0, t1, a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3]
+        transmute!(RawCtrlRequest {
+            id: self.id.into(),
+            kind: self.kind.into(),
+            data: self.data.map(U32::new),
+        })
     }
 }
 
@@ -242,21 +240,24 @@ impl CtrlResponse {
     /// # Errors
     /// None with a slot of [`CTRL_SLOT_SIZE`].
     pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
-        let [i0, i1, t0, t1, s @ .., d0, d1, d2, d3] = slot.read_array::<CTRL_RESPONSE_SIZE>()?;
+        let raw: RawCtrlResponse = transmute!(slot.read_array::<CTRL_RESPONSE_SIZE>()?);
         Ok(Self {
-            id: u16::from_le_bytes([i0, i1]),
-            kind: u16::from_le_bytes([t0, t1]),
-            status: u32::from_le_bytes(s),
-            data: u32::from_le_bytes([d0, d1, d2, d3]),
+            id: raw.id.get(),
+            kind: raw.kind.get(),
+            status: raw.status.get(),
+            data: raw.data.get(),
         })
     }
 
     /// Returns the response as encoded on the wire.
     #[must_use]
     pub fn to_bytes(self) -> [u8; CTRL_RESPONSE_SIZE] {
-        let ([i0, i1], [t0, t1]) = (self.id.to_le_bytes(), self.kind.to_le_bytes());
-        let [[s0, s1, s2, s3], [d0, d1, d2, d3]] = [self.status, self.data].map(u32::to_le_bytes);
-        [i0, i1, t0, t1, s0, s1, s2, s3, d0, d1, d2, d3]
+        transmute!(RawCtrlResponse {
+            id: self.id.into(),
+            kind: self.kind.into(),
+            status: self.status.into(),
+            data: self.data.into(),
+        })
     }
 }
 
@@ -271,22 +272,28 @@ pub struct GrefEntry {
     pub status: u16,
 }
 
+/// `XEN_NETIF_CTRLF_GREF_readonly`.
+const READ_ONLY: u16 = 1;
+
 impl GrefEntry {
     /// Decodes an entry; undefined flags are dropped.
     #[must_use]
-    pub const fn from_bytes([g0, g1, g2, g3, f0, f1, s0, s1]: [u8; GREF_ENTRY_SIZE]) -> Self {
+    pub const fn from_bytes(bytes: [u8; GREF_ENTRY_SIZE]) -> Self {
+        let raw: RawGref = transmute!(bytes);
         Self {
-            gref: GrantRef(u32::from_le_bytes([g0, g1, g2, g3])),
-            read_only: u16::from_le_bytes([f0, f1]) & 1 != 0,
-            status: u16::from_le_bytes([s0, s1]),
+            gref: GrantRef(raw.gref.get()),
+            read_only: raw.flags.get() & READ_ONLY != 0,
+            status: raw.status.get(),
         }
     }
 
     /// Returns the entry as encoded on the wire.
     #[must_use]
     pub fn to_bytes(self) -> [u8; GREF_ENTRY_SIZE] {
-        let [g0, g1, g2, g3] = self.gref.0.to_le_bytes();
-        let [s0, s1] = self.status.to_le_bytes();
-        [g0, g1, g2, g3, u8::from(self.read_only), 0, s0, s1]
+        transmute!(RawGref {
+            gref: self.gref.0.into(),
+            flags: if self.read_only { READ_ONLY } else { 0 }.into(),
+            status: self.status.into(),
+        })
     }
 }

@@ -4,6 +4,7 @@
 //! "Transmit" (tx) is guest to backend, "receive" (rx) is backend to guest, as in the header.
 
 mod ctrl;
+mod layout;
 mod toeplitz;
 
 pub use ctrl::{
@@ -16,13 +17,19 @@ pub use toeplitz::{HASH_KEY_MAX, HashKind, hash_frame, toeplitz};
 use crate::gref::GrantRef;
 use crate::shm::slot::{ShortSlot, Slot};
 use bitflags::bitflags;
+use layout::{
+    RawExtra, RawGso, RawHash, RawRxRequest, RawRxResponse, RawTxRequest, RawTxResponse, RawXdp,
+    extra_type,
+};
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::transmute;
 
 /// Size of a transmit slot, in bytes (`netif_tx_request`; extra segments fit in it).
-pub const TX_SLOT_SIZE: usize = 12;
+pub const TX_SLOT_SIZE: usize = size_of::<RawTxRequest>();
 /// Size of a transmit response, in bytes.
-pub const TX_RESPONSE_SIZE: usize = 4;
+pub const TX_RESPONSE_SIZE: usize = size_of::<RawTxResponse>();
 /// Size of a receive slot, in bytes (`netif_rx_request` / `netif_rx_response`).
-pub const RX_SLOT_SIZE: usize = 8;
+pub const RX_SLOT_SIZE: usize = size_of::<RawRxRequest>();
 /// Number of slots of one packet that every backend must accept (`XEN_NETIF_NR_SLOTS_MIN`).
 pub const SLOTS_MIN: usize = 18;
 /// Size of the largest packet, in bytes.
@@ -93,13 +100,13 @@ impl TxRequest {
     /// None with a slot of [`TX_SLOT_SIZE`].
     #[inline]
     pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
-        let [g0, g1, g2, g3, o0, o1, f0, f1, i0, i1, s0, s1] = slot.read_array::<TX_SLOT_SIZE>()?;
+        let raw: RawTxRequest = transmute!(slot.read_array::<TX_SLOT_SIZE>()?);
         Ok(Self {
-            gref: GrantRef(u32::from_le_bytes([g0, g1, g2, g3])),
-            offset: u16::from_le_bytes([o0, o1]),
-            flags: TxFlags::from_bits_truncate(u16::from_le_bytes([f0, f1])),
-            id: u16::from_le_bytes([i0, i1]),
-            size: u16::from_le_bytes([s0, s1]),
+            gref: GrantRef(raw.gref.get()),
+            offset: raw.offset.get(),
+            flags: TxFlags::from_bits_truncate(raw.flags.get()),
+            id: raw.id.get(),
+            size: raw.size.get(),
         })
     }
 
@@ -107,12 +114,13 @@ impl TxRequest {
     #[inline]
     #[must_use]
     pub fn to_bytes(self) -> [u8; TX_SLOT_SIZE] {
-        let [g0, g1, g2, g3] = self.gref.0.to_le_bytes();
-        let [o0, o1] = self.offset.to_le_bytes();
-        let [f0, f1] = self.flags.bits().to_le_bytes();
-        let [i0, i1] = self.id.to_le_bytes();
-        let [s0, s1] = self.size.to_le_bytes();
-        [g0, g1, g2, g3, o0, o1, f0, f1, i0, i1, s0, s1]
+        transmute!(RawTxRequest {
+            gref: self.gref.0.into(),
+            offset: self.offset.into(),
+            flags: self.flags.bits().into(),
+            id: self.id.into(),
+            size: self.size.into(),
+        })
     }
 }
 
@@ -132,17 +140,15 @@ impl TxResponse {
     /// None with a slot of [`TX_SLOT_SIZE`].
     #[inline]
     pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
-        let [i0, i1, s0, s1] = slot.read_array::<TX_RESPONSE_SIZE>()?;
-        Ok(Self { id: u16::from_le_bytes([i0, i1]), status: i16::from_le_bytes([s0, s1]) })
+        let raw: RawTxResponse = transmute!(slot.read_array::<TX_RESPONSE_SIZE>()?);
+        Ok(Self { id: raw.id.get(), status: raw.status.get() })
     }
 
     /// Returns the response as encoded on the wire.
     #[inline]
     #[must_use]
     pub fn to_bytes(self) -> [u8; TX_RESPONSE_SIZE] {
-        let [i0, i1] = self.id.to_le_bytes();
-        let [s0, s1] = self.status.to_le_bytes();
-        [i0, i1, s0, s1]
+        transmute!(RawTxResponse { id: self.id.into(), status: self.status.into() })
     }
 }
 
@@ -162,20 +168,16 @@ impl RxRequest {
     /// None with a slot of [`RX_SLOT_SIZE`].
     #[inline]
     pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
-        let [i0, i1, _, _, g0, g1, g2, g3] = slot.read_array::<RX_SLOT_SIZE>()?;
-        Ok(Self {
-            id: u16::from_le_bytes([i0, i1]),
-            gref: GrantRef(u32::from_le_bytes([g0, g1, g2, g3])),
-        })
+        let raw: RawRxRequest = transmute!(slot.read_array::<RX_SLOT_SIZE>()?);
+        Ok(Self { id: raw.id.get(), gref: GrantRef(raw.gref.get()) })
     }
 
     /// Returns the request as encoded on the wire.
     #[inline]
     #[must_use]
     pub fn to_bytes(self) -> [u8; RX_SLOT_SIZE] {
-        let [i0, i1] = self.id.to_le_bytes();
-        let [g0, g1, g2, g3] = self.gref.0.to_le_bytes();
-        [i0, i1, 0, 0, g0, g1, g2, g3]
+        let (id, gref) = (self.id.into(), self.gref.0.into());
+        transmute!(RawRxRequest { id, pad: U16::ZERO, gref })
     }
 }
 
@@ -199,12 +201,12 @@ impl RxResponse {
     /// None with a slot of [`RX_SLOT_SIZE`].
     #[inline]
     pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Self, ShortSlot> {
-        let [i0, i1, o0, o1, f0, f1, s0, s1] = slot.read_array::<RX_SLOT_SIZE>()?;
+        let raw: RawRxResponse = transmute!(slot.read_array::<RX_SLOT_SIZE>()?);
         Ok(Self {
-            id: u16::from_le_bytes([i0, i1]),
-            offset: u16::from_le_bytes([o0, o1]),
-            flags: RxFlags::from_bits_truncate(u16::from_le_bytes([f0, f1])),
-            status: i16::from_le_bytes([s0, s1]),
+            id: raw.id.get(),
+            offset: raw.offset.get(),
+            flags: RxFlags::from_bits_truncate(raw.flags.get()),
+            status: raw.status.get(),
         })
     }
 
@@ -212,11 +214,12 @@ impl RxResponse {
     #[inline]
     #[must_use]
     pub fn to_bytes(self) -> [u8; RX_SLOT_SIZE] {
-        let [i0, i1] = self.id.to_le_bytes();
-        let [o0, o1] = self.offset.to_le_bytes();
-        let [f0, f1] = self.flags.bits().to_le_bytes();
-        let [s0, s1] = self.status.to_le_bytes();
-        [i0, i1, o0, o1, f0, f1, s0, s1]
+        transmute!(RawRxResponse {
+            id: self.id.into(),
+            offset: self.offset.into(),
+            flags: self.flags.bits().into(),
+            status: self.status.into(),
+        })
     }
 }
 
@@ -293,42 +296,53 @@ impl Extra {
     /// An [`ExtraFault`] if it is malformed. (The outer error cannot happen with a slot of the
     /// ring's size.)
     pub fn read<M>(slot: &mut Slot<'_, M>) -> Result<Result<Self, ExtraFault>, ShortSlot> {
-        let [kind, flags, a, b, c, d, e, f] = slot.read_array::<8>()?;
-        let kind = match kind {
-            1 => match (u16::from_le_bytes([a, b]), c) {
-                (0, _) => return Ok(Err(ExtraFault::GsoSize)),
-                (size, 1) => ExtraKind::Gso { size, kind: GsoKind::TcpV4 },
-                (size, 2) => ExtraKind::Gso { size, kind: GsoKind::TcpV6 },
-                (_, other) => return Ok(Err(ExtraFault::GsoType(other))),
-            },
-            2 => ExtraKind::McastAdd([a, b, c, d, e, f]),
-            3 => ExtraKind::McastDel([a, b, c, d, e, f]),
-            4 => ExtraKind::Hash { kind: a, algorithm: b, value: u32::from_le_bytes([c, d, e, f]) },
-            5 => ExtraKind::Xdp { headroom: u16::from_le_bytes([a, b]) },
+        let raw: RawExtra = transmute!(slot.read_array::<{ size_of::<RawExtra>() }>()?);
+        let kind = match raw.kind {
+            extra_type::GSO => {
+                let gso: RawGso = transmute!(raw.u);
+                match (gso.size.get(), gso.kind) {
+                    (0, _) => return Ok(Err(ExtraFault::GsoSize)),
+                    (size, 1) => ExtraKind::Gso { size, kind: GsoKind::TcpV4 },
+                    (size, 2) => ExtraKind::Gso { size, kind: GsoKind::TcpV6 },
+                    (_, other) => return Ok(Err(ExtraFault::GsoType(other))),
+                }
+            }
+            extra_type::MCAST_ADD => ExtraKind::McastAdd(raw.u),
+            extra_type::MCAST_DEL => ExtraKind::McastDel(raw.u),
+            extra_type::HASH => {
+                let hash: RawHash = transmute!(raw.u);
+                let (kind, algorithm) = (hash.kind, hash.algorithm);
+                ExtraKind::Hash { kind, algorithm, value: hash.value.get() }
+            }
+            extra_type::XDP => {
+                let xdp: RawXdp = transmute!(raw.u);
+                ExtraKind::Xdp { headroom: xdp.headroom.get() }
+            }
             other => return Ok(Err(ExtraFault::Type(other))),
         };
-        Ok(Ok(Self { kind, more: flags & EXTRA_MORE != 0 }))
+        Ok(Ok(Self { kind, more: raw.flags & EXTRA_MORE != 0 }))
     }
 
     /// Returns the segment as encoded on the wire.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 8] {
-        let (kind, [a, b, c, d, e, f]) = match self.kind {
+        let (kind, u) = match self.kind {
             ExtraKind::Gso { size, kind } => {
-                let [s0, s1] = size.to_le_bytes();
-                (1, [s0, s1, kind as u8, 0, 0, 0])
+                let (size, kind) = (size.into(), kind as u8);
+                let gso = RawGso { size, kind, pad: 0, features: U16::ZERO };
+                (extra_type::GSO, transmute!(gso))
             }
-            ExtraKind::McastAdd(mac) => (2, mac),
-            ExtraKind::McastDel(mac) => (3, mac),
+            ExtraKind::McastAdd(mac) => (extra_type::MCAST_ADD, mac),
+            ExtraKind::McastDel(mac) => (extra_type::MCAST_DEL, mac),
             ExtraKind::Hash { kind, algorithm, value } => {
-                let [v0, v1, v2, v3] = value.to_le_bytes();
-                (4, [kind, algorithm, v0, v1, v2, v3])
+                let hash = RawHash { kind, algorithm, value: U32::new(value) };
+                (extra_type::HASH, transmute!(hash))
             }
             ExtraKind::Xdp { headroom } => {
-                let [h0, h1] = headroom.to_le_bytes();
-                (5, [h0, h1, 0, 0, 0, 0])
+                let xdp = RawXdp { headroom: headroom.into(), pad: [U16::ZERO; 2] };
+                (extra_type::XDP, transmute!(xdp))
             }
         };
-        [kind, if self.more { EXTRA_MORE } else { 0 }, a, b, c, d, e, f]
+        transmute!(RawExtra { kind, flags: if self.more { EXTRA_MORE } else { 0 }, u })
     }
 }

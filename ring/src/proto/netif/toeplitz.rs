@@ -3,6 +3,8 @@
 
 use super::HashTypes;
 use crate::proto::checksum::{IpVersion, Transport};
+use crate::proto::headers::{Ipv4, Ipv6, Tcp};
+use zerocopy::FromBytes;
 
 /// Maximum length of a key, in bytes: enough for the longest input, and Linux's limit.
 pub const HASH_KEY_MAX: usize = 40;
@@ -51,11 +53,17 @@ pub fn hash_frame(
     key: &[u8; HASH_KEY_MAX],
 ) -> Option<(HashKind, u32)> {
     let (version, ip) = IpVersion::of(frame)?;
+    let packet = frame.get(ip..)?;
     let (addresses, plain, tcp) = match version {
-        IpVersion::V4 => (12..20, HashTypes::IPV4, HashTypes::IPV4_TCP),
-        IpVersion::V6 => (8..40, HashTypes::IPV6, HashTypes::IPV6_TCP),
+        IpVersion::V4 => {
+            let (header, _) = Ipv4::ref_from_prefix(packet).ok()?;
+            (header.addresses(), HashTypes::IPV4, HashTypes::IPV4_TCP)
+        }
+        IpVersion::V6 => {
+            let (header, _) = Ipv6::ref_from_prefix(packet).ok()?;
+            (header.addresses(), HashTypes::IPV6, HashTypes::IPV6_TCP)
+        }
     };
-    let addresses = frame.get(ip..)?.get(addresses)?;
     let ports = if types.contains(tcp) { tcp_ports(frame) } else { None };
     if ports.is_none() && !types.contains(plain) {
         return None;
@@ -80,5 +88,6 @@ pub fn hash_frame(
 /// Returns the TCP ports, source first.
 fn tcp_ports(frame: &[u8]) -> Option<[u8; 4]> {
     let transport = Transport::of(frame).ok().filter(|transport| !transport.udp)?;
-    frame.get(transport.start..)?.first_chunk().copied()
+    let (tcp, _) = Tcp::ref_from_prefix(frame.get(transport.start..)?).ok()?;
+    Some(tcp.ports())
 }
