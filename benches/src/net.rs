@@ -27,7 +27,7 @@ use pvio_netback::queue::{ControlRefs, EventPorts, Policy, QueueRefs, Siblings, 
 use pvio_netback::{Features, Queue as Backend, Stats};
 use pvio_netfront::{Checksum, Features as FrontFeatures, Gso, Queue};
 use pvio_netfront::{Control, SendError};
-use pvio_ports::tap_port::TapPort;
+use pvio_ports::tap::TapPort;
 use pvio_ports::worker::Worker;
 use pvio_ring::proto::netif::GsoKind;
 use pvio_runtime::{PrivateBuf, Spin};

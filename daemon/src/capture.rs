@@ -4,7 +4,7 @@ use crate::control::ask::{ask, gone};
 use crate::failure::{Failure, say, say_aside};
 use crate::stop::{Bell, Stop, sleep};
 use clap::Args;
-use pvio_ports::capture::SNAPLEN;
+use pvio_ports::wrappers::capture::SNAPLEN;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;

@@ -4,8 +4,8 @@ use crate::failure::Failure;
 use clap::Args;
 use pvio_ports::host::NicSettings;
 use pvio_ports::options::{NicOptions, shared_rate};
-use pvio_ports::shape::SharedRate;
 use pvio_ports::tap::TapConfig;
+use pvio_ports::wrappers::shape::SharedRate;
 
 /// Options of NICs.
 #[derive(Debug, Clone, Default, Args)]

@@ -3,21 +3,13 @@
 //!
 //! | port | connects a vif to |
 //! |---|---|
-//! | `tap_port` | the kernel, by a `tap` |
-//! | `afxdp` | a queue of a network interface, bypassing the host's network stack |
-//! | `switch` | other vifs of this process |
-//! | `file` | a capture file to write, and one to read |
+//! | [`tap`] | the kernel's network stack |
+//! | [`afxdp`] | a queue of a network interface, bypassing the host's network stack |
+//! | [`switch`] | other vifs of this process |
+//! | [`file`] | a capture file to write, and one to read; or back to the guest |
 //!
-//! Wrappers around a port, in this order from the guest on:
-//!
-//! | wrapper | effect |
-//! |---|---|
-//! | `capture` | copies packets for an observer |
-//! | `guard` | drops packets that a guest sends under addresses that are not its own |
-//! | `shape` | limits the packet and byte rate, and shares a rate between vifs |
-//! | `faults` | loses, repeats, reorders, corrupts and delays packets |
-//!
-//! `options` parses the configuration of ports and wrappers; `settings` changes those of a connected vif.
+//! [`wrappers`] around a port filter, limit, disturb and capture its packets. [`options`] parses the
+//! configuration of ports and wrappers; [`settings`] changes the wrappers of a connected vif.
 //!
 //! [`host`] serves vifs, as a driver domain does, with a [`worker`] thread for each queue.
 #![no_std]
@@ -28,28 +20,17 @@ extern crate std;
 
 pub mod afxdp;
 mod buffers;
-pub mod capture;
-mod cut;
-pub mod faults;
 pub mod file;
-pub mod guard;
 pub mod host;
-mod netns;
-mod open_vswitch;
 pub mod options;
-mod rate;
 mod segment;
 mod setting;
 pub mod settings;
-pub mod shape;
-mod shared_rate;
 pub mod switch;
 pub mod tap;
-mod tap_config;
-pub mod tap_port;
-mod vnet;
 pub mod wait;
 pub mod worker;
+pub mod wrappers;
 
 pub use pvio_netback::port::{
     Checksum, FRAME_MAX, Gso, NetPort, Offload, Packet, PacketBuf, PortError, WouldBlock,

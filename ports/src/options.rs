@@ -25,8 +25,8 @@
 //! source set.
 #![forbid(unsafe_code)]
 
-use super::faults::FaultPlan;
-use super::shape::{DirectionLimits, Rate};
+use crate::wrappers::faults::FaultPlan;
+use crate::wrappers::shape::{DirectionLimits, Rate};
 use alloc::string::String;
 use core::time::Duration;
 use std::path::PathBuf;

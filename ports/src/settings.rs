@@ -1,12 +1,12 @@
 //! Settings of a vif that can be changed while it runs, and the wrappers that apply them.
 #![forbid(unsafe_code)]
 
-use super::NetPort;
-use super::capture::{Capture, Probe};
-use super::faults::{Faults, Plans};
-use super::guard::{Guard, Guards, Network, Rules};
-use super::options::{GuardMode, NicOptions};
-use super::shape::{Shape, Shaper, Shapes, SharedRate};
+use crate::NetPort;
+use crate::options::{BadOption, GuardMode, NicOptions};
+use crate::wrappers::capture::{Capture, Probe};
+use crate::wrappers::faults::{Faults, Plans};
+use crate::wrappers::guard::{Guard, Guards, Network, Rules};
+use crate::wrappers::shape::{Shape, Shaper, Shapes, SharedRate};
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -80,8 +80,8 @@ impl RuntimeSettings {
     }
 }
 
-impl From<super::options::BadOption> for Fault {
-    fn from(error: super::options::BadOption) -> Self {
+impl From<BadOption> for Fault {
+    fn from(error: BadOption) -> Self {
         Self::new("nic-options", error.to_string())
     }
 }

@@ -6,8 +6,7 @@ mod namespace;
 
 use namespace::{entered, ip};
 use pvio_netback::port::NetPort;
-use pvio_ports::tap::{Tap, TapConfig};
-use pvio_ports::tap_port::TapPort;
+use pvio_ports::tap::{Tap, TapConfig, TapPort};
 use pvio_ports::wait::Wait;
 use std::fs;
 use std::net::UdpSocket;

@@ -12,8 +12,7 @@ mod sys;
 
 pub use port::AfXdpPort;
 
-use super::netns::inside;
-use super::tap::TapError;
+use crate::tap::{TapError, inside};
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::time::Duration;

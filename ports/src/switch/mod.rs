@@ -17,7 +17,7 @@
 //! No lock is taken for a packet. A slow receiver loses only its own packets
 //! ([`RxSwitch`](pvio_netback::fault::DropReason::RxSwitch)), and senders never wait for it. A
 //! guest that sends with another guest's source address receives that guest's packets, as with any
-//! learning bridge. A [guard](super::guard) prevents that.
+//! learning bridge. A [guard](crate::wrappers::guard) prevents that.
 #![forbid(unsafe_code)]
 
 mod inbox;
@@ -28,8 +28,8 @@ mod uplink;
 pub use port::{Lane, SwitchPort};
 pub use uplink::Uplink;
 
-use super::setting::Setting;
-use super::tap::{Tap, TapConfig, TapError};
+use crate::setting::Setting;
+use crate::tap::{Tap, TapConfig, TapError};
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;

@@ -2,8 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Lane, Socket, Switch};
-use crate::tap::Tap;
-use crate::tap_port::TapPort;
+use crate::tap::{Tap, TapPort};
 use crate::wait::{Wait, Watch};
 use crate::{NetPort, Packet, PacketBuf};
 use alloc::sync::Arc;

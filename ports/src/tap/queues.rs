@@ -1,8 +1,10 @@
 //! The queues of a tap: one interface, with a handle for each of its queues.
 #![forbid(unsafe_code)]
 
-use super::{Tap, TapConfig, TapError, inside};
-use crate::open_vswitch;
+use super::config::{TapConfig, TapError};
+use super::device::Tap;
+use super::netns::inside;
+use super::open_vswitch;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;

@@ -2,7 +2,7 @@
 //!
 //! | link | port of each queue |
 //! |---|---|
-//! | `tap` | [`TapPort`](crate::tap_port::TapPort) |
+//! | `tap` | [`TapPort`](crate::tap::TapPort) |
 //! | `switch` | [`SwitchPort`](crate::switch::SwitchPort) |
 //! | `afxdp` | [`AfXdpPort`](crate::afxdp::AfXdpPort) |
 //! | `file` | [`FilePort`](crate::file::FilePort) |

@@ -3,9 +3,7 @@
 
 use super::{LinkOps, LinkParams, WorkerSetup, not_open};
 use crate::host::config::bridge_and_options;
-use crate::tap::queues::TapQueues;
-use crate::tap::{Tap, TapConfig};
-use crate::tap_port::TapPort;
+use crate::tap::{Tap, TapConfig, TapPort, TapQueues};
 use crate::worker::Worker;
 use alloc::string::String;
 use alloc::sync::Arc;

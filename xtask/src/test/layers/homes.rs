@@ -24,7 +24,7 @@ pub const UNSAFE_HOMES: &[&str] = &[
     // ioctl, mmap.
     "platforms/",
     // The ioctls of a tap.
-    "ports/src/tap.rs",
+    "ports/src/tap/device.rs",
     // Packet memory and rings shared with the kernel, and bpf(2). No crate supports both; rustix
     // provides the rest.
     "ports/src/afxdp/sys.rs",

@@ -3,9 +3,9 @@
 //! separately.
 #![forbid(unsafe_code)]
 
-use super::setting::{Seen, Setting};
-use super::wait::{Wait, Wrapper};
-use super::{NetPort, Packet, PacketBuf, PortError, WouldBlock};
+use crate::setting::{Seen, Setting};
+use crate::wait::{Wait, Wrapper};
+use crate::{NetPort, Packet, PacketBuf, PortError, WouldBlock};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;

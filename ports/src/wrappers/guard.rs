@@ -13,9 +13,9 @@
 //! dropped, since it cannot be validated (RFC 6980).
 #![forbid(unsafe_code)]
 
-use super::setting::{Seen, Setting};
-use super::wait::{Wait, Wrapper};
-use super::{NetPort, Packet, PortError, WouldBlock};
+use crate::setting::{Seen, Setting};
+use crate::wait::{Wait, Wrapper};
+use crate::{NetPort, Packet, PortError, WouldBlock};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv6Addr};

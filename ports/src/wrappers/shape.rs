@@ -12,10 +12,10 @@ pub use super::rate::Rate;
 pub use super::shared_rate::SharedRate;
 
 use super::rate::LOOK;
-use super::setting::{Seen, Setting};
 use super::shared_rate::{Membership, Part};
-use super::wait::{Wait, Wrapper};
-use super::{NetPort, Packet, PortError, WouldBlock};
+use crate::setting::{Seen, Setting};
+use crate::wait::{Wait, Wrapper};
+use crate::{NetPort, Packet, PortError, WouldBlock};
 use alloc::sync::Arc;
 use core::time::Duration;
 use pvio_netback::bucket::Bucket;

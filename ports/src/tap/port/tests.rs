@@ -3,7 +3,7 @@ use crate::tap::TapConfig;
 use std::net::UdpSocket;
 use std::time::Instant;
 
-#[path = "../../tests/rig/namespace.rs"]
+#[path = "../../../tests/rig/namespace.rs"]
 mod namespace;
 
 use namespace::{entered, ip};
@@ -54,7 +54,7 @@ fn until<T>(
 #[test]
 fn failed_reads_of_a_tap_are_counted_and_it_is_read_again_until_it_is_gone() {
     let name =
-        "tap_port::tests::failed_reads_of_a_tap_are_counted_and_it_is_read_again_until_it_is_gone";
+        "tap::port::tests::failed_reads_of_a_tap_are_counted_and_it_is_read_again_until_it_is_gone";
     if !entered(name, &[]) {
         return;
     }

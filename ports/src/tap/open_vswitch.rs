@@ -1,7 +1,7 @@
 //! Adding a tap to an Open vSwitch bridge, with `ovs-vsctl`.
 #![forbid(unsafe_code)]
 
-use super::tap_config::TapError;
+use super::config::TapError;
 use alloc::format;
 use alloc::string::String;
 use std::io::ErrorKind;
@@ -27,7 +27,7 @@ pub(super) fn join(tap: &str, bridge: &str) -> Result<(), TapError> {
 }
 
 /// Removes a tap from its Open vSwitch bridge, if it is in one.
-pub(crate) fn leave(tap: &str, bridge: &str) {
+pub(super) fn leave(tap: &str, bridge: &str) {
     if run(&["br-exists", bridge]).is_ok()
         && let Err(Refused::Failed(text)) = run(&["--if-exists", "del-port", bridge, tap])
     {

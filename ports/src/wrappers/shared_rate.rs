@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use super::rate::{LOOK, Rate};
-use super::setting::{Seen, Setting};
+use crate::setting::{Seen, Setting};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};

@@ -19,16 +19,16 @@
 //! That is 4.6 MiB per queue at most, and usually far less: pages of a buffer that no packet has
 //! reached take no memory, the most recently used buffers are reused first, and larger packets lead
 //! to fewer reads. Packets that do not fit stay in the kernel, which holds as many as the queue of
-//! the tap allows ([`TapConfig::queue_len`](super::tap::TapConfig::queue_len)) and drops further
+//! the tap allows ([`TapConfig::queue_len`](super::TapConfig::queue_len)) and drops further
 //! ones.
 #![forbid(unsafe_code)]
 
-use super::buffers::{BufferPool, FRAME_AT, LARGE, LARGE_OUT, SMALL_OUT, buffers};
-use super::cut::Cut;
-use super::tap::{Tap, VNET_HEADER};
+use super::device::{Tap, VNET_HEADER};
+use super::vlan::VlanSegments;
 use super::vnet::{header_of, parse};
-use super::wait::{WATCHES, Wait, Watch, Watches};
-use super::{FRAME_MAX, NetPort, Packet, PortError, WouldBlock};
+use crate::buffers::{BufferPool, FRAME_AT, LARGE, LARGE_OUT, SMALL_OUT, buffers};
+use crate::wait::{WATCHES, Wait, Watch, Watches};
+use crate::{FRAME_MAX, NetPort, Packet, PortError, WouldBlock};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -53,7 +53,7 @@ const READS_BYTES: usize = 256 * 1024;
 /// Bytes of received packets that the guest has not taken, above which no more reads are submitted:
 /// packets then wait in the kernel.
 const HELD: usize = 64 * 1024;
-/// Buffers that are not used for reads but for [`Cut`].
+/// Buffers that are not used for reads but for [`VlanSegments`].
 const SPARE: usize = 2;
 /// Buffers for received packets: reads, and packets that wait for the guest.
 const LARGE_IN: usize = READS_MOST + 16;
@@ -73,7 +73,7 @@ pub struct TapPort {
     inward: Vec<PrivateBuf>,
     received: VecDeque<Packet<PrivateBuf>>,
     /// Packet that is being segmented; the next packet is received after it.
-    cut: Option<Cut>,
+    segmenting: Option<VlanSegments>,
     /// Bytes of the packets in `received`.
     held: usize,
     reads: Reads,
@@ -168,7 +168,7 @@ impl TapPort {
             out: BufferPool::new(VNET_HEADER),
             inward: buffers(LARGE, LARGE_IN),
             received: VecDeque::with_capacity(READS_MOST),
-            cut: None,
+            segmenting: None,
             held: 0,
             reads: Reads::new(tries),
             watches: Watches::new(WATCH),
@@ -352,18 +352,18 @@ impl NetPort for TapPort {
 
     fn receive(&mut self) -> Option<Packet<PrivateBuf>> {
         loop {
-            if let Some(cut) = &mut self.cut {
-                match cut.next(self.inward.pop()?) {
+            if let Some(segments) = &mut self.segmenting {
+                match segments.next(self.inward.pop()?) {
                     Ok(segment) => return Some(segment),
                     Err(buf) => self.inward.push(buf),
                 }
-                self.inward.extend(self.cut.take().map(Cut::end));
+                self.inward.extend(self.segmenting.take().map(VlanSegments::into_buf));
             }
             let packet = self.received.pop_front()?;
             self.held = self.held.saturating_sub(packet.len);
-            match Cut::begin(packet) {
-                Ok(packet) => return Some(packet),
-                Err(cut) => self.cut = Some(cut),
+            match VlanSegments::of(packet) {
+                Err(packet) => return Some(packet),
+                Ok(segments) => self.segmenting = Some(segments),
             }
         }
     }

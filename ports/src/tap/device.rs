@@ -3,18 +3,11 @@
 //!
 //! The kernel removes the interface when its last [`Tap`] handle is closed, also if the process is
 //! killed.
-//! [`crate::tap_port`] moves packets through it.
+//! A [`TapPort`](super::TapPort) moves packets through it.
 #![allow(unsafe_code)]
 
-pub use super::tap_config::{HOST_MAC, TapConfig, TapError};
-
-pub use super::netns::inside;
-
-pub(crate) mod queues;
-
+use super::config::{DEVICE, TapConfig, TapError};
 use super::open_vswitch;
-
-use super::tap_config::DEVICE;
 use alloc::string::String;
 use bytemuck::{AnyBitPattern, NoUninit, Pod, Zeroable};
 use core::fmt;

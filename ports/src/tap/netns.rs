@@ -1,7 +1,7 @@
 //! Running code in another network namespace.
 #![forbid(unsafe_code)]
 
-use super::tap_config::TapError;
+use super::config::TapError;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};

@@ -3,45 +3,45 @@
 //! the outermost type). The kernel behind a tap leaves both to the receiver even if there is a tag.
 #![forbid(unsafe_code)]
 
-use super::buffers::FRAME_AT;
-use super::segment::Segments;
-use super::{Checksum, Offload, Packet};
+use crate::buffers::FRAME_AT;
+use crate::segment::Segments;
+use crate::{Checksum, Offload, Packet};
 use pvio_ring::proto::checksum::{ETHERNET_HEADER, IpVersion};
 use pvio_runtime::PrivateBuf;
 
-/// Packet that is being segmented.
-pub(super) struct Cut {
-    whole: Packet<PrivateBuf>,
+/// Packet with a VLAN tag that is being segmented.
+pub(super) struct VlanSegments {
+    packet: Packet<PrivateBuf>,
     /// Number of segments that were written.
-    made: u16,
+    written: u16,
 }
 
-impl Cut {
-    /// Returns the packet as `Ok` if it need not be segmented.
-    pub fn begin(packet: Packet<PrivateBuf>) -> Result<Packet<PrivateBuf>, Self> {
+impl VlanSegments {
+    /// Returns the packet as `Err` if it need not be segmented.
+    pub fn of(packet: Packet<PrivateBuf>) -> Result<Self, Packet<PrivateBuf>> {
         let tagged = || IpVersion::of(packet.frame()).is_some_and(|(_, ip)| ip > ETHERNET_HEADER);
         if packet.offload.gso.is_none() || !tagged() {
-            return Ok(packet);
+            return Err(packet);
         }
-        Err(Self { whole: packet, made: 0 })
+        Ok(Self { packet, written: 0 })
     }
 
     /// Returns the next segment, in the given buffer. Returns the buffer as `Err` if there is none.
     pub fn next(&mut self, mut buf: PrivateBuf) -> Result<Packet<PrivateBuf>, PrivateBuf> {
-        let gso = self.whole.offload.gso;
-        let segments = gso.and_then(|gso| Segments::of(self.whole.frame(), gso));
+        let gso = self.packet.offload.gso;
+        let segments = gso.and_then(|gso| Segments::of(self.packet.frame(), gso));
         let Some(mut segments) = segments else { return Err(buf) };
-        segments.skip(self.made);
+        segments.skip(self.written);
         let out = buf.as_mut_slice().get_mut(FRAME_AT..);
         let Some(len) = out.and_then(|out| segments.write(out)) else { return Err(buf) };
-        self.made = self.made.saturating_add(1);
+        self.written = self.written.saturating_add(1);
         let offload = Offload { checksum: Checksum::Validated, gso: None };
         Ok(Packet { buf, start: FRAME_AT, len, offload })
     }
 
     /// Returns the buffer of the unsegmented packet.
-    pub fn end(self) -> PrivateBuf {
-        self.whole.buf
+    pub fn into_buf(self) -> PrivateBuf {
+        self.packet.buf
     }
 }
 
@@ -75,15 +75,15 @@ mod tests {
 
     #[test]
     fn what_has_no_tag_stays_whole() {
-        assert!(Cut::begin(packet(&[], &[1; 3000])).is_ok());
+        assert!(VlanSegments::of(packet(&[], &[1; 3000])).is_err());
     }
 
     #[test]
     fn what_has_a_tag_is_cut_into_segments_with_their_own_checksums() {
         let data: Vec<u8> = (0..3500_u32).map(|i| (i % 251) as u8).collect();
-        let mut cut = Cut::begin(packet(&[0x81, 0, 0, 5], &data)).err().unwrap();
+        let mut segments = VlanSegments::of(packet(&[0x81, 0, 0, 5], &data)).ok().unwrap();
         let mut all = Vec::new();
-        while let Ok(segment) = cut.next(PrivateBuf::page_aligned(LARGE)) {
+        while let Ok(segment) = segments.next(PrivateBuf::page_aligned(LARGE)) {
             let frame = segment.frame();
             assert_eq!(segment.offload, Offload { checksum: Checksum::Validated, gso: None });
             assert_eq!(frame[12..18], [0x81, 0, 0, 5, 8, 0]);

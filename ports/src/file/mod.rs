@@ -2,13 +2,13 @@
 //!
 //! The packets of a capture file (pcap or pcapng, Ethernet) are sent to the guest once, as fast as
 //! it receives them, from the time that it connects. The packets that the guest sends are recorded
-//! in a pcapng file in the format of [`capture`](super::capture).
+//! in a pcapng file in the format of [`capture`](crate::wrappers::capture).
 #![forbid(unsafe_code)]
 
-use super::buffers::BufferPool;
-use super::capture::{CaptureFile, Record};
-use super::wait::{WATCHES, Wait, Watch, Watches};
-use super::{FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
+use crate::buffers::BufferPool;
+use crate::wait::{WATCHES, Wait, Watch, Watches};
+use crate::wrappers::capture::{CaptureFile, Record};
+use crate::{FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;

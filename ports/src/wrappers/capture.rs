@@ -10,9 +10,9 @@
 //! then drops).
 #![forbid(unsafe_code)]
 
-use super::setting::{Seen, Setting};
-use super::wait::{Wait, Wrapper};
-use super::{Checksum, FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
+use crate::setting::{Seen, Setting};
+use crate::wait::{Wait, Wrapper};
+use crate::{Checksum, FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
 use alloc::borrow::Cow;
 use alloc::format;
 use alloc::string::String;
@@ -123,13 +123,13 @@ pub struct Record {
 }
 
 impl Record {
-    pub(super) fn new(snaplen: usize) -> Self {
+    pub(crate) fn new(snaplen: usize) -> Self {
         let (data, when) = (Vec::with_capacity(snaplen), SystemTime::UNIX_EPOCH);
         Self { data, len: 0, when, sent: false, offload: Offload::default() }
     }
 
     /// Replaces the contents by this packet, truncated to `snaplen` bytes.
-    pub(super) fn fill(&mut self, frame: &[u8], snaplen: usize, offload: Offload, sent: bool) {
+    pub(crate) fn fill(&mut self, frame: &[u8], snaplen: usize, offload: Offload, sent: bool) {
         self.data.clear();
         // The vector was created with this capacity.
         self.data.extend_from_slice(frame.get(..snaplen).unwrap_or(frame));

@@ -1,8 +1,8 @@
 //! The header before each packet of a tap (`linux/virtio_net.h`).
 #![forbid(unsafe_code)]
 
-use super::tap::VNET_HEADER;
-use super::{Checksum, Gso, Offload, Packet};
+use super::device::VNET_HEADER;
+use crate::{Checksum, Gso, Offload, Packet};
 use bytemuck::{Pod, Zeroable};
 use pvio_ring::proto::netif::GsoKind;
 use pvio_runtime::PrivateBuf;
