@@ -172,11 +172,16 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
             Fault::new(status.code(), what)
         })?;
         let mut ring = BackRing::attach(mapped, abi.slot_size())
-            .map_err(|fault| Fault::new(fault.reason(), fault))?;
+            .map_err(|fault| Fault::of(fault.reason(), &fault))?;
         let record = session.queue(index, &mut ring, abi, begin)?;
         let port = Port(queue.event_channel);
         let channel = self.platform.bind_interdomain(front, port).map_err(|e| {
-            Fault::new(e.code(), format!("event channel {} cannot be bound: {e}", port.0))
+            let fault =
+                Fault::new(e.code(), format!("event channel {} cannot be bound: {e}", port.0));
+            match e.remedy() {
+                Some(remedy) => fault.with_remedy(remedy),
+                None => fault,
+            }
         })?;
         let data_path = self.config.policy.path(agreed.persistent);
         let most = u32::try_from(PAGES_MOST).unwrap_or(u32::MAX);
@@ -384,9 +389,9 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
             return Ok(self.look(xs, ends)?);
         }
         if !told.is_drive() {
-            let text = "what is in a disk that is not removable cannot be changed; detach it, \
-                        and attach another";
-            return Err(Fault::new("medium-fixed", text));
+            let text = "the media cannot be changed: the disk is not removable";
+            let remedy = "detach it and attach another";
+            return Err(Fault::new("medium-fixed", text).with_remedy(remedy));
         }
         self.change_medium(xs, ends, told)
     }
@@ -451,7 +456,7 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
         let Self { server, running, .. } = self;
         // A queue that cannot continue ends all of them.
         running.iter_mut().find_map(|queue| match server.ready(queue) {
-            Ok(_) => server.fault(queue).map(|fault| Fault::new(fault.code(), fault)),
+            Ok(_) => server.fault(queue).map(|fault| Fault::of(fault.code(), &fault)),
             Err(fault) => Some(fault),
         })
     }
@@ -462,9 +467,10 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
             return None;
         }
         self.warned = true;
-        let text = "a flush failed, so data that the guest wrote may be lost; every flush fails from now \
-                    on. Repair the storage, shut the guest down or detach the disk, attach it again, and \
-                    check its file systems";
-        Some(Fault::new("flush-failed", text))
+        let text =
+            "a flush failed: data that the guest wrote may be lost, and every further flush fails";
+        let remedy = "repair the storage, shut the guest down or detach the disk, attach it again, \
+                      and check its file systems";
+        Some(Fault::new("flush-failed", text).with_remedy(remedy))
     }
 }

@@ -89,5 +89,8 @@ fn create(path: &Path) -> Result<Box<dyn Write>, Failure> {
 }
 
 fn not_written(path: &Path, error: &io::Error) -> Failure {
-    Failure::new(format!("{} cannot be written: {error}", path.display()), "name another with -w")
+    Failure::new(
+        format!("the capture file {} cannot be written: {error}", path.display()),
+        "name another with -w",
+    )
 }

@@ -1,7 +1,8 @@
 //! Control socket of a running driver domain: a Unix socket that only root and the driver domain's
 //! user may use.
 //!
-//! A client sends one line. The server replies with one line, `ok` or `error` and the reason, then
+//! A client sends one line. The server replies with one line, `ok` or `error` and the reason (after
+//! a tab: what to do next), then
 //! the data.
 //!
 //! | request | data |
@@ -63,10 +64,13 @@ impl Control {
     /// The directory is not private, or the socket cannot be created there.
     pub fn listen(folder: &Path, served: &Served) -> Result<Self, Failure> {
         let path = folder.join(NAME);
-        let refused = |e: DirError| Failure::of(format!("no control socket: {e}")).as_input();
+        let refused =
+            |e: DirError| Failure::of(e).context("the control socket cannot be created").as_input();
         let dir = PrivateDir::create(folder).map_err(refused)?;
-        let failed =
-            |e: io::Error| Failure::new(format!("no control socket {}: {e}", path.display()), "");
+        let failed = |e: io::Error| {
+            let what = format!("the control socket {} cannot be created: {e}", path.display());
+            Failure::new(what, "")
+        };
         let fresh = format!("{NAME}.{}", std::process::id());
         dir.remove(&fresh).map_err(failed)?;
         let fresh = dir.by_descriptor(&fresh);
@@ -129,7 +133,10 @@ fn admit(stream: UnixStream, served: &Served, busy: &Arc<AtomicUsize>) {
 fn answer(mut stream: &UnixStream, served: &Served, busy: &AtomicUsize) -> io::Result<()> {
     let who = socket_peercred(stream)?.uid;
     if !who.is_root() && who != geteuid() {
-        return writeln!(stream, "error only root and the user of the driver domain may ask");
+        return writeln!(
+            stream,
+            "error permission denied: only root and the user of the driver domain may connect"
+        );
     }
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -153,12 +160,16 @@ fn answer(mut stream: &UnixStream, served: &Served, busy: &AtomicUsize) -> io::R
         }
         ["capture", name, snaplen, count] => {
             let (Ok(snaplen), Ok(count)) = (snaplen.parse(), count.parse()) else {
-                return writeln!(stream, "error not a number");
+                return writeln!(stream, "error invalid request: not a number");
             };
             let Some(settings) = served.nic(name) else {
                 let names = served.nics().join(", ");
-                let there = if names.is_empty() { "there is none".into() } else { names };
-                return writeln!(stream, "error no NIC is called {}; {there}", one_line(name));
+                let there = if names.is_empty() { "none".into() } else { names };
+                let name = one_line(name);
+                return writeln!(
+                    stream,
+                    "error the NIC {name} does not exist\tname one of: {there}"
+                );
             };
             match settings.probe.open(snaplen) {
                 Err(busy) => writeln!(stream, "error {name}: {busy}"),
@@ -170,7 +181,7 @@ fn answer(mut stream: &UnixStream, served: &Served, busy: &AtomicUsize) -> io::R
                 }
             }
         }
-        _ => writeln!(stream, "error that is not a question this driver domain knows"),
+        _ => writeln!(stream, "error unknown request\tuse the same version of pvio"),
     }
 }
 

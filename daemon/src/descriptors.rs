@@ -3,6 +3,7 @@
 //! A process has a limited number of descriptors. Without reservations, the device that uses the
 //! last one fails later, and other devices fail with it when their guests reconnect.
 
+use pvio_xenbus::driver::Fault;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -62,17 +63,21 @@ impl Descriptors {
     /// Reserves descriptors.
     ///
     /// # Errors
-    /// Too few are left; the text says how many.
-    pub fn promise(&self, count: u64) -> Result<Promise, String> {
+    /// Too few are left: a [`Fault`] that says how many.
+    pub fn promise(&self, count: u64) -> Result<Promise, Fault> {
         let Inner { most, promised } = &*self.0;
         let fits = |taken: u64| taken.checked_add(count).filter(|sum| sum <= most);
         match promised.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
             Ok(_) => Ok(Promise { of: self.clone(), count }),
-            Err(taken) => Err(format!(
-                "it needs up to {count} file descriptors, and {taken} of {most} are promised to other \
-                 devices; raise the limit (LimitNOFILE= of the service, ulimit -Hn), allow fewer queues \
-                 (--queues), or detach another device, and attach it again"
-            )),
+            Err(taken) => {
+                let text = format!(
+                    "the device cannot be served: it needs up to {count} file descriptors, and \
+                     {taken} of {most} are reserved for other devices"
+                );
+                let remedy = "raise the limit (LimitNOFILE= of the service, ulimit -Hn), allow fewer \
+                              queues (--queues), or detach another device, then attach it again";
+                Err(Fault::new("file-descriptors", text).with_remedy(remedy))
+            }
         }
     }
 }
@@ -110,7 +115,7 @@ mod tests {
         let first = all.promise(60).unwrap();
         let _second = all.promise(40).unwrap();
         let refused = all.promise(1).unwrap_err();
-        assert!(refused.contains("100 of 100"), "{refused}");
+        assert!(refused.text.contains("100 of 100"), "{refused}");
         assert_eq!((first.count(), all.promised()), (60, (100, 100)));
         drop(first);
         all.promise(60).unwrap();

@@ -1,5 +1,7 @@
 //! Errors as the commands print them: what failed, and what to do about it.
 
+use pvio_ring::error::{Remedy, Report};
+use std::error::Error;
 use std::fmt;
 use std::io::Write;
 
@@ -34,31 +36,31 @@ pub fn line_to(out: &mut impl Write, line: fmt::Arguments<'_>) {
 pub struct Failure {
     /// What failed, and why.
     pub what: String,
-    /// What to do next; empty if `what` says it.
-    pub help: String,
+    /// What to do next; empty if nothing is known.
+    pub remedy: String,
     /// The exit code.
     pub code: u8,
 }
 
 impl Failure {
     /// Returns a failure while running.
-    pub fn new(what: impl fmt::Display, help: impl fmt::Display) -> Self {
-        Self { what: what.to_string(), help: help.to_string(), code: FAILED }
+    pub fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), remedy: remedy.into(), code: FAILED }
     }
 
     /// Returns a failure because of an invalid argument.
-    pub fn input(what: impl fmt::Display, help: impl fmt::Display) -> Self {
-        Self { code: BAD_INPUT, ..Self::new(what, help) }
+    pub fn input(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { code: BAD_INPUT, ..Self::new(what, remedy) }
     }
 
-    /// Splits an error whose text contains the remedy, after a semicolon or within the sentence, as
-    /// errors of the devices do.
-    pub fn of(error: impl fmt::Display) -> Self {
-        let text = error.to_string();
-        match text.split_once("; ") {
-            Some((what, help)) => Self::new(what, help),
-            None => Self::new(text, ""),
-        }
+    /// Returns the failure for an error of pvio, with its causes and its remedy.
+    pub fn of(error: impl Remedy) -> Self {
+        Self::new(Report(&error).to_string(), error.remedy().unwrap_or_default())
+    }
+
+    /// Returns the failure for an error of another library, with its causes. It has no remedy.
+    pub fn foreign(error: impl Error) -> Self {
+        Self::new(Report(&error).to_string(), "")
     }
 
     /// Sets the exit code of an invalid argument.
@@ -66,13 +68,30 @@ impl Failure {
     pub fn as_input(self) -> Self {
         Self { code: BAD_INPUT, ..self }
     }
+
+    /// Adds the operation that failed: the text so far is its cause.
+    #[must_use]
+    pub fn context(self, what: &str) -> Self {
+        Self { what: format!("{what}: {}", self.what), ..self }
+    }
+
+    /// Returns the failure on one line, for xenstore: `pvio: what; remedy`.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let what = one_line(&self.what);
+        match self.remedy.is_empty() {
+            true => format!("pvio: {what}"),
+            false => format!("pvio: {what}; {}", one_line(&self.remedy)),
+        }
+    }
 }
 
+/// Formats the failure for a terminal: `pvio: what`, and on a second line `help: remedy`.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pvio: {}", one_line(&self.what))?;
-        if !self.help.is_empty() {
-            write!(f, "; {}", one_line(&self.help))?;
+        if !self.remedy.is_empty() {
+            write!(f, "\nhelp: {}", one_line(&self.remedy))?;
         }
         Ok(())
     }
@@ -87,11 +106,23 @@ pub fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pvio_storage::image::ImageError;
 
     #[test]
-    fn a_remedy_is_told_apart() {
-        let failure = Failure::of("it broke; mend it\x1b[2J\nquickly");
-        assert_eq!(failure.to_string(), "pvio: it broke; mend it [2J quickly");
-        assert_eq!(Failure::of("it broke").to_string(), "pvio: it broke");
+    fn failure_prints_its_remedy_on_a_line_of_its_own() {
+        let failure = Failure::new("it broke; badly", "mend it\x1b[2J\nquickly");
+        assert_eq!(failure.to_string(), "pvio: it broke; badly\nhelp: mend it [2J quickly");
+        assert_eq!(failure.line(), "pvio: it broke; badly; mend it [2J quickly");
+        assert_eq!(Failure::new("it broke", "").to_string(), "pvio: it broke");
+        assert_eq!(Failure::new("it broke", "").line(), "pvio: it broke");
+    }
+
+    #[test]
+    fn failure_of_an_error_has_its_causes_and_remedy() {
+        let (path, error) = ("/t".into(), std::io::Error::other("no space"));
+        let failure = Failure::of(ImageError::Trace { path, error }).context("disk a");
+        assert_eq!(failure.what, "disk a: the trace /t cannot be created: no space");
+        assert_eq!(failure.remedy, "name a new file, or a directory");
+        assert_eq!(Failure::foreign(std::fmt::Error).remedy, "");
     }
 }

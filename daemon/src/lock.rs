@@ -57,7 +57,8 @@ impl ServiceLock {
 fn one(dir: &PrivateDir, kind: BackendKind, scope: Scope, by: Instant) -> Result<File, Failure> {
     let name = format!("{}.lock", kind.as_str());
     let failed = |e: std::io::Error| {
-        Failure::new(format!("the lock {}: {e}", dir.path().join(&name).display()), "")
+        let path = dir.path().join(&name);
+        Failure::new(format!("the lock {} cannot be taken: {e}", path.display()), "")
     };
     let mut file = dir.read_write(&name).map_err(failed)?;
     let how = match scope {
@@ -85,8 +86,8 @@ fn taken(file: &mut File, kind: BackendKind) -> Failure {
     let who =
         if holder.is_empty() { "another process".into() } else { format!("process {holder}") };
     Failure::input(
-        format!("{who} serves {kind} devices of this domain already"),
-        "stop it first (with --on-stop leave its guests keep their devices), or serve other kinds with --kinds",
+        format!("{kind} devices of this domain cannot be served: {who} serves them already"),
+        "stop that process first (with --on-stop leave, its guests keep their devices), or serve other kinds with --kinds",
     )
 }
 

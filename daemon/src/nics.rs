@@ -29,12 +29,13 @@ impl NicArgs {
     /// An option or value is not valid.
     pub fn settings(&self) -> Result<NicSettings, Failure> {
         let defaults = NicOptions::default().and(&self.options);
-        let defaults = defaults.map_err(|e| Failure::input(e, "docs/nics.md has them all"))?;
+        let defaults = defaults.map_err(|e| Failure::of(e).as_input())?;
         let mut settings = NicSettings { defaults, ..NicSettings::default() };
         for share in &self.shares {
             let (name, rate) = share.split_once('=').unwrap_or((share, ""));
             let rate = shared_rate(rate).map_err(|expected| {
-                Failure::input(format!("--nic-share {share}: {expected}"), "as in uplink=125M")
+                let what = format!("invalid value {share:?} of --nic-share: expected {expected}");
+                Failure::input(what, "write it as in uplink=125M")
             })?;
             settings.shares.insert(name.to_owned(), SharedRate::new(rate));
         }
@@ -43,7 +44,8 @@ impl NicArgs {
                 .split_once('=')
                 .filter(|(s, t)| !s.is_empty() && !t.is_empty())
                 .ok_or_else(|| {
-                    Failure::input(format!("--nic-uplink {uplink}"), "as in lan=pvio-lan@xenbr0")
+                    let what = format!("invalid value {uplink:?} of --nic-uplink");
+                    Failure::input(what, "write it as in lan=pvio-lan@xenbr0")
                 })?;
             let (tap, bridge) = tap.split_once('@').map_or((tap, None), |(t, b)| (t, Some(b)));
             let mut config = TapConfig::new(tap);

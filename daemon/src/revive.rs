@@ -9,6 +9,7 @@
 use crate::failure::{Failure, say};
 use clap::Args;
 use pvio_grant_table::DomId;
+use pvio_ring::error::Report;
 use pvio_xenbus::client::{Client, default_path};
 use pvio_xenbus::handshake::common::{find_domain, revive_backends};
 
@@ -26,7 +27,8 @@ pub struct ReviveArgs {
 pub fn run(args: &ReviveArgs) -> Result<(), Failure> {
     let path = default_path();
     let mut xs = Client::connect(&path).map_err(|e| {
-        Failure::input(format!("no xenstore at {}: {e}", path.display()), "run it in dom0")
+        let what = format!("xenstore cannot be reached at {}: {}", path.display(), Report(&e));
+        Failure::input(what, "run it in dom0")
     })?;
     let domain = match args.domain.parse() {
         Ok(number) => Some(DomId(number)),
@@ -34,7 +36,7 @@ pub fn run(args: &ReviveArgs) -> Result<(), Failure> {
     };
     let Some(domain) = domain else {
         let what = format!("there is no domain {}", args.domain);
-        return Err(Failure::input(what, "start it first; xl list shows all"));
+        return Err(Failure::input(what, "start it first (xl list shows all domains)"));
     };
     let made = revive_backends(&mut xs, domain).map_err(Failure::of)?;
     for addr in &made {

@@ -12,6 +12,7 @@
 mod sharing;
 
 use crate::failure::Failure;
+use pvio_ring::error::Report;
 use pvio_storage::image::{Disk, Shown};
 use pvio_xenbus::client::{Client, default_path};
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
@@ -34,8 +35,8 @@ pub fn run(mut args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     let action = args.next().unwrap_or_default();
     let misuse = || {
         Failure::input(
-            format!("{NAME} is a hotplug script, to be run by xl"),
-            format!("put script={NAME} into a disk's line"),
+            format!("{NAME} cannot be run directly: it is a hotplug script of xl"),
+            format!("write script={NAME} in a disk's line"),
         )
     };
     let base = std::env::var("XENBUS_PATH").map_err(|_| misuse())?;
@@ -56,8 +57,8 @@ pub fn run_nic(mut args: impl Iterator<Item = OsString>) -> Result<(), Failure> 
     let action = args.next().unwrap_or_default();
     let base = std::env::var("XENBUS_PATH").map_err(|_| {
         Failure::input(
-            format!("{NIC_NAME} is a hotplug script, to be run by xl"),
-            format!("put script={NIC_NAME} into a NIC's line"),
+            format!("{NIC_NAME} cannot be run directly: it is a hotplug script of xl"),
+            format!("write script={NIC_NAME} in a NIC's line"),
         )
     })?;
     if action != "online" {
@@ -69,7 +70,8 @@ pub fn run_nic(mut args: impl Iterator<Item = OsString>) -> Result<(), Failure> 
 fn connect() -> Result<Client, Failure> {
     let path = default_path();
     Client::connect(&path).map_err(|e| {
-        Failure::new(format!("no xenstore at {}: {e}", path.display()), "is xenstored running?")
+        let what = format!("xenstore cannot be reached at {}: {}", path.display(), Report(&e));
+        Failure::new(what, "check that xenstored is running")
     })
 }
 
@@ -83,7 +85,7 @@ fn add(base: &str) -> Result<(), Failure> {
     });
     let status = match &outcome {
         Ok(()) => Hotplug::Connected,
-        Err(failure) => Hotplug::Failed(failure.to_string().into()),
+        Err(failure) => Hotplug::Failed(failure.line().into()),
     };
     write_hotplug(&mut xs, base, &status).map_err(Failure::of)?;
     outcome
@@ -100,7 +102,8 @@ fn disk_of(told: &ToolstackBack) -> Result<Disk, Failure> {
 
 fn look(image: &Path) -> Result<(), Failure> {
     let kind = std::fs::metadata(image).map_err(|e| {
-        Failure::input(format!("disk image {}: {e}", Shown::new(image)), "check the disk's line")
+        let what = format!("disk image {} cannot be opened: {e}", Shown::new(image));
+        Failure::input(what, "check the disk's line")
     })?;
     if !kind.is_file() && !kind.file_type().is_block_device() {
         let what = format!("{} is neither a file nor a block device", Shown::new(image));

@@ -14,6 +14,7 @@ use pvio_blkback::Config;
 use pvio_blkback::path::Policy;
 use pvio_grant_table::DomId;
 use pvio_netback::queue::Policy as NicPolicy;
+use pvio_ring::error::Report;
 use pvio_storage::MappingBudgets;
 use pvio_storage::image::DiskOptions;
 use pvio_xen_linux::XenDomain;
@@ -215,8 +216,8 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
 #[must_use]
 pub fn lost(e: XsError) -> Failure {
     Failure::new(
-        format!("xenstore is gone: {e}"),
-        "guests keep their devices until this is started again; see that xenstored runs",
+        format!("the connection to xenstore was lost: {}", Report(&e)),
+        "check that xenstored is running, then start this again: guests keep their devices until then",
     )
 }
 
@@ -226,7 +227,7 @@ fn kinds(args: &ServeArgs, id: DomId) -> Result<Vec<BackendKind>, Failure> {
         let all = [BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif, BackendKind::PvioVif];
         let mut kinds: Vec<BackendKind> = all.into_iter().filter(|k| rival(*k).is_none()).collect();
         for driver in all.into_iter().filter_map(rival) {
-            tracing::warn!("{driver} is loaded and serves its kind; rmmod it to serve that here");
+            tracing::warn!(driver, "a kind is not served: a kernel module serves it (rmmod it)");
         }
         // In dom0, `xl` starts a device model that serves `qdisk`.
         if id != DomId::DOM0 {
@@ -237,8 +238,13 @@ fn kinds(args: &ServeArgs, id: DomId) -> Result<Vec<BackendKind>, Failure> {
     for kind in &args.kinds {
         if let Some(driver) = rival(*kind) {
             return Err(Failure::input(
-                format!("Linux's own backend {driver} is loaded and serves {}", kind.as_str()),
-                format!("modprobe -r {driver}, and keep it from being loaded again (blacklist)"),
+                format!(
+                    "{} devices cannot be served: Linux's backend {driver} is loaded",
+                    kind.as_str()
+                ),
+                format!(
+                    "unload it (modprobe -r {driver}) and prevent loading it again (blacklist)"
+                ),
             ));
         }
     }

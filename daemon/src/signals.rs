@@ -12,7 +12,9 @@ use std::ffi::c_int;
 /// # Errors
 /// The handler cannot be installed.
 pub fn listen(mut handler: impl FnMut() + Send + 'static) -> Result<(), Failure> {
-    let failed = |e: std::io::Error| Failure::new(format!("no signal handler: {e}"), "");
+    let failed = |e: std::io::Error| {
+        Failure::new(format!("the signal handler cannot be installed: {e}"), "")
+    };
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = ignored(&status);
     let optional = [SIGINT, SIGHUP].into_iter().filter(|signal| ignored & bit(*signal) == 0);

@@ -22,7 +22,7 @@ pub fn prepare() -> Result<(), Failure> {
 }
 
 fn no_io_uring(why: &io::Error, setting: &str) -> Failure {
-    const FORBIDDEN: &str = "io_uring is forbidden here";
+    const FORBIDDEN: &str = "io_uring cannot be used";
     let denied = matches!(why.kind(), io::ErrorKind::PermissionDenied);
     match setting {
         "2" if denied => Failure::input(
@@ -30,12 +30,14 @@ fn no_io_uring(why: &io::Error, setting: &str) -> Failure {
             "allow it with sysctl kernel.io_uring_disabled=0",
         ),
         "1" if denied => Failure::input(
-            format!("{FORBIDDEN}: kernel.io_uring_disabled is 1, for all but members of a group"),
+            format!("{FORBIDDEN}: kernel.io_uring_disabled is 1, so only members of a group may"),
             "join the group that kernel.io_uring_group names, run it as root, or allow it with \
              sysctl kernel.io_uring_disabled=0",
         ),
         _ if denied || why.kind() == io::ErrorKind::Unsupported => Failure::input(
-            format!("{FORBIDDEN} ({why}): by a container's seccomp filter, or a kernel without it"),
+            format!(
+                "{FORBIDDEN}: {why} (a container's seccomp filter, or a kernel without io_uring)"
+            ),
             "allow io_uring_setup, io_uring_enter and io_uring_register in the container's seccomp profile",
         ),
         _ => Failure::input(format!("io_uring cannot be set up: {why}"), ""),

@@ -91,15 +91,18 @@ fn read(args: &StatsArgs) -> Result<Vec<Value>, Failure> {
     let mut all = Vec::new();
     for line in answer.lines() {
         let line = line.map_err(gone)?;
-        let device = serde_json::from_str(&line)
-            .map_err(|e| Failure::new(format!("not understood: {e}"), "is it an older pvio?"))?;
+        let device = serde_json::from_str(&line).map_err(|e| {
+            let what = format!("the driver domain's response is invalid: {e}");
+            Failure::new(what, "use the same version of pvio")
+        })?;
         all.push(device);
     }
     let name = |device: &Value| device_name(device).to_owned();
     if let Some(missing) = args.devices.iter().find(|&word| !all.iter().any(|d| name(d) == *word)) {
         let there: Vec<String> = all.iter().filter(|one| !is_process(one)).map(name).collect();
-        let there = if there.is_empty() { "there is none".into() } else { there.join(", ") };
-        return Err(Failure::input(format!("no device is called {missing}"), there));
+        let there = if there.is_empty() { "none".into() } else { there.join(", ") };
+        let what = format!("the device {missing} does not exist");
+        return Err(Failure::input(what, format!("name one of: {there}")));
     }
     all.retain(|device| args.devices.is_empty() || args.devices.contains(&name(device)));
     Ok(all)

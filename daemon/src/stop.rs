@@ -27,7 +27,8 @@ impl Bell {
     /// The system is out of file descriptors.
     pub fn new() -> Result<Self, Failure> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let event = eventfd(0, flags).map_err(|e| Failure::new(format!("no eventfd: {e}"), ""))?;
+        let event = eventfd(0, flags)
+            .map_err(|e| Failure::new(format!("an eventfd cannot be created: {e}"), ""))?;
         Ok(Self(Arc::new(Inner { event, rings: AtomicBool::new(false) })))
     }
 
@@ -101,6 +102,6 @@ pub fn sleep(fds: &[BorrowedFd<'_>], time: Option<Duration>) -> Result<(), Failu
         fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
     match poll(&mut fds, timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(e) => Err(Failure::new(format!("waiting failed: {e}"), "")),
+        Err(e) => Err(Failure::new(format!("waiting for events failed: {e}"), "")),
     }
 }

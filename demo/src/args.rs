@@ -32,13 +32,14 @@ impl CommonArgs {
     /// # Errors
     /// There is no current directory.
     pub fn disk(&self, disk: &Disk) -> Result<Disk, Failure> {
-        let spec = disk.spec.clone().absolute().map_err(Failure::of)?;
+        let spec = disk.spec.clone().absolute().map_err(Failure::foreign)?;
         let mut options = disk.options.clone();
         if self.direct {
             options.direct = Some(true);
         }
         self.image_roots.add_to(&mut options)?;
-        options.trace = options.trace.map(std::path::absolute).transpose().map_err(Failure::of)?;
+        options.trace =
+            options.trace.map(std::path::absolute).transpose().map_err(Failure::foreign)?;
         Ok(Disk { options, spec })
     }
 }

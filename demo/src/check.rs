@@ -53,7 +53,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     startup::prepare()?;
     let disk = args.common.disk(&args.disk)?;
     if disk.options.read_only == Some(true) {
-        let what = "a check writes all over its disk, and this one is to be read only";
+        let what = "the disk cannot be checked: a check overwrites it, and it is read-only";
         return Err(Failure::input(what, "leave ro out, or write [overlay]DISK"));
     }
     let image = Image::open_as(&disk).map_err(|e| Failure::of(e).as_input())?;
@@ -91,7 +91,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
             Ok(News::Ready | News::Note(_)) => {}
             Ok(News::DriverRestarted(how)) => {
                 say_aside!(
-                    "the driver domain ended ({how}) and was started again; the check goes on"
+                    "the driver domain ended ({how}) and was started again: the check continues"
                 );
             }
             Ok(News::Report(json)) => report = Some(json),
@@ -105,7 +105,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     machine.shut_down();
     result?;
     let json = report.ok_or_else(|| Failure::new("the check ended without a result", ""))?;
-    let report: Report = serde_json::from_str(&json).map_err(Failure::of)?;
+    let report: Report = serde_json::from_str(&json).map_err(Failure::foreign)?;
     if args.json {
         say!("{json}");
     } else {

@@ -116,7 +116,7 @@ fn watch(machine: &mut Machine, args: &RunArgs, about: &str) -> Result<(), Failu
             }
             News::Report(_) => {}
             News::Note(text) => say_aside!("pvio: {text}"),
-            News::Done => return Err(Failure::new("the guest ended by itself", "")),
+            News::Done => return Err(Failure::new("the guest ended unexpectedly", "")),
             News::Stopped => {
                 say!("\nstopping");
                 return Ok(());
@@ -170,7 +170,7 @@ fn demo_image(home: &Home) -> Result<PathBuf, Failure> {
     const NAME: &str = "demo.img";
     let path = home.path().join(NAME);
     let failed =
-        |e| Failure::new(format!("the demo image {} cannot be made: {e}", path.display()), "");
+        |e| Failure::new(format!("the demo image {} cannot be created: {e}", path.display()), "");
     let mut file = home.dir().replace(NAME).map_err(failed)?;
     file.set_len(image::SIZE).map_err(failed)?;
     image::write_image(&mut file).map_err(failed)?;

@@ -27,27 +27,31 @@ pub fn must_be_blank(disk: &Disk, image: Image) -> Result<(), Failure> {
     }
     let name = &disk.spec;
     let first = image.first_data();
-    match first.map_err(|e| Failure::new(format!("{name}: {e}"), "").as_input())? {
+    match first.map_err(|e| {
+        Failure::new(format!("disk image {name} cannot be read: {e}"), "").as_input()
+    })? {
         None => Ok(()),
         Some(offset) => Err(Failure::input(
-            format!("{name} holds data (first at byte {offset}), and a check writes all over it"),
-            format!("use an empty one or [overlay]{name}, or give --overwrite to destroy it"),
+            format!("{name} cannot be overwritten: it holds data (first at byte {offset})"),
+            format!("use an empty one or [overlay]{name}, or destroy its data with --overwrite"),
         )),
     }
 }
 
 fn raw_must_be_blank(path: &Path) -> Result<(), Failure> {
-    let failed = |e| Failure::new(format!("{}: {e}", path.display()), "").as_input();
+    let failed = |e| {
+        Failure::new(format!("disk image {} cannot be read: {e}", path.display()), "").as_input()
+    };
     let file = File::open(path).map_err(failed)?;
     let Some(offset) = first_data(&file).map_err(failed)? else { return Ok(()) };
     let holds = what_is_there(&file).unwrap_or("data");
     Err(Failure::input(
         format!(
-            "{} holds {holds} (first at byte {offset}), and a check writes all over it",
+            "{} cannot be overwritten: it holds {holds} (first at byte {offset})",
             path.display()
         ),
         format!(
-            "use an empty scratch image, or give --overwrite to destroy what is in {}",
+            "use an empty scratch image, or destroy the data in {} with --overwrite",
             path.display()
         ),
     ))
@@ -113,6 +117,6 @@ mod tests {
         assert!(says(510, &[0x55, 0xaa]).what.contains("MBR"));
         let failure = says((8 << 20) - 1, &[1]);
         assert!(failure.what.contains("holds data (first at byte 8388607)"), "{failure}");
-        assert!(failure.help.contains("--overwrite"));
+        assert!(failure.remedy.contains("--overwrite"));
     }
 }

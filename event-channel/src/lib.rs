@@ -47,13 +47,13 @@ impl fmt::Display for Port {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum EventError {
     /// Every port is in use.
-    #[error("no free event channel; raise the domain's max_event_channels")]
+    #[error("no event channel is free")]
     NoPorts,
     /// The domain does not exist.
     #[error("no such domain")]
     NoDomain,
     /// The port does not exist, is already bound, or is reserved for another domain.
-    #[error("the remote port is not one this domain may bind")]
+    #[error("the remote port cannot be bound by this domain")]
     BadPort,
     /// This end was closed.
     #[error("the event channel is closed")]
@@ -64,6 +64,15 @@ pub enum EventError {
 }
 
 impl EventError {
+    /// Returns what the operator can do next, if anything.
+    #[must_use]
+    pub const fn remedy(self) -> Option<&'static str> {
+        match self {
+            Self::NoPorts => Some("raise the domain's max_event_channels"),
+            Self::NoDomain | Self::BadPort | Self::Closed | Self::Hypervisor => None,
+        }
+    }
+
     /// A short stable code for logs, counters and `error` nodes.
     #[must_use]
     pub const fn code(self) -> &'static str {

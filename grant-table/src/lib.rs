@@ -54,17 +54,29 @@ pub enum Access {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum GrantError {
     /// The domain has no free page that could be granted.
-    #[error("the domain has no free page left to share; give it more memory")]
+    #[error("the domain has no free page to share")]
     OutOfPages,
     /// Every grant table entry is in use.
-    #[error("the grant table is full; raise the domain's max_grant_frames")]
+    #[error("the grant table is full")]
     OutOfEntries,
     /// The page does not belong to this domain.
-    #[error("that page is not this domain's to grant")]
+    #[error("the page does not belong to this domain")]
     NotOurs,
     /// The hypervisor rejected the grant.
-    #[error("the hypervisor refused: {0}")]
-    Refused(GrantStatus),
+    #[error("the hypervisor rejected the grant")]
+    Refused(#[source] GrantStatus),
+}
+
+impl GrantError {
+    /// Returns what the operator can do next, if anything.
+    #[must_use]
+    pub const fn remedy(self) -> Option<&'static str> {
+        match self {
+            Self::OutOfPages => Some("give the domain more memory"),
+            Self::OutOfEntries => Some("raise the domain's max_grant_frames"),
+            Self::NotOurs | Self::Refused(_) => None,
+        }
+    }
 }
 
 /// The other domain still uses the page. The page must not be reused until a later call succeeds.

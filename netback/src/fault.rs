@@ -1,8 +1,10 @@
 //! Reasons why a vif ends and why a packet is dropped. They follow the rules of Linux's netback.
 
+use alloc::borrow::Cow;
 use pvio_event_channel::EventError;
 use pvio_grant_table::{GrantRef, GrantStatus};
 use pvio_ring::RingFault;
+use pvio_ring::error::Remedy;
 use pvio_ring::inflight::RecordError;
 use pvio_ring::proto::netif::ExtraFault;
 
@@ -19,22 +21,22 @@ pub const SLOTS_FATAL: usize = 21;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Fault {
     /// The transmit ring's producer index is out of range.
-    #[error("transmit ring: {0}")]
-    TxRing(RingFault),
+    #[error("the transmit ring is invalid")]
+    TxRing(#[source] RingFault),
     /// The receive ring's producer index is out of range.
-    #[error("receive ring: {0}")]
-    RxRing(RingFault),
+    #[error("the receive ring is invalid")]
+    RxRing(#[source] RingFault),
     /// The control ring's producer index is out of range.
-    #[error("control ring: {0}")]
-    CtrlRing(RingFault),
+    #[error("the control ring is invalid")]
+    CtrlRing(#[source] RingFault),
     /// A slot has `MORE_DATA` set, but the next slot was not produced.
-    #[error("a packet goes on beyond the {have} slots produced")]
+    #[error("a packet continues beyond the {have} slots that were produced")]
     MissingSlots {
         /// Number of data slots of the packet that were produced.
         have: usize,
     },
     /// The packet has more than [`SLOTS_FATAL`] slots.
-    #[error("a packet of more than {SLOTS_FATAL} slots")]
+    #[error("a packet has more than {SLOTS_FATAL} slots")]
     TooManySlots,
     /// A slot's data crosses the end of its page.
     #[error("a slot of {size} bytes at offset {offset} crosses its page")]
@@ -45,7 +47,7 @@ pub enum Fault {
         size: u16,
     },
     /// An extra segment was announced and not produced.
-    #[error("an announced extra segment is missing")]
+    #[error("an extra segment that was announced is missing")]
     MissingExtra,
     /// An extra segment is malformed.
     #[error(transparent)]
@@ -94,11 +96,20 @@ impl Fault {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum QueueError {
     /// Protocol violation by the frontend.
-    #[error("the frontend broke the protocol: {0}")]
+    #[error("the frontend violated the protocol")]
     Fault(#[from] Fault),
     /// The frontend cannot be notified.
-    #[error("event channel: {0}")]
+    #[error("the frontend cannot be notified")]
     Event(#[from] EventError),
+}
+
+impl Remedy for QueueError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Event(error) => error.remedy().map(Cow::Borrowed),
+            Self::Fault(_) => None,
+        }
+    }
 }
 
 impl QueueError {
@@ -116,38 +127,52 @@ impl QueueError {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AttachError {
     /// A ring's page cannot be mapped.
-    #[error("the {ring} ring cannot be mapped: {status}")]
+    #[error("the {ring} ring cannot be mapped")]
     Map {
         /// Name of the ring.
         ring: &'static str,
         /// Status from the hypervisor.
+        #[source]
         status: GrantStatus,
     },
     /// The ring's page does not hold a valid ring state.
-    #[error("the {ring} ring is unusable: {fault}")]
+    #[error("the {ring} ring cannot be used")]
     Ring {
         /// Name of the ring.
         ring: &'static str,
         /// Defect of the ring.
+        #[source]
         fault: RingFault,
     },
     /// The in-flight record of a resumed session does not fit its ring.
-    #[error("the {ring} ring cannot be resumed: {error}")]
+    #[error("the {ring} ring cannot be resumed")]
     Record {
         /// Name of the ring.
         ring: &'static str,
         /// Defect of the record.
+        #[source]
         error: RecordError,
     },
     /// A page that the guest staged cannot be mapped again for the resumed session.
-    #[error("page {} that the guest has staged cannot be mapped for the resumed session", .gref.0)]
+    #[error("the staged page {} cannot be mapped for the resumed session", .gref.0)]
     Staged {
         /// Grant reference of the page.
         gref: GrantRef,
     },
     /// The frontend's event channel cannot be bound.
-    #[error("event channel: {0}")]
+    #[error("the frontend's event channel cannot be bound")]
     Event(#[from] EventError),
+}
+
+impl Remedy for AttachError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Event(error) => error.remedy().map(Cow::Borrowed),
+            Self::Map { .. } | Self::Ring { .. } | Self::Record { .. } | Self::Staged { .. } => {
+                None
+            }
+        }
+    }
 }
 
 impl AttachError {

@@ -341,7 +341,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
             // The earlier process may have published responses and ended before it notified the
             // guest.
             for channel in queues.iter().flat_map(Queue::channels) {
-                channel.notify().map_err(|e| Fault::new(e.code(), e))?;
+                channel.notify().map_err(AttachError::Event)?;
             }
         } else {
             session.record.commit();
@@ -443,7 +443,7 @@ fn refs(keys: &QueueKeys) -> QueueRefs {
 
 impl From<AttachError> for Fault {
     fn from(error: AttachError) -> Self {
-        Self::new(error.code(), error)
+        Self::of(error.code(), &error)
     }
 }
 

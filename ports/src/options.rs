@@ -27,8 +27,10 @@
 
 use crate::wrappers::faults::FaultPlan;
 use crate::wrappers::shape::{DirectionLimits, Rate};
+use alloc::borrow::Cow;
 use alloc::string::String;
 use core::time::Duration;
+use pvio_ring::error::Remedy;
 use std::path::PathBuf;
 
 /// Options of a vif.
@@ -89,10 +91,16 @@ pub enum GuardMode {
 
 /// Error: an option that is unknown or has an invalid value.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{word:?} cannot be said of a NIC: {expected}")]
+#[error("invalid option {word:?} of a NIC: expected {expected}")]
 pub struct BadOption {
     word: String,
     expected: &'static str,
+}
+
+impl Remedy for BadOption {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        Some("docs/nics.md lists the options".into())
+    }
 }
 
 impl NicOptions {
@@ -128,7 +136,7 @@ impl NicOptions {
                     "off" => GuardMode::Off,
                     "mac" => GuardMode::Mac,
                     "ip" => GuardMode::Ip,
-                    _ => return Err("guard is off, mac or ip"),
+                    _ => return Err("guard=off, guard=mac or guard=ip"),
                 }
             }
             "tx" => self.tx.bytes = rate(value, BYTES_AT_ONCE)?,
@@ -146,8 +154,8 @@ impl NicOptions {
             "seed" => self.faults.seed = value.parse().map_err(|_| "a whole number")?,
             _ => {
                 return Err(
-                    "known are bridge, tap, afxdp, switch, netns, loopback, record, replay, guard, \
-                    tx, rx, txpps, rxpps, share, loss, repeat, reorder, corrupt, delay, jitter, seed",
+                    "one of bridge, tap, afxdp, switch, netns, loopback, record, replay, guard, \
+                    tx, rx, txpps, rxpps, share, loss, repeat, reorder, corrupt, delay, jitter and seed",
                 );
             }
         }
@@ -170,7 +178,7 @@ impl NicOptions {
 /// # Errors
 /// A description of the expected format.
 pub fn shared_rate(text: &str) -> Result<Rate, &'static str> {
-    rate(text, BYTES_AT_ONCE)?.ok_or("a shared rate cannot be none")
+    rate(text, BYTES_AT_ONCE)?.ok_or("a rate other than none")
 }
 
 /// Smallest default burst in bytes. The default burst is the amount of a twentieth of a second.
@@ -192,7 +200,7 @@ fn rate(text: &str, least: u64) -> Result<Option<Rate>, &'static str> {
 }
 
 fn count(text: &str) -> Result<u64, &'static str> {
-    const EXPECTED: &str = "a number a second, at least 1, as in 500, 10M or 1G/64k; or none";
+    const EXPECTED: &str = "a rate per second of at least 1, as in 500, 10M or 1G/64k, or none";
     let (digits, unit) = match text.strip_suffix(['k', 'M', 'G']) {
         None => (text, 1),
         Some(digits) if text.ends_with('k') => (digits, 1_000),
@@ -206,22 +214,22 @@ fn count(text: &str) -> Result<u64, &'static str> {
 fn named(text: &str) -> Result<String, &'static str> {
     let fits = (1..=64).contains(&text.len()) && !text.starts_with('.');
     let plain = text.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
-    if fits && plain { Ok(text.into()) } else { Err("a name is wanted, of up to 64 characters") }
+    if fits && plain { Ok(text.into()) } else { Err("a name of up to 64 characters") }
 }
 
 fn path(text: &str) -> Result<PathBuf, &'static str> {
-    if text.starts_with('/') { Ok(text.into()) } else { Err("an absolute path is wanted") }
+    if text.starts_with('/') { Ok(text.into()) } else { Err("an absolute path") }
 }
 
 fn of_a_million(text: &str) -> Result<u32, &'static str> {
-    const EXPECTED: &str = "per cent are wanted, 0 to 100, as in 1, 0.5 or 0.01%";
+    const EXPECTED: &str = "a percentage from 0 to 100, as in 1, 0.5 or 0.01%";
     let number: f64 = text.strip_suffix('%').unwrap_or(text).parse().map_err(|_| EXPECTED)?;
     // Between 0 and a million, so it fits a `u32`.
     if (0.0..=100.0).contains(&number) { Ok((number * 10_000.0) as u32) } else { Err(EXPECTED) }
 }
 
 fn time(text: &str) -> Result<Duration, &'static str> {
-    const EXPECTED: &str = "a time of up to a minute is wanted, as in 5ms or 200us";
+    const EXPECTED: &str = "a time of up to a minute, as in 5ms or 200us";
     let micros = match (text.strip_suffix("us"), text.strip_suffix("ms"), text.strip_suffix('s')) {
         (Some(n), ..) => (n, 1_u64),
         (_, Some(n), _) => (n, 1_000),

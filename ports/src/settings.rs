@@ -8,7 +8,7 @@ use crate::wrappers::faults::{Faults, Plans};
 use crate::wrappers::guard::{Guard, Guards, Network, Rules};
 use crate::wrappers::shape::{Shape, Shaper, Shapes, SharedRate};
 use alloc::collections::BTreeMap;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_netback::stats::Stats;
@@ -49,25 +49,33 @@ impl RuntimeSettings {
         addresses: Option<&str>,
         shares: &SharedRates,
     ) -> Result<(), Fault> {
-        let fault = |text: String| Fault::new("nic-options", text);
+        let fault =
+            |text: String, remedy: String| Fault::new("nic-options", text).with_remedy(remedy);
         let share = match &options.share {
             None => None,
             Some(name) => Some(shares.get(name).map(Arc::clone).ok_or_else(|| {
-                fault(alloc::format!(
-                    "no rate is named {name}: give it with --nic-share {name}=RATE"
-                ))
+                fault(
+                    alloc::format!("the shared rate {name} does not exist"),
+                    alloc::format!("define it with --nic-share {name}=RATE"),
+                )
             })?),
         };
         let rules = match options.guard {
             GuardMode::Off => Rules::default(),
             GuardMode::Mac => Rules { mac: Some(mac), addresses: None },
             GuardMode::Ip => {
-                let none = "guard=ip needs the vif's addresses: ip=… in its line";
-                let words = addresses.ok_or_else(|| fault(none.into()))?;
+                let none = || {
+                    let text = "guard=ip cannot be applied: the vif has no addresses";
+                    fault(text.into(), "give them with ip=… in the vif's line".into())
+                };
+                let words = addresses.ok_or_else(none)?;
                 let words = words.split([' ', ',']).filter(|word| !word.is_empty());
                 let parsed = words.map(|word| {
                     let network = word.parse::<Network>();
-                    network.map_err(|error| fault(alloc::format!("{word:?} is {error}")))
+                    network.map_err(|error| {
+                        let text = alloc::format!("invalid address {word:?} of the vif: {error}");
+                        fault(text, "check ip=… in the vif's line".into())
+                    })
                 });
                 let all = parsed.collect::<Result<Vec<_>, Fault>>()?;
                 Rules { mac: Some(mac), addresses: Some(all) }
@@ -82,6 +90,6 @@ impl RuntimeSettings {
 
 impl From<BadOption> for Fault {
     fn from(error: BadOption) -> Self {
-        Self::new("nic-options", error.to_string())
+        Self::of("nic-options", &error)
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::NetPort;
 use crate::wait::{Wait, Watch};
+use alloc::borrow::Cow;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -13,6 +14,7 @@ use pvio_event_channel::BackendPlatform;
 use pvio_netback::fault::QueueError;
 use pvio_netback::queue::{Queue, Reception};
 use pvio_netback::stats::Stats;
+use pvio_ring::error::Remedy;
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::{Gather, Spin};
 use std::io::{self, PipeWriter};
@@ -61,11 +63,23 @@ pub enum WorkerError {
     #[error(transparent)]
     Queue(#[from] QueueError),
     /// The tap cannot be read any more (its interface was removed), or io_uring fails.
-    #[error("the tap: {0}")]
+    #[error("the port cannot be used any more: {0}")]
     Tap(String),
     /// The worker panicked.
     #[error("the queue's worker thread panicked")]
     Panicked,
+}
+
+impl Remedy for WorkerError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Queue(error) => error.remedy(),
+            Self::Tap(_) => {
+                Some("check that its interface exists, then attach the NIC again".into())
+            }
+            Self::Panicked => Some("see the log, then attach the NIC again".into()),
+        }
+    }
 }
 
 impl WorkerError {

@@ -5,6 +5,7 @@ mod namespace;
 
 use namespace::{entered, ip};
 use pvio_ports::tap::{HOST_MAC, Tap, TapConfig, TapError};
+use pvio_ring::error::Remedy;
 
 #[test]
 fn a_tap_is_what_was_asked_for_and_goes_with_its_handle() {
@@ -88,7 +89,7 @@ fn without_the_right_it_says_which() {
     }
     let error = Tap::create(&TapConfig::new("new")).unwrap_err();
     assert_eq!(error.code(), "tap-not-permitted");
-    assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+    assert!(error.remedy().unwrap_or_default().contains("CAP_NET_ADMIN"), "{error}");
 }
 
 #[test]

@@ -159,7 +159,7 @@ fn a_running_nic_is_captured_on_and_off_and_filtered_and_what_cannot_be_is_told(
     assert!(again.wait().unwrap().success());
     let nobody = tempfile::tempdir().unwrap();
     let nobody = pvio().args(["capture", "--state-dir"]).arg(nobody.path()).output().unwrap();
-    assert!(text(&nobody.stderr).contains("no driver domain answers"));
+    assert!(text(&nobody.stderr).contains("no driver domain responds"));
     // Only root and this user may use the control socket.
     use std::os::unix::fs::PermissionsExt;
     let door = std::fs::metadata(machine.dir.path().join("control.sock")).unwrap();

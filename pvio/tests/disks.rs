@@ -157,12 +157,14 @@ fn a_guest_gets_and_uses_and_loses_disks_while_it_runs() {
     let options = machine.devices("xvdb").remove(0)["disk"]["options"].clone();
     assert_eq!(options, "overlay=on,policy=copy,iops=none,bps=1048576/104857");
     assert!(
-        machine.refused(&["set-disk", "guest", "xvdb", "sector=4096"]).contains("attach it anew")
+        machine.refused(&["set-disk", "guest", "xvdb", "sector=4096"]).contains("attach it again")
     );
     assert!(machine.refused(&["set-disk", "guest", "xvdc", "iops=1"]).contains("no disk xvdc"));
     let twice = machine.refused(&["attach-disk", "guest", &copy, "--vdev", "xvdb"]);
     assert!(twice.contains("has a disk xvdb already"), "{twice}");
-    assert!(machine.refused(&["attach-disk", "nobody", &copy]).contains("no domain nobody"));
+    assert!(
+        machine.refused(&["attach-disk", "nobody", &copy]).contains("domain nobody does not exist")
+    );
 
     // A disk that cannot be attached leaves no nodes, and the error names the reason.
     let missing = machine.refused(&["attach-disk", "guest", "/nowhere/x.img", "--vdev", "xvdd"]);
@@ -182,7 +184,10 @@ fn a_guest_gets_and_uses_and_loses_disks_while_it_runs() {
     machine.tell(&["detach-disk", "guest", "xvdb"]);
     while !machine.note().contains("xvdb was detached") {}
     let gone = machine.refused(&["stats", "vbd2.xvdb"]);
-    assert!(gone.contains("no device is called vbd2.xvdb") && gone.contains("vbd2.xvda"), "{gone}");
+    assert!(
+        gone.contains("device vbd2.xvdb does not exist") && gone.contains("vbd2.xvda"),
+        "{gone}"
+    );
     assert_eq!(machine.devices("xvdb"), [] as [Value; 0]);
     assert_eq!(machine.devices("xvda").len(), 1, "the first disk is as it was");
 }

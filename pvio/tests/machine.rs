@@ -75,8 +75,11 @@ fn a_check_reads_what_it_wrote() {
     let refused = run(&[]);
     assert_eq!(refused.status.code(), Some(2));
     let why = text(&refused.stderr);
-    assert!(why.starts_with("pvio: ") && why.contains("--overwrite"), "{why}");
-    assert_eq!(why.lines().count(), 1, "{why}");
+    assert!(
+        why.starts_with("pvio: ") && why.contains("\nhelp: use") && why.contains("--overwrite"),
+        "{why}"
+    );
+    assert_eq!(why.lines().count(), 2, "{why}");
     let again = report(&run(&["--overwrite", "--depth", "1"]));
     assert_eq!(again["ok"], true);
 }

@@ -71,7 +71,7 @@ pub enum RingFault {
     /// The peer's producer index is further ahead than the ring holds (`RING_REQUEST_PROD_OVERFLOW`
     /// / `RING_RESPONSE_PROD_OVERFLOW`). The contents of the ring are invalid from then on.
     #[error(
-        "the peer's producer index {prod} is {ahead} past the consumed index; at most {most} can be"
+        "the peer's producer index {prod} is {ahead} past the consumed index (the limit is {most})"
     )]
     ProducerOverflow {
         /// The producer index found.
@@ -83,7 +83,7 @@ pub enum RingFault {
     },
     /// The peer's consumer index is ahead of the producer index, or has gone backwards.
     #[error(
-        "the peer's consumer index {cons} is {behind} behind the produced index; at most {most} can be"
+        "the peer's consumer index {cons} is {behind} behind the produced index (the limit is {most})"
     )]
     ConsumerOverrun {
         /// The consumer index found.

@@ -8,6 +8,7 @@
 //! | [`front`], [`back`] | [`FrontRing`] and [`BackRing`]: both sides of a ring of 1 to 32 pages |
 //! | [`byte_ring`] | [`ByteRing`]: the byte streams of console and xenstore |
 //! | `inflight` | the record of requests in flight, which persists when a process dies (feature `alloc`) |
+//! | [`error`] | how errors are shown: causes and remedies |
 //! | [`proto`] | wire structs for each ABI, parsed into validated values and written from them |
 //!
 //! A [`FrontRing`] publishes requests and consumes responses; a [`BackRing`] does the opposite:
@@ -42,6 +43,7 @@ extern crate alloc;
 pub mod back;
 pub mod byte_ring;
 mod directions;
+pub mod error;
 pub mod front;
 pub mod indices;
 #[cfg(feature = "alloc")]

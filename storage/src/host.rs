@@ -154,9 +154,9 @@ impl ImageServer {
             Backing::Own(text) => Disk::from_bytes(text),
             Backing::Format(format, rest) => Disk::with_format(format, rest),
         };
-        let mut disk = disk.map_err(|e| Fault::new(e.code(), e))?;
+        let mut disk = disk.map_err(|e| Fault::of(e.code(), &e))?;
         let words = told.options.as_deref().unwrap_or_default();
-        let said = DiskOptions::from_bytes(words).map_err(|e| Fault::new("disk-options", e))?;
+        let said = DiskOptions::from_bytes(words).map_err(|e| Fault::of("disk-options", &e))?;
         disk.options = said.or(disk.options).or(self.usual.clone());
         let options = &mut disk.options;
         options.read_only = Some(told.mode == Mode::ReadOnly || options.read_only == Some(true));
@@ -243,7 +243,7 @@ impl Open {
             None => image,
         };
         let grows = matches!(disk.kept_in(), Spec::File { format: Format::Raw, .. });
-        tracing::info!(disk = name, kept_in = %disk, "open");
+        tracing::info!(disk = name, image = %disk, "disk opened");
         Ok(Self { image: Arc::new(image), grows, size, share, faults })
     }
 }
@@ -292,6 +292,10 @@ fn traced(image: Image, path: &Path, spec: &Spec, name: &str) -> Result<Image, I
     image.traced(Box::new(file.map_err(failed)?), &place).map_err(failed)
 }
 
+fn not_started(error: io::Error) -> Fault {
+    Fault::new("worker", format!("the queue's worker cannot start: {error}"))
+}
+
 impl<P> Serve<P> for ImageServer
 where
     P: BackendPlatform + Send + 'static,
@@ -301,7 +305,7 @@ where
     type Record = RecordFile;
 
     fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<RecordFile, Fault> {
-        self.records.open(device, len, resumed).map_err(|e| Fault::new(e.code(), e))
+        self.records.open(device, len, resumed).map_err(|e| Fault::of(e.code(), &e))
     }
 
     fn mapped_before(&mut self, mapped: bool) {
@@ -357,9 +361,9 @@ where
         if let Some(before) = &mut self.disk {
             if before.options.fixed() != disk.options.fixed() {
                 tracing::warn!(
-                    now = %before.options.fixed(),
-                    asked_for = %disk.options.fixed(),
-                    "some options hold from when the disk is next attached"
+                    current = %before.options.fixed(),
+                    requested = %disk.options.fixed(),
+                    "some options take effect when the disk is attached again"
                 );
             }
             before.options = disk.options.live().or(before.options.fixed());
@@ -412,17 +416,14 @@ where
         let faults = self.disk.as_ref().map(|disk| disk.options.faults());
         open.faults.set(faults.unwrap_or_default());
         let wake = Arc::clone(&self.wake);
-        Worker::spawn(name, parts, Arc::clone(&open.image), move || wake())
-            .map_err(|e| Fault::new("worker", format!("the queue's worker cannot start: {e}")))
+        Worker::spawn(name, parts, Arc::clone(&open.image), move || wake()).map_err(not_started)
     }
 
     fn ready(&mut self, running: &mut Worker) -> Result<Poll<()>, Fault> {
         match running.ready() {
             Poll::Pending => Ok(Poll::Pending),
             Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
-            Poll::Ready(Err(e)) => {
-                Err(Fault::new("worker", format!("the queue's worker cannot start: {e}")))
-            }
+            Poll::Ready(Err(e)) => Err(not_started(e)),
         }
     }
 

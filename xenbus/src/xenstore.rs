@@ -1,5 +1,6 @@
 //! The interface to xenstore that devices use: one trait for every implementation.
 
+use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -7,6 +8,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use pvio_ring::DomId;
+use pvio_ring::error::Remedy;
 
 use crate::wire::{Op, PAYLOAD_MAX, Perm, XsErrno, split_string, strings};
 
@@ -33,7 +35,7 @@ pub struct WatchEvent {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum XsError {
     /// The server rejected the request.
-    #[error("{op:?} of `{path}` was refused: {errno}")]
+    #[error("{op:?} of `{path}` was rejected: {errno}")]
     Refused {
         /// The operation.
         op: Op,
@@ -49,14 +51,23 @@ pub enum XsError {
     #[error("the connection to xenstore failed: {0}")]
     Transport(Box<str>),
     /// The server violated the protocol; the connection is unusable.
-    #[error("xenstore broke the protocol: {0}")]
+    #[error("xenstored violated the protocol: {0}")]
     Protocol(&'static str),
     /// The request does not fit into one message of 4096 bytes.
     #[error("the request is longer than 4096 bytes")]
     TooLong,
     /// A transaction met a conflict at every attempt ([`TRANSACTION_RETRIES`]).
-    #[error("a transaction met too many conflicts")]
+    #[error("a transaction had a conflict at every attempt")]
     Conflict,
+}
+
+impl Remedy for XsError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Closed | Self::Transport(_) => Some("check that xenstored is running".into()),
+            Self::Refused { .. } | Self::Protocol(_) | Self::TooLong | Self::Conflict => None,
+        }
+    }
 }
 
 impl XsError {

@@ -213,7 +213,7 @@ fn a_guest_that_interferes_with_every_offer_loses_its_own_device_and_no_other() 
     assert_eq!(alive, Ok(Life::Alive), "the connection to xenstore is as good as before");
     assert_eq!(b.state(), XenbusState::Closed);
     let why = read_error(&mut b.world.dom0, &b.back).unwrap().expect("a reason");
-    assert!(why.contains("conflicts"), "{why}");
+    assert!(why.contains("a conflict at every attempt"), "{why}");
 }
 
 #[test]

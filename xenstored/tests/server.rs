@@ -76,7 +76,7 @@ fn a_domain_has_its_own_rights_and_home() {
     assert_eq!(d5.write("name", b"other").unwrap_err().errno(), Some(XsErrno::Acces));
     assert_eq!(d5.domain_path(DomId(5)).unwrap(), "/local/domain/5");
     let refused = d5.read("/tool/xenstored").unwrap_err();
-    assert_eq!(refused.to_string(), "Read of `/tool/xenstored` was refused: EACCES");
+    assert_eq!(refused.to_string(), "Read of `/tool/xenstored` was rejected: EACCES");
 }
 
 #[test]

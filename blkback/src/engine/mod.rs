@@ -108,14 +108,14 @@ pub enum EngineError {
     #[error("the operating system reports error {0}")]
     Os(i32),
     /// The image holds less data than the operation covers: it was truncated.
-    #[error("the image is shorter than it was")]
+    #[error("the image has become shorter")]
     Short,
     /// The engine does not support the operation.
-    #[error("not supported by this image")]
+    #[error("the operation is not supported by this image")]
     Unsupported,
     /// The thread that carries out operations has ended because of a bug. No operation can complete
     /// any more.
-    #[error("the thread that does the disk's operations has ended")]
+    #[error("the disk's I/O thread has ended")]
     Lost,
 }
 

@@ -24,11 +24,13 @@ use crate::engine::{BlockEngine, EngineError, Geometry, Io, Segments};
 use crate::pages::{Buf, Pages, StepError};
 use crate::path::DataPath;
 use crate::stats::Stats;
+use alloc::borrow::Cow;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_event_channel::{EventChannel, EventError};
 use pvio_grant_table::{DomId, GrantCopier, GrantMapper};
+use pvio_ring::error::Remedy;
 use pvio_ring::inflight::RecordError;
 use pvio_ring::proto::blkif::{Abi, MAX_SEGMENTS, Request, op};
 use pvio_ring::shm::{HeapMemory, SharedMemory};
@@ -81,10 +83,10 @@ pub enum QueueFault {
     #[error(transparent)]
     Slot(#[from] ShortSlot),
     /// The worker's wait point failed with this operating system error.
-    #[error("waiting failed with error {0} of the operating system")]
+    #[error("the queue's worker cannot wait: error {0} of the operating system")]
     Wait(i32),
     /// The thread that carries out the disk's operations has ended.
-    #[error("the thread that does the disk's operations has ended")]
+    #[error("the disk's I/O thread has ended")]
     EngineLost,
     /// The worker panicked.
     #[error("the queue's worker thread panicked")]
@@ -103,6 +105,18 @@ impl QueueFault {
             Self::Wait(_) => "wait-failed",
             Self::EngineLost => "engine-lost",
             Self::Panicked => "worker-panicked",
+        }
+    }
+}
+
+impl Remedy for QueueFault {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Event(error) => error.remedy().map(Cow::Borrowed),
+            Self::EngineLost | Self::Panicked => {
+                Some("see the log, then detach the disk and attach it again".into())
+            }
+            Self::Ring(_) | Self::Record(_) | Self::Slot(_) | Self::Wait(_) => None,
         }
     }
 }

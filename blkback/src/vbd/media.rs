@@ -109,7 +109,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
             return None;
         }
         let text = format!(
-            "the medium has sectors of {} bytes, and the frontend was told of {}",
+            "the new media cannot be used: it has sectors of {} bytes, and the connected frontend uses {}",
             now.sector_size, before.sector_size
         );
         Some(Fault::new("medium-sectors", text))

@@ -5,7 +5,7 @@ use crate::engine::FlushState;
 use crate::path::DataPath;
 use crate::queue::QueueRecord;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use pvio_event_channel::BackendPlatform;
 use pvio_ring::inflight::{Record, RecordError, RequestLog, SessionKey};
 use pvio_ring::proto::blkif::Abi;
@@ -49,7 +49,7 @@ pub(super) fn key(addr: DeviceAddr, abi: Abi, request: &FrontRequest) -> Result<
         }
         let bytes = queue.ring_refs.len().saturating_mul(PAGE_SIZE);
         let layout = RingLayout::new(bytes, abi.slot_size())
-            .ok_or_else(|| Fault::new("ring-geometry", "a ring has no such number of pages"))?;
+            .ok_or_else(|| Fault::new("ring-geometry", "invalid number of ring pages"))?;
         key.section(RequestLog::<HeapMemory>::section_len(layout));
     }
     Ok(key)
@@ -89,7 +89,7 @@ impl<R: SharedMemory + Clone> Session<R> {
         }
         let died = begin == Begin::Resumed;
         let found = QueueRecord::resume(&self.record, index, ring, abi, died)
-            .map_err(|error| Fault::new(error.code(), error))?;
+            .map_err(|error| Fault::of(error.code(), &error))?;
         #[cfg(feature = "std")]
         {
             let (device, again, given_up) = (&self.device, found.inherited(), found.given_up());
@@ -128,5 +128,5 @@ pub(super) fn device(addr: DeviceAddr) -> String {
 }
 
 fn fault(error: RecordError) -> Fault {
-    Fault::new(error.code(), error.to_string())
+    Fault::of(error.code(), &error)
 }

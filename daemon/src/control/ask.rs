@@ -19,7 +19,7 @@ pub fn ask(
     let mut stream = match state_dir {
         Some(dir) => knock(&dir.join(NAME)).map_err(|e| {
             Failure::input(
-                format!("no driver domain answers in {}: {e}", dir.display()),
+                format!("no driver domain responds in {}: {e}", dir.display()),
                 "name the --state-dir of a running pvio run",
             )
         })?,
@@ -31,8 +31,14 @@ pub fn ask(
     answer.read_line(&mut line).map_err(gone)?;
     match line.trim_end().split_once(' ') {
         None if line == "ok\n" => Ok((stream, answer)),
-        Some(("error", why)) => Err(Failure::of(why).as_input()),
-        _ => Err(Failure::new("the driver domain did not answer", "too many ask at once, perhaps")),
+        Some(("error", why)) => {
+            let (what, remedy) = why.split_once('\t').unwrap_or((why, ""));
+            Err(Failure::input(what, remedy))
+        }
+        _ => Err(Failure::new(
+            "the driver domain did not respond",
+            "try again later: it serves a limited number of connections",
+        )),
     }
 }
 
@@ -55,8 +61,8 @@ fn find() -> Result<UnixStream, Failure> {
     match (open.pop(), &open[..]) {
         (Some((_, stream)), []) => Ok(stream),
         (None, _) => Err(Failure::input(
-            "no driver domain answers",
-            "start pvio serve or pvio run; root sees those of pvio serve, --state-dir names another",
+            "no driver domain responds",
+            "start pvio serve or pvio run, use root for a pvio serve, or name another with --state-dir",
         )),
         (Some((last, _)), others) => {
             let doors = others.iter().map(|(door, _)| door).chain([&last]);
@@ -64,7 +70,7 @@ fn find() -> Result<UnixStream, Failure> {
                 doors.filter_map(|door| door.parent()).map(|dir| dir.display().to_string());
             let folders: Vec<String> = folders.collect();
             Err(Failure::input(
-                format!("several driver domains answer: {}", folders.join(", ")),
+                format!("several driver domains respond: {}", folders.join(", ")),
                 "choose one with --state-dir",
             ))
         }
@@ -75,5 +81,5 @@ fn find() -> Result<UnixStream, Failure> {
 #[must_use]
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub fn gone(error: io::Error) -> Failure {
-    Failure::new(format!("the driver domain is gone: {error}"), "")
+    Failure::new(format!("the connection to the driver domain was lost: {error}"), "")
 }

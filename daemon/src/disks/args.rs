@@ -138,16 +138,16 @@ impl ImageRootArgs {
     /// One of them is not a directory.
     pub fn add_to(&self, options: &mut DiskOptions) -> Result<(), Failure> {
         for root in options.image_roots.iter_mut().flatten() {
-            *root = absolute(&*root).map_err(Failure::of)?;
+            *root = absolute(&*root).map_err(Failure::foreign)?;
         }
         for root in &self.roots {
             if !root.is_dir() {
                 return Err(Failure::input(
-                    format!("the image root {} is no directory", Shown::new(root)),
+                    format!("the image root {} is not a directory", Shown::new(root)),
                     "name a directory with --image-root",
                 ));
             }
-            let root = absolute(root).map_err(Failure::of)?;
+            let root = absolute(root).map_err(Failure::foreign)?;
             options.image_roots.get_or_insert_default().push(root);
         }
         Ok(())

@@ -45,13 +45,13 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
         Some(path) if !here && path.is_relative() => {
             return Err(Failure::input(
                 format!(
-                    "{} is looked for in domain {back}, whose folders are not ours",
+                    "the relative path {} cannot be used: the disk is opened in domain {back}",
                     Shown::new(path)
                 ),
-                "name it by its whole path there",
+                "name its absolute path there",
             ));
         }
-        _ => spec.absolute().map_err(Failure::of)?,
+        _ => spec.absolute().map_err(Failure::foreign)?,
     };
     if here {
         ImageRootArgs::default().add_to(&mut options)?;
@@ -78,7 +78,7 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
     vbd::create_both_ends(&mut xs, addr, &front, &words).map_err(|e| match e {
         HandshakeError::Exists { .. } => Failure::input(
             format!("domain {guest} has a disk {vdev} already"),
-            "name another with --vdev, or leave that out",
+            "name another with --vdev, or leave --vdev out",
         ),
         other => Failure::of(other),
     })?;
@@ -97,7 +97,7 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
 fn first_free(xs: &mut Client, guest: DomId) -> Result<Vdev, Failure> {
     let taken = list_frontends(xs, DeviceClass::Vbd, guest).map_err(Failure::of)?;
     let free = (0..taken.len() as u32 + 1).map(Vdev::disk).find(|v| !taken.contains(&v.number()));
-    free.ok_or_else(|| Failure::new("no number for a disk is free", ""))
+    free.ok_or_else(|| Failure::new("the guest cannot have another disk: no number is free", ""))
 }
 
 /// Waits until a disk's backend has opened it.
@@ -108,16 +108,17 @@ fn until_offered(xs: &mut Client, addr: DeviceAddr, by: Instant) -> Result<(), F
                 // A backend whose image is locked also enters InitWait, and reports that it waits.
                 // It does so for a migration, where the other guest is about to end; that is not
                 // expected here, so it is an error.
-                return error_of(xs, addr).map_or(Ok(()), |why| Err(Failure::of(why)));
+                return error_of(xs, addr).map_or(Ok(()), |why| Err(Failure::new(why, "")));
             }
             XenbusState::Closing | XenbusState::Closed => {
                 let why = error_of(xs, addr);
-                return Err(Failure::of(why.unwrap_or_else(|| "the backend closed it".into())));
+                let why = why.unwrap_or_else(|| "the backend closed the disk".into());
+                return Err(Failure::new(why, ""));
             }
             _ if Instant::now() >= by => {
                 return Err(Failure::new(
-                    format!("no backend in domain {} took the disk", addr.back),
-                    format!("is pvio serve running there, for {}?", addr.kind.as_str()),
+                    format!("no backend in domain {} opened the disk in time", addr.back),
+                    format!("check that pvio serve runs there, for {}", addr.kind.as_str()),
                 ));
             }
             _ => std::thread::sleep(LOOK),
@@ -150,8 +151,8 @@ pub fn detach(args: &DetachArgs) -> Result<(), Failure> {
     if !closed && !args.force {
         return Err(Failure::new(
             format!("{} of domain {} was not closed within {} s", args.vdev, addr.front, args.wait),
-            "the guest uses it, most likely: let go of it there; --force takes it away at once, and what \
-             the guest has not written yet is lost",
+            "end its use in the guest, or detach it with --force: data that the guest has not written \
+             is lost then",
         ));
     }
     std::thread::sleep(LINGER);

@@ -15,7 +15,7 @@ pub fn set(args: &SetArgs) -> Result<(), Failure> {
     if fixed != DiskOptions::default() {
         return Err(Failure::input(
             format!("{fixed} cannot be changed while a disk is served"),
-            "detach it (pvio detach-disk) and attach it anew with that",
+            "detach it (pvio detach-disk) and attach it again with the new options",
         ));
     }
     let mut xs = connect(&args.store)?;

@@ -18,6 +18,7 @@ pub mod vdev;
 use crate::failure::Failure;
 use args::StoreArgs;
 use pvio_grant_table::DomId;
+use pvio_ring::error::Report;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::client::{Client, default_path};
 use pvio_xenbus::handshake::common::{
@@ -40,8 +41,8 @@ pub fn connect(args: &StoreArgs) -> Result<Client, Failure> {
     };
     Client::connect(&path).map_err(|e| {
         Failure::input(
-            format!("no xenstore at {}: {e}", path.display()),
-            "run it in dom0, or name a running machine's folder with --state-dir",
+            format!("xenstore cannot be reached at {}: {}", path.display(), Report(&e)),
+            "run it in dom0, or name the directory of a running machine with --state-dir",
         )
     })
 }
@@ -59,7 +60,8 @@ pub fn domain(xs: &mut Client, name: &str) -> Result<DomId, Failure> {
         Err(_) => find_domain(xs, name).map_err(Failure::of)?,
     };
     found.ok_or_else(|| {
-        Failure::input(format!("there is no domain {name}"), "pvio list shows those with devices")
+        let what = format!("the domain {name} does not exist");
+        Failure::input(what, "list the domains that have devices with pvio list")
     })
 }
 
@@ -70,7 +72,8 @@ pub fn domain(xs: &mut Client, name: &str) -> Result<DomId, Failure> {
 pub fn disk_of(xs: &mut Client, guest: DomId, vdev: Vdev) -> Result<DeviceAddr, Failure> {
     let found = find_device(xs, DeviceClass::Vbd, guest, vdev.number());
     found.map_err(Failure::of)?.ok_or_else(|| {
-        Failure::input(format!("domain {guest} has no disk {vdev}"), "pvio list shows its disks")
+        let what = format!("domain {guest} has no disk {vdev}");
+        Failure::input(what, "list its disks with pvio list")
     })
 }
 

@@ -91,14 +91,14 @@ fn parse(args: &[OsString]) -> Result<Args, Failure> {
     let guest = after("-xen-domid").next().and_then(text).and_then(|id| id.parse().ok());
     let guest = guest.map(DomId).ok_or_else(|| {
         Failure::input(
-            format!("{NAME} is to be started by xl, with -xen-domid"),
-            format!("put device_model_override=\"/usr/bin/{NAME}\" into the guest's configuration"),
+            format!("{NAME} cannot be started without -xen-domid: xl starts it"),
+            format!("write device_model_override=\"/usr/bin/{NAME}\" in the guest's configuration"),
         )
     })?;
     if after("-machine").chain(after("-M")).any(|machine| !machine.starts_with(b"xenpv")) {
         return Err(Failure::input(
-            format!("domain {guest} needs a machine emulated, and {NAME} emulates none"),
-            "leave device_model_override out, or make it a PV or PVH guest",
+            format!("domain {guest} needs an emulated machine, which {NAME} does not support"),
+            "leave device_model_override out, or configure a PV or PVH guest",
         ));
     }
     let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
@@ -110,7 +110,9 @@ fn parse(args: &[OsString]) -> Result<Args, Failure> {
             None => {
                 let options = String::from_utf8_lossy(options);
                 return Err(Failure::input(
-                    format!("{NAME} cannot take over an open QMP socket ({options})"),
+                    format!(
+                        "an open QMP socket cannot be used: not supported by {NAME} ({options})"
+                    ),
                     "leave dm_restrict out of the guest's configuration",
                 ));
             }

@@ -16,7 +16,8 @@ pub fn listen(path: &Path) -> Result<(), Failure> {
     // An earlier guest with the same number may have left its socket behind.
     let _ = std::fs::remove_file(path);
     let socket = UnixListener::bind(path).map_err(|e| {
-        Failure::new(format!("cannot listen on {}: {e}", path.display()), "is its folder there?")
+        let what = format!("the QMP socket {} cannot be created: {e}", path.display());
+        Failure::new(what, "check that its directory exists")
     })?;
     let answering = thread::Builder::new().name("qmp".into()).spawn(move || {
         for stream in socket.incoming().flatten() {
@@ -24,7 +25,7 @@ pub fn listen(path: &Path) -> Result<(), Failure> {
             let _ = converse(&stream);
         }
     });
-    answering.map(drop).map_err(|e| Failure::new(format!("no thread for QMP: {e}"), ""))
+    answering.map(drop).map_err(|e| Failure::new(format!("the QMP thread cannot start: {e}"), ""))
 }
 
 fn converse(stream: &UnixStream) -> std::io::Result<()> {

@@ -279,12 +279,13 @@ where
                 continue;
             }
             let why = format!(
-                "the guest has not let go of the device for {} s, as it is to: it is in use there, \
-                 or the guest does not answer; it is served until then, or until it is taken away by \
-                 force",
+                "the guest has not released the device for {} s: it is in use there, or the guest \
+                 does not respond",
                 CLOSING.as_secs()
             );
-            device.driver.complain(xs, &Fault::new("frontend-keeps-device", why))?;
+            let fault = Fault::new("frontend-keeps-device", why);
+            let remedy = "end its use in the guest, or detach it by force";
+            device.driver.complain(xs, &fault.with_remedy(remedy))?;
             device.step = true;
         }
         Ok(())
@@ -324,8 +325,8 @@ where
                 let (descriptors, each) = &self.descriptors;
                 let promise = match descriptors.promise(*each) {
                     Ok(promise) => Some(promise),
-                    Err(why) => {
-                        driver.refuse(xs, &Fault::new("file-descriptors", why))?;
+                    Err(fault) => {
+                        driver.refuse(xs, &fault)?;
                         None
                     }
                 };

@@ -102,9 +102,9 @@ impl Default for Options {
 /// It cannot be created, or other users have access to it.
 pub fn records(path: &Path) -> Result<RecordDir, Failure> {
     let dir = RecordDir::open(path)
-        .map_err(|e| Failure::of(format!("no in-flight records: {e}")).as_input())?;
+        .map_err(|e| Failure::of(e).context("in-flight records cannot be used").as_input())?;
     dir.sweep().map_err(|e| {
-        let what = format!("no in-flight records in {}: {e}", path.display());
+        let what = format!("in-flight records in {} cannot be used: {e}", path.display());
         Failure::input(what, "name another directory")
     })?;
     Ok(dir)

@@ -37,11 +37,11 @@ pub fn check(
     match holders.iter().find(|(_, theirs)| *theirs != ours) {
         Some((other, _)) => Err(Failure::input(
             format!("disk image {} is in use by domain {other}", Shown::new(image)),
-            "shut that down or detach its disk, or attach both read-only",
+            "shut that domain down or detach its disk, or attach both disks read-only",
         )),
         None if holders.is_empty() => Err(Failure::input(
             format!("disk image {} is in use by another program", Shown::new(image)),
-            "lsof or fuser tell by which",
+            "find that program with lsof or fuser",
         )),
         None => Ok(()),
     }

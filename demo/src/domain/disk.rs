@@ -67,8 +67,8 @@ impl AttachedDisk {
 /// Converts the error of a disk, with the backend's message if there is one.
 pub fn failure(e: DiskError) -> Failure {
     match e {
-        DiskError::Closed(why) if !why.is_empty() => Failure::of(why),
-        other => Failure::new(&other, other.remedy().unwrap_or_default()),
+        DiskError::Closed(why) if !why.is_empty() => Failure::new(why, ""),
+        other => Failure::of(other),
     }
 }
 

@@ -45,5 +45,5 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let mut xs = domain.xenstore().map_err(Failure::of)?;
     let me = (&domain, domain.id());
     driver::run(me, &mut xs, &options, &served, (&stop, &bell), || Said::Ready.say())
-        .map_err(|e| Failure::new(format!("the hypervisor is gone: {e}"), ""))
+        .map_err(|e| Failure::of(e).context("the connection to the hypervisor was lost"))
 }

@@ -59,7 +59,8 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
     let ring = bell.clone();
     let waker = Box::new(move || ring.ring());
     let started = FsThread::start_metered(Disk::new(disk), waker, Some(read.clone()));
-    let (fs, answers) = started.map_err(|e| Failure::new(format!("no thread: {e}"), ""))?;
+    let (fs, answers) =
+        started.map_err(|e| Failure::new(format!("a thread cannot start: {e}"), ""))?;
     let mut addrs = vec![DISK];
     addrs.extend(args.ip.map(|_| NIC));
     let nudge = fs.nudge();

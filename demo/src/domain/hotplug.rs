@@ -45,7 +45,7 @@ pub fn start(domain: &Domain, devices: Devices) -> Result<(), Failure> {
             tracing::warn!("new disks are not looked for any more: {e}");
         }
     });
-    spawned.map(drop).map_err(|e| Failure::new(format!("no thread: {e}"), ""))
+    spawned.map(drop).map_err(|e| Failure::new(format!("a thread cannot start: {e}"), ""))
 }
 
 struct Hotplug {
@@ -184,9 +184,10 @@ fn attach(domain: &Domain, addr: DeviceAddr, devices: Devices) -> Result<Attache
     let disk = AttachedDisk::attach(domain, addr, devices)?;
     let size = human(disk.bytes());
     let started = FsThread::start(Disk::new(disk), Box::new(|| ()));
-    let (fs, answers) = started.map_err(|e| Failure::new(format!("no thread: {e}"), ""))?;
+    let (fs, answers) =
+        started.map_err(|e| Failure::new(format!("a thread cannot start: {e}"), ""))?;
     let nudge = fs.nudge();
-    fs.info(0).map_err(Failure::of)?;
+    fs.info(0).map_err(Failure::foreign)?;
     let found = match answers.recv().map(|answer| answer.result) {
         Ok(Ok(Reply::Info(info))) => format!("{} {:?}", info.kind, info.label),
         Ok(Err(error)) => error.to_string(),

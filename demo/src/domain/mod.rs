@@ -76,7 +76,7 @@ impl Said {
         match self {
             Self::Ready => "ready".into(),
             Self::Failed(f) => {
-                format!("failed\t{}\t{}\t{}", f.code, one_line(&f.what), one_line(&f.help))
+                format!("failed\t{}\t{}\t{}", f.code, one_line(&f.what), one_line(&f.remedy))
             }
             Self::Note(text) => format!("note\t{}", one_line(text)),
             Self::Report(json) => format!("report\t{}", one_line(json)),
@@ -94,8 +94,8 @@ impl Said {
             "failed" => {
                 let mut parts = rest.splitn(3, '\t');
                 let code = parts.next()?.parse().ok()?;
-                let (what, help) = (parts.next()?, parts.next()?);
-                Some(Self::Failed(Failure { code, ..Failure::new(what, help) }))
+                let (what, remedy) = (parts.next()?, parts.next()?);
+                Some(Self::Failed(Failure { code, ..Failure::new(what, remedy) }))
             }
             _ => None,
         }
@@ -137,7 +137,8 @@ pub fn execute(command: DomainCommand) {
     match result {
         Ok(()) => exit(0),
         Err(failure) => {
-            tracing::error!("{}", one_line(&failure.what));
+            let (error, remedy) = (one_line(&failure.what), one_line(&failure.remedy));
+            tracing::error!(error, remedy, "the process ends");
             Said::Failed(failure.clone()).say();
             exit(i32::from(failure.code));
         }

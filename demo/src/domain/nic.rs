@@ -41,7 +41,7 @@ impl std::fmt::Debug for AttachedNic {
 }
 
 fn lost(e: XsError) -> Failure {
-    Failure::new(format!("the hypervisor is gone: {e}"), "")
+    Failure::of(e).context("the connection to the hypervisor was lost")
 }
 
 impl AttachedNic {
@@ -193,9 +193,9 @@ impl AttachedNic {
         match work(queue) {
             Ok(done) => Ok(Some(done)),
             Err(fault) => {
-                let told = Fault::new(fault.code(), fault);
+                let told = Fault::of(fault.code(), &fault);
                 self.driver.fail(&mut self.xs, &told).map_err(lost)?;
-                Err(Failure::new(format!("the NIC was closed: {fault}"), ""))
+                Err(Failure::of(fault).context("the NIC was closed"))
             }
         }
     }
@@ -230,7 +230,7 @@ impl AttachedNic {
         let ends = [self.driver.backend_path(), Some(self.driver.token())];
         let xs = &mut self.xs;
         let why = ends.into_iter().flatten().find_map(|end| read_error(xs, end).ok().flatten());
-        Failure::of(why.unwrap_or_else(|| "the NIC was closed by its backend".into()))
+        Failure::new(why.unwrap_or_else(|| "the NIC was closed by its backend".into()), "")
     }
 }
 

@@ -43,7 +43,7 @@ pub fn start(
             tracing::warn!("device states are not watched any more: {e}");
         }
     });
-    spawned.map(drop).map_err(|e| Failure::new(format!("no thread: {e}"), ""))
+    spawned.map(drop).map_err(|e| Failure::new(format!("a thread cannot start: {e}"), ""))
 }
 
 /// Interval at which devices that are not connected are polled.

@@ -77,7 +77,10 @@ pub fn run(args: &WorkArgs) -> Result<(), Failure> {
     let session = Session::attach(domain, xs, DISK, PATIENCE).map_err(failure)?;
     let cells = session.size() / CELL as u64;
     if cells == 0 {
-        return Err(Failure::input("the disk is smaller than 4096 bytes", "check a larger one"));
+        return Err(Failure::input(
+            "the disk cannot be checked: it is smaller than 4096 bytes",
+            "use a larger one",
+        ));
     }
     Said::Ready.say();
     let mut work = Work::new(args, session, cells)?;
@@ -85,7 +88,7 @@ pub fn run(args: &WorkArgs) -> Result<(), Failure> {
     work.report.stopped = stop.is_told();
     work.read_all()?;
     let report = work.finish();
-    let json = serde_json::to_string(&report).map_err(Failure::of)?;
+    let json = serde_json::to_string(&report).map_err(Failure::foreign)?;
     Said::Report(json).say();
     Ok(())
 }
@@ -138,9 +141,9 @@ impl Work {
             ProgressDrawTarget::stderr_with_hz(5)
         });
         let style = ProgressStyle::with_template("{bar:32} {percent:>3}%  {msg}");
-        bar.set_style(style.map_err(Failure::of)?);
+        bar.set_style(style.map_err(Failure::foreign)?);
         let can_flush = session.device().served().is_some_and(|disk| disk.offer.flush);
-        let latency = Histogram::new_with_bounds(1, MAX_NS, 3).map_err(Failure::of)?;
+        let latency = Histogram::new_with_bounds(1, MAX_NS, 3).map_err(Failure::foreign)?;
         Ok(Self {
             session,
             rng: Pcg64Mcg::seed_from_u64(args.seed),
@@ -252,7 +255,7 @@ impl Work {
             Kind::Flush => Op::Flush,
         };
         let queue = self.session.queue().map_err(failure)?;
-        queue.start(slot, op).map_err(Failure::of)?;
+        queue.start(slot, op).map_err(Failure::foreign)?;
         queue.publish().map_err(Failure::of)?;
         if self.flying.len() <= slot.index() {
             self.flying.resize(slot.index() + 1, None);
@@ -269,12 +272,15 @@ impl Work {
         answered.map_err(failure)?;
         for (slot, op, status) in done {
             let Some(flying) = self.flying.get_mut(slot.index()).and_then(Option::take) else {
-                return Err(Failure::new(format!("an answer to nothing: {op:?}"), ""));
+                return Err(Failure::new(
+                    format!("the backend completed a request that is not in flight: {op:?}"),
+                    "",
+                ));
             };
             self.in_flight -= 1;
             if status != Status::Okay {
                 let what = format!("the backend could not do {op:?}: {status:?}");
-                return Err(Failure::new(what, "the driver domain's log says more"));
+                return Err(Failure::new(what, "see the driver domain's log"));
             }
             let took = u64::try_from(flying.start.elapsed().as_nanos()).unwrap_or(MAX_NS);
             self.latency.saturating_record(took);
@@ -354,7 +360,7 @@ impl Work {
             for &(first, count) in batch {
                 let queue = self.session.queue().map_err(failure)?;
                 let Some(slot) = queue.reserve() else {
-                    return Err(Failure::new("the queue has fewer slots than it said", ""));
+                    return Err(Failure::new("the queue has fewer slots than it reported", ""));
                 };
                 let flying = Flying { first, count, kind: Kind::Read, start: Instant::now() };
                 self.launch(slot, flying)?;

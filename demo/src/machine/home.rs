@@ -29,7 +29,7 @@ impl Home {
     pub fn claim(named: Option<&Path>, name: &str) -> Result<(Self, Hypervisor), Failure> {
         if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
             return Err(Failure::input(
-                format!("{name:?} cannot be a guest's name"),
+                format!("invalid name {name:?} of a guest"),
                 "use letters, digits, '-', '_' and '.', as in --name web-1",
             ));
         }
@@ -73,10 +73,12 @@ impl Home {
 /// A [`Failure`] if it cannot be created or is not private to this user.
 pub fn private(path: &Path) -> Result<PrivateDir, Failure> {
     PrivateDir::create(path).map_err(|e| {
-        let failure = Failure::of(format!("the state directory cannot be used: {e}")).as_input();
-        let help =
-            if failure.help.is_empty() { "name one that can be written" } else { &failure.help };
-        Failure { help: format!("{help} (--state-dir)"), ..failure }
+        let failure = Failure::of(e).context("the state directory cannot be used").as_input();
+        let remedy = match failure.remedy.is_empty() {
+            true => "name a directory that can be written",
+            false => &failure.remedy,
+        };
+        Failure { remedy: format!("{remedy} (--state-dir)"), ..failure }
     })
 }
 

@@ -126,11 +126,11 @@ impl Machine {
         let (sender, events) = unbounded();
         listen_for_signals(&home, sender.clone())?;
         let driver = DomainConfig::new("driver-domain").id(DRIVER);
-        hypervisor.create_domain(driver).map_err(|e| domain_failure(&e))?;
+        hypervisor.create_domain(driver).map_err(domain_failure)?;
         let guest = DomainConfig::new(&plan.name).id(GUEST);
         let guest = guest.memory_pages(GUEST_PAGES).grant_frames(GUEST_GRANT_FRAMES);
-        hypervisor.create_domain(guest).map_err(|e| domain_failure(&e))?;
-        let mut xs = hypervisor.xenstore().map_err(Failure::of)?;
+        hypervisor.create_domain(guest).map_err(domain_failure)?;
+        let mut xs = hypervisor.xenstore().map_err(Failure::foreign)?;
         devices::create(&mut xs, &plan.disk, plan.nic.as_ref()).map_err(Failure::of)?;
         let mut machine = Self {
             guest: None,
@@ -172,7 +172,7 @@ impl Machine {
                     }
                 },
                 // `self` has a sender, so the channel is never closed.
-                None => self.events.recv().map_err(Failure::of)?,
+                None => self.events.recv().map_err(Failure::foreign)?,
             };
             match event {
                 Event::Signal => return Ok(News::Stopped),
@@ -213,8 +213,10 @@ impl Machine {
             Role::Guest => {
                 self.home.keep();
                 Err(Failure::new(
-                    format!("the guest ended unexpectedly ({how}); everything else was taken down"),
-                    format!("its log is {}", self.log(self.plan.guest.0)),
+                    format!(
+                        "the guest ended unexpectedly ({how}), and all other processes were stopped"
+                    ),
+                    format!("see its log {}", self.log(self.plan.guest.0)),
                 ))
             }
             Role::Driver => {
@@ -227,7 +229,7 @@ impl Machine {
                             "the driver domain ended {} times within a minute, now {how}",
                             RESTARTS + 1
                         ),
-                        format!("its log is {}", self.log("driver")),
+                        format!("see its log {}", self.log("driver")),
                     ));
                 }
                 self.restarts.push_back(now);
@@ -243,7 +245,7 @@ impl Machine {
     fn reason(&mut self, role: Role, failure: Failure) -> Failure {
         match devices::backend_error(&mut self.xs) {
             Some(text) if role == Role::Guest => {
-                Failure { code: failure.code, ..Failure::of(text) }
+                Failure { code: failure.code, ..Failure::new(text, "") }
             }
             _ => failure,
         }
@@ -257,7 +259,7 @@ impl Machine {
     /// deadline `by` has passed.
     fn look(&mut self, by: Instant) -> Result<(), Failure> {
         if let Some(why) = devices::backend_error(&mut self.xs) {
-            return Err(Failure::of(why));
+            return Err(Failure::new(why, ""));
         }
         let nic = self.plan.nic.is_some();
         if self.is_ready && devices::are_connected(&mut self.xs, nic) {
@@ -265,13 +267,13 @@ impl Machine {
         } else if Instant::now() >= by {
             self.home.keep();
             let what = if self.is_ready {
-                "the devices did not come back"
+                "the devices did not reconnect"
             } else {
-                "the guest was not ready"
+                "the guest did not become ready"
             };
             return Err(Failure::new(
                 format!("{what} within {} seconds", START.as_secs()),
-                format!("the logs in {} say how far it came", self.home.path().display()),
+                format!("see the logs in {}", self.home.path().display()),
             ));
         }
         Ok(())
@@ -286,10 +288,10 @@ impl Machine {
             // Also makes the hypervisor notice the end of the process, if it has not yet.
             match self.hypervisor.destroy_domain(DRIVER) {
                 Ok(()) | Err(DomainError::NoDomain(_)) => {}
-                Err(e) => return Err(domain_failure(&e)),
+                Err(e) => return Err(domain_failure(e)),
             }
             let driver = DomainConfig::new("driver-domain").id(DRIVER);
-            self.hypervisor.create_domain(driver).map_err(|e| domain_failure(&e))?;
+            self.hypervisor.create_domain(driver).map_err(domain_failure)?;
             devices::create_backends_again(&mut self.xs, &self.plan.disk, self.plan.nic.as_ref())
                 .map_err(Failure::of)?;
             devices::until_frontends_know(&mut self.xs, self.plan.nic.is_some(), RELEASE);
@@ -360,10 +362,10 @@ fn listen_for_signals(home: &Home, sender: Sender<Event>) -> Result<(), Failure>
     })
 }
 
-fn domain_failure(e: &DomainError) -> Failure {
+fn domain_failure(e: DomainError) -> Failure {
     match e {
         DomainError::NameInUse(name) => Failure::input(
-            format!("the name {name:?} is in use already"),
+            format!("a guest named {name:?} cannot be created: the name is in use"),
             "choose another with --name",
         ),
         other => Failure::of(other).as_input(),

@@ -21,18 +21,20 @@ pub fn is_inside() -> bool {
 /// # Errors
 /// A [`Failure`] if neither is possible.
 pub fn for_a_tap() -> Result<(), Failure> {
-    let own = capabilities(None).map_err(|e| Failure::new(format!("capabilities: {e}"), ""))?;
+    let own = capabilities(None).map_err(|e| {
+        Failure::new(format!("the capabilities of this process cannot be read: {e}"), "")
+    })?;
     if own.effective.contains(CapabilitySet::NET_ADMIN) {
         return Ok(());
     }
     let no_way = |why: &str| {
         Failure::input(
-            format!("no permission to make a tap, and {why}"),
-            "run it as root, or give the program the right: sudo setcap cap_net_admin+ep $(command -v pvio)",
+            format!("a tap cannot be created: permission denied, and {why}"),
+            "run it as root, or give the program the capability: sudo setcap cap_net_admin+ep $(command -v pvio)",
         )
     };
     if is_inside() {
-        return Err(no_way("not even in a user namespace"));
+        return Err(no_way("not possible in a user namespace either"));
     }
     const UNSHARE: [&str; 3] = ["--user", "--map-root-user", "--net"];
     let tried = Command::new("unshare")
@@ -44,12 +46,12 @@ pub fn for_a_tap() -> Result<(), Failure> {
         .status();
     match tried {
         Ok(status) if status.success() => {}
-        Ok(_) => return Err(no_way("this system allows no user namespaces")),
+        Ok(_) => return Err(no_way("this system does not allow user namespaces")),
         Err(_) => return Err(no_way("unshare (util-linux) is not installed")),
     }
     let program = std::env::current_exe()
         .map_err(|e| no_way(&format!("this program cannot be found: {e}")))?;
-    say_aside!("no right to make a tap here; going on in a user and network namespace of our own");
+    say_aside!("no permission to create a tap: continuing in a new user and network namespace");
     let mut command = Command::new("unshare");
     command.args(UNSHARE).arg(program).args(std::env::args_os().skip(1));
     let e = command.env(INSIDE, "1").exec();

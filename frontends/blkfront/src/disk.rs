@@ -193,8 +193,8 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
             let mut last = seat.queue.take();
             if number >= count {
                 if seat.out || last.as_ref().is_some_and(|queue| queue.in_use() > 0) {
-                    let text = "the backend offers fewer queues than the one before it, \
-                                and those that are missing have requests under way";
+                    let text = "the new backend advertises fewer queues than the previous one, and \
+                                the missing ones have requests in flight";
                     seat.queue = last;
                     return Err(Fault::new("front-queues", text));
                 }
@@ -217,7 +217,7 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
                 Ok(queue) => queue,
                 Err(error) => {
                     seat.queue = last;
-                    return Err(Fault::new("front-setup", error));
+                    return Err(Fault::of("front-setup", &error));
                 }
             };
             seat.depth = queue.depth();
@@ -238,7 +238,7 @@ type Made = Result<(), Fault>;
 /// Sends a queue's requests to the backend that it was made for, once that backend is connected.
 fn begin<P: Granter + EventChannels>(queue: &mut Queue<P>, disk: &BackDisk) -> Result<(), Fault> {
     queue.limit(QueueLimits::of(disk));
-    queue.publish().map_err(|fault| Fault::new(fault.code(), fault))
+    queue.publish().map_err(|fault| Fault::of(fault.code(), &fault))
 }
 
 impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
@@ -249,7 +249,7 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
         self.release();
         if self.old.len() >= MAX_OLD * self.seats.len().max(1) {
             let text =
-                "the backend starts over and over, and keeps the rings of earlier sessions mapped";
+                "the backend restarts repeatedly without unmapping the rings of earlier sessions";
             return Err(Fault::new("front-rings-kept", text));
         }
         self.shared.end();

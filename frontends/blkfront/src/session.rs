@@ -7,6 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::Granter;
+use pvio_ring::error::Remedy;
 use pvio_ring::proto::blkif::Status;
 use pvio_runtime::Spin;
 use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
@@ -17,6 +18,7 @@ use pvio_xenbus::handshake::vbd::read_sector_size;
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use std::borrow::Cow;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -24,9 +26,9 @@ use std::time::{Duration, Instant};
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// xenstore failed: the hypervisor is gone.
-    #[error("xenstore: {0}")]
+    #[error("the connection to xenstore failed")]
     Xenstore(#[from] XsError),
-    /// No backend accepted the frontend within this time. [`remedy`](Self::remedy) returns what to
+    /// No backend accepted the frontend within this time. [`Remedy`] returns what to
     /// do.
     #[error("disk not served after {waited:?}: its backend is {backend} (its state is {state})")]
     NoBackend {
@@ -48,37 +50,43 @@ pub enum DiskError {
     #[error("the backend could not do {0:?}")]
     Failed(Op),
     /// The request is out of bounds, or not a whole number of sectors.
-    #[error("{0} bytes at {1} are not whole sectors of this disk")]
+    #[error("request out of range: {0} bytes at {1} are not whole sectors of the disk")]
     OutOfRange(usize, u64),
     /// Waiting failed.
-    #[error("waiting for the backend failed: {0}")]
-    Wait(Errno),
+    #[error("waiting for the backend failed")]
+    Wait(#[source] Errno),
 }
 
-impl DiskError {
-    /// Returns what an operator can do about the error, if that is known.
-    #[must_use]
-    pub fn remedy(&self) -> Option<String> {
-        let Self::NoBackend { state, backend, sector_size, .. } = self else { return None };
+impl Remedy for DiskError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        let (state, backend, sector_size) = match self {
+            Self::NoBackend { state, backend, sector_size, .. } => (state, backend, sector_size),
+            Self::Xenstore(error) => return error.remedy(),
+            Self::Closed(_) | Self::Failed(_) | Self::OutOfRange(..) | Self::Wait(_) => {
+                return None;
+            }
+        };
         Some(match (state, sector_size) {
             (XenbusState::Unknown, _) => {
-                "check that the backend's domain runs and that the toolstack has made the device there"
+                "check that the backend's domain is running and that the toolstack has created the device"
                     .into()
             }
             (XenbusState::Initialising, _) => {
-                "start what serves such disks in the backend's domain (a kernel module, a device \
+                "start a backend for such disks in the backend's domain (a kernel module, a device \
                  model, or pvio serve)"
                     .into()
             }
             // QEMU writes no reason to xenstore when it rejects a frontend.
             (XenbusState::InitWait, Some(size)) if *size > 512 => format!(
                 "give the disk logical sectors of 512 bytes at its backend, instead of {size}: QEMU \
-                 before 2025 refuses frontends that count in sectors of 512 bytes otherwise"
-            ),
+                 before 2025 rejects frontends that count in sectors of 512 bytes otherwise"
+            )
+            .into(),
             _ => format!(
-                "look for the backend's reason in xenstore, at {}, and in its log",
+                "see the backend's reason in xenstore, at {}, and its log",
                 error_path(backend).unwrap_or_default()
-            ),
+            )
+            .into(),
         })
     }
 }
@@ -327,12 +335,12 @@ where
     }
 
     fn fail(&mut self, fault: BackendFault) -> DiskError {
-        self.fail_with(&Fault::new(fault.code(), fault))
+        self.fail_with(&Fault::of(fault.code(), &fault))
     }
 
     fn fail_with(&mut self, fault: &Fault) -> DiskError {
         match self.driver.fail(&mut self.xs, fault) {
-            Ok(()) => DiskError::Closed(format!("{fault}")),
+            Ok(()) => DiskError::Closed(fault.node_text()),
             Err(error) => error.into(),
         }
     }

@@ -2,13 +2,14 @@
 #![cfg(feature = "std")]
 
 use pvio_blkfront::session::DiskError;
+use pvio_ring::error::Remedy;
 use pvio_xenbus::XenbusState as S;
 use std::time::Duration;
 
 #[test]
 fn a_disk_without_a_backend_says_what_is_missing_by_the_backends_state() {
     for (state, sector_size, says) in [
-        (S::Unknown, None, "domain runs"),
+        (S::Unknown, None, "domain is running"),
         (S::Initialising, None, "kernel module"),
         (S::InitWait, Some(4096), "sectors of 512 bytes"),
         (S::InitWait, Some(512), "/local/domain/3/error/backend/qdisk/5/51712/error"),

@@ -1,8 +1,10 @@
 //! Protocol violations by a backend. A backend is trusted no more than a guest.
 
+use alloc::borrow::Cow;
 use pvio_event_channel::EventError;
 use pvio_grant_table::GrantError;
 use pvio_ring::RingFault;
+use pvio_ring::error::Remedy;
 use pvio_ring::proto::netif::ExtraFault;
 
 /// A protocol violation by the backend, or a failure to reach it. The device is unusable; the guest
@@ -10,11 +12,11 @@ use pvio_ring::proto::netif::ExtraFault;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum BackendFault {
     /// Invalid indices in the transmit ring.
-    #[error("transmit ring: {0}")]
-    TxRing(RingFault),
+    #[error("the transmit ring is invalid")]
+    TxRing(#[source] RingFault),
     /// Invalid indices in the receive ring.
-    #[error("receive ring: {0}")]
-    RxRing(RingFault),
+    #[error("the receive ring is invalid")]
+    RxRing(#[source] RingFault),
     /// A response to a transmit request that is not in flight.
     #[error("the backend answered transmit request {0}, which is not in flight")]
     TxId(u16),
@@ -58,8 +60,8 @@ pub enum BackendFault {
         offset: u16,
     },
     /// Invalid indices in the control ring.
-    #[error("control ring: {0}")]
-    CtrlRing(RingFault),
+    #[error("the control ring is invalid")]
+    CtrlRing(#[source] RingFault),
     /// A response to a control request that is not outstanding.
     #[error("the backend answered control request {id} of type {kind}, which it was not asked")]
     CtrlAnswer {
@@ -69,7 +71,7 @@ pub enum BackendFault {
         kind: u16,
     },
     /// The event channel failed.
-    #[error("event channel: {0}")]
+    #[error("the backend cannot be notified")]
     Event(#[from] EventError),
 }
 
@@ -129,4 +131,22 @@ pub enum SetupError {
     /// The ring cannot have that size.
     #[error(transparent)]
     Ring(#[from] RingFault),
+}
+
+impl Remedy for BackendFault {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        // A backend that violates the protocol: nothing for the guest's operator.
+        None
+    }
+}
+
+impl Remedy for SetupError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        let remedy = match self {
+            Self::Grant(error) => error.remedy(),
+            Self::Event(error) => error.remedy(),
+            Self::Ring(_) => None,
+        };
+        remedy.map(Cow::Borrowed)
+    }
 }

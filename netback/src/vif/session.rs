@@ -4,7 +4,7 @@ use super::Serve;
 use crate::fault::AttachError;
 use crate::queue::{ControlRefs, Groups, QueueRefs, SessionRefs, VifRecord};
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_event_channel::{BackendPlatform, Port};
@@ -72,5 +72,5 @@ pub(super) fn device(addr: DeviceAddr) -> String {
 }
 
 fn fault(error: RecordError) -> Fault {
-    Fault::new(error.code(), error.to_string())
+    Fault::of(error.code(), &error)
 }

@@ -1,6 +1,8 @@
 use pvio_grant_table::DomId;
 use pvio_recordfile::DirError;
+use pvio_ring::error::Remedy;
 use pvio_xenbus::XsError;
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
@@ -8,16 +10,16 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Another hypervisor runs in that directory.
-    #[error("a pvio hypervisor already runs in {0}; stop it or name another directory")]
+    #[error("a pvio hypervisor is running in {0} already")]
     Running(PathBuf),
     /// The path is too long: socket paths have at most 107 bytes on Linux.
-    #[error("{0} is too long a path for sockets to lie in; choose a shorter one")]
+    #[error("sockets cannot be created in {0}: the path is too long")]
     PathTooLong(PathBuf),
     /// The directory cannot be used.
     #[error(transparent)]
     Directory(#[from] DirError),
     /// A socket could not be created.
-    #[error("{path}: {source}")]
+    #[error("the socket {path} cannot be created")]
     Io {
         /// Path of the socket.
         path: PathBuf,
@@ -49,10 +51,10 @@ pub enum DomainError {
     #[error("domain {0} exists already")]
     IdInUse(DomId),
     /// The name is not 1 to 64 letters, digits, or any of `-_.`.
-    #[error("{0:?} is not a domain name: 1 to 64 letters, digits, '-', '_' or '.'")]
+    #[error("invalid domain name {0:?}: expected 1 to 64 letters, digits, '-', '_' or '.'")]
     BadName(String),
     /// A size is out of range.
-    #[error("{what} is {given}, not {least} to {most}")]
+    #[error("{what} is {given}, expected {least} to {most}")]
     OutOfRange {
         /// Field of [`DomainConfig`](crate::DomainConfig).
         what: &'static str,
@@ -64,16 +66,16 @@ pub enum DomainError {
         most: u32,
     },
     /// No domain id is free.
-    #[error("every domain number is taken")]
+    #[error("no domain id is free")]
     OutOfIds,
     /// There is no such domain.
-    #[error("there is no domain {0}")]
+    #[error("domain {0} does not exist")]
     NoDomain(DomId),
     /// Its memory could not be created.
-    #[error("no memory for the domain: {0}")]
+    #[error("the domain's memory cannot be created")]
     Memory(#[from] io::Error),
     /// Its xenstore directory could not be created.
-    #[error("making the domain's home in xenstore: {0}")]
+    #[error("the domain's directory in xenstore cannot be created")]
     Xenstore(#[source] XsError),
 }
 
@@ -98,22 +100,22 @@ impl DomainError {
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// No hypervisor runs there.
-    #[error("no pvio hypervisor runs in {0}; start it first")]
+    #[error("no pvio hypervisor is running in {0}")]
     NoHypervisor(PathBuf),
     /// There is no such domain.
     #[error("the hypervisor has no domain {0}")]
     NoDomain(DomId),
     /// Another process has joined as that domain.
-    #[error("a process is domain {0} already")]
+    #[error("domain {0} cannot be joined: another process has joined it")]
     Taken(DomId),
     /// The hypervisor runs under another user.
-    #[error("the hypervisor there runs under another user")]
+    #[error("the hypervisor cannot be joined: it runs under another user")]
     OtherUser,
     /// The hypervisor has closed the connection, rejected this process, or sent an invalid reply.
-    #[error("the hypervisor hung up")]
+    #[error("the hypervisor closed the connection")]
     Lost,
     /// The socket or a mapping could not be created.
-    #[error("joining the hypervisor: {0}")]
+    #[error("the hypervisor cannot be joined")]
     Io(#[from] io::Error),
 }
 
@@ -136,13 +138,13 @@ impl JoinError {
 #[derive(Debug, thiserror::Error)]
 pub enum XenstoreError {
     /// The hypervisor has closed the connection.
-    #[error("the hypervisor hung up")]
+    #[error("the hypervisor closed the connection")]
     Lost,
     /// The limit of connections is reached.
-    #[error("the hypervisor has no more connections to xenstore to give; close one")]
+    #[error("xenstore cannot be connected: the limit of connections is reached")]
     TooMany,
     /// The stream could not be used.
-    #[error("connecting to xenstore: {0}")]
+    #[error("xenstore cannot be connected")]
     Io(#[from] io::Error),
 }
 
@@ -154,6 +156,50 @@ impl XenstoreError {
             Self::Lost => "xenstore-lost",
             Self::TooMany => "xenstore-too-many",
             Self::Io(_) => "xenstore-io",
+        }
+    }
+}
+
+impl Remedy for StartError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Running(_) => Some("stop it, or name another directory".into()),
+            Self::PathTooLong(_) => Some("choose a shorter path".into()),
+            Self::Directory(error) => error.remedy(),
+            Self::Io { .. } => None,
+        }
+    }
+}
+
+impl Remedy for DomainError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::NameInUse(_) | Self::IdInUse(_) => Some("choose another".into()),
+            Self::OutOfIds => Some("destroy a domain first".into()),
+            Self::Xenstore(error) => error.remedy(),
+            // The text names the valid values.
+            Self::BadName(_) | Self::OutOfRange { .. } => None,
+            Self::NoDomain(_) | Self::Memory(_) => None,
+        }
+    }
+}
+
+impl Remedy for JoinError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::NoHypervisor(_) => Some("start it first".into()),
+            Self::OtherUser => Some("run as that user".into()),
+            Self::Taken(_) => Some("stop that process, or join another domain".into()),
+            Self::NoDomain(_) | Self::Lost | Self::Io(_) => None,
+        }
+    }
+}
+
+impl Remedy for XenstoreError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::TooMany => Some("close a connection first".into()),
+            Self::Lost | Self::Io(_) => None,
         }
     }
 }

@@ -1,3 +1,5 @@
+use pvio_ring::error::Remedy;
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
@@ -5,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum DirError {
     /// It belongs to another user, who can change its contents.
-    #[error("{path} belongs to user {owner}; name a directory of your own")]
+    #[error("{path} belongs to user {owner}")]
     OtherOwner {
         /// The directory.
         path: PathBuf,
@@ -13,7 +15,7 @@ pub enum DirError {
         owner: u32,
     },
     /// Other users can write in it.
-    #[error("others may write in {path} (mode {mode:o}); chmod go-w it, or name another directory")]
+    #[error("others may write in {path} (mode {mode:o})")]
     Writable {
         /// The directory.
         path: PathBuf,
@@ -21,7 +23,7 @@ pub enum DirError {
         mode: u32,
     },
     /// Other users can read it or access its contents.
-    #[error("others may use {path} (mode {mode:o}); chmod go-rwx it, or name another directory")]
+    #[error("others may use {path} (mode {mode:o})")]
     Open {
         /// The directory.
         path: PathBuf,
@@ -29,7 +31,7 @@ pub enum DirError {
         mode: u32,
     },
     /// Its path contains a symbolic link that another user may have created.
-    #[error("{path} is reached through the symbolic link {link}; name the directory itself")]
+    #[error("{path} contains the symbolic link {link}")]
     Link {
         /// The directory.
         path: PathBuf,
@@ -37,13 +39,26 @@ pub enum DirError {
         link: PathBuf,
     },
     /// It could not be opened or created.
-    #[error("{path}: {source}")]
+    #[error("{path} cannot be opened or created")]
     Io {
         /// The directory.
         path: PathBuf,
         /// Cause.
         source: io::Error,
     },
+}
+
+impl Remedy for DirError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        let remedy = match self {
+            Self::OtherOwner { .. } => "name a directory of your own",
+            Self::Writable { .. } => "chmod go-w it, or name another directory",
+            Self::Open { .. } => "chmod go-rwx it, or name another directory",
+            Self::Link { .. } => "name the directory itself",
+            Self::Io { .. } => return None,
+        };
+        Some(remedy.into())
+    }
 }
 
 impl DirError {

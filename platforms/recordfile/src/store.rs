@@ -2,7 +2,9 @@
 
 use crate::dir::RecordDir;
 use crate::file::RecordFile;
+use pvio_ring::error::Remedy;
 use pvio_runtime::LogLimit;
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
@@ -55,7 +57,7 @@ impl RecordStore {
         if let Some(Err(error)) = self.dir.as_ref().map(|dir| dir.remove(device))
             && let Some(unlogged) = self.left.admit()
         {
-            tracing::warn!(device, %error, unlogged, "the in-flight record is not removed");
+            tracing::warn!(device, %error, unlogged, "the in-flight record cannot be removed");
         }
     }
 
@@ -70,7 +72,7 @@ impl RecordStore {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The earlier process left no record.
-    #[error("in-flight record {device}: {source}")]
+    #[error("the in-flight record {device} cannot be opened")]
     Missing {
         /// The device.
         device: String,
@@ -78,16 +80,26 @@ pub enum RecordError {
         source: io::Error,
     },
     /// A session is to be resumed, and the records are not in a directory.
-    #[error("no in-flight records are kept here")]
+    #[error("in-flight records are not enabled")]
     NotStored,
     /// The record could not be created or mapped.
-    #[error("in-flight record {device}: {source}")]
+    #[error("the in-flight record {device} cannot be opened")]
     Io {
         /// The device.
         device: String,
         /// Cause.
         source: io::Error,
     },
+}
+
+impl Remedy for RecordError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            // The frontend reconnects without a record.
+            Self::Missing { .. } | Self::NotStored => None,
+            Self::Io { .. } => Some("check the directory of the records and its free space".into()),
+        }
+    }
 }
 
 impl RecordError {

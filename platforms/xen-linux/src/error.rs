@@ -1,5 +1,7 @@
+use pvio_ring::error::Remedy;
 use pvio_xenbus::XsError;
 use rustix::io::Errno;
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
@@ -7,13 +9,10 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The kernel does not run on Xen.
-    #[error(
-        "this system is not a Xen domain ({0} does not say \"xen\"): boot it on Xen, or use the \
-         hosted platform, which needs none"
-    )]
+    #[error("this system is not a Xen domain: {0} does not contain \"xen\"")]
     NotXen(PathBuf),
     /// The kernel runs on Xen and the device is missing.
-    #[error("{path} is not there: `modprobe {module}`")]
+    #[error("{path} does not exist")]
     NoDevice {
         /// The device.
         path: PathBuf,
@@ -21,13 +20,13 @@ pub enum OpenError {
         module: &'static str,
     },
     /// This user may not open the device.
-    #[error("{path} may not be opened: run as root, or let this user read and write it")]
+    #[error("{path} cannot be opened: permission denied")]
     Denied {
         /// The device.
         path: PathBuf,
     },
     /// The device cannot be opened for another reason.
-    #[error("opening {path}: {source}")]
+    #[error("{path} cannot be opened")]
     Device {
         /// The device.
         path: PathBuf,
@@ -35,10 +34,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// xenstore cannot be reached.
-    #[error(
-        "xenstore cannot be reached at {path} ({source}): in dom0 start xenstored; in a guest see \
-         that {path} is there and may be opened"
-    )]
+    #[error("xenstore cannot be reached at {path}")]
     Xenstore {
         /// Path of its socket or device.
         path: PathBuf,
@@ -46,13 +42,34 @@ pub enum OpenError {
         source: io::Error,
     },
     /// xenstore does not report this domain's id.
-    #[error("reading this domain's number from xenstore: {0}")]
+    #[error("the id of this domain cannot be read from xenstore")]
     Id(#[from] XsError),
     /// The domain id in xenstore is invalid.
-    #[error(
-        "the node `domid` in xenstore is {0:?}, not a domain's number; in dom0 run xen-init-dom0"
-    )]
+    #[error("the node `domid` in xenstore is {0:?}, which is not a domain id")]
     BadId(String),
+}
+
+impl Remedy for OpenError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::NotXen(_) => {
+                "boot it on Xen, or use the hosted platform, which does not need Xen".into()
+            }
+            Self::NoDevice { module, .. } => {
+                format!("load the kernel module (modprobe {module})").into()
+            }
+            Self::Denied { .. } => {
+                "run as root, or give this user permission to read and write it".into()
+            }
+            Self::Device { .. } => return None,
+            Self::Xenstore { .. } => {
+                "start xenstored in dom0, or, in a guest, check that it exists and can be opened"
+                    .into()
+            }
+            Self::Id(error) => return error.remedy(),
+            Self::BadId(_) => "run xen-init-dom0 in dom0".into(),
+        })
+    }
 }
 
 impl OpenError {
@@ -76,7 +93,7 @@ impl OpenError {
 pub enum NotifyError {
     /// The pages were mapped together with others, which are unmapped at the same time, with one
     /// notification for all of them.
-    #[error("the page was mapped in a batch; map it by itself to be notified of its unmapping")]
+    #[error("a page that was mapped in a batch cannot notify of its unmapping")]
     Batch,
     /// The byte is not in the mapping.
     #[error("the byte to clear is not in the mapping")]
@@ -85,8 +102,8 @@ pub enum NotifyError {
     #[error("a byte of a read-only mapping cannot be cleared")]
     ReadOnly,
     /// The kernel rejected the request.
-    #[error("the kernel refused: {0}")]
-    Refused(Errno),
+    #[error("the kernel rejected the request")]
+    Refused(#[source] Errno),
 }
 
 impl NotifyError {

@@ -13,9 +13,11 @@ mod sys;
 pub use port::AfXdpPort;
 
 use crate::tap::{TapError, inside};
+use alloc::borrow::Cow;
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::time::Duration;
+use pvio_ring::error::Remedy;
 use pvio_runtime::LogLimit;
 use pvio_xenbus::driver::Fault;
 use rustix::net::netdevice::name_to_index;
@@ -33,30 +35,44 @@ const LET_GO: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum AfXdpError {
     /// The interface does not exist.
-    #[error("there is no interface named {0}")]
+    #[error("the interface {0} does not exist")]
     NoInterface(String),
     /// The network namespace cannot be entered.
     #[error(transparent)]
     Namespace(#[from] TapError),
     /// A capability is missing.
-    #[error("not permitted to {0}: CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF are needed")]
+    #[error("cannot {0}: permission denied")]
     NotPermitted(&'static str),
     /// The kernel lacks AF_XDP support.
-    #[error(
-        "this kernel cannot {0}: it takes Linux 5.9 with CONFIG_XDP_SOCKETS and CONFIG_BPF_SYSCALL"
-    )]
+    #[error("cannot {0}: this kernel does not support it")]
     Unsupported(&'static str),
     /// Another program uses the interface or its queue.
-    #[error("cannot {0}: another program uses the interface or its queue by XDP")]
+    #[error("cannot {0}: another program uses the interface or its queue with XDP")]
     InUse(&'static str),
     /// Another system error.
-    #[error("cannot {what}: {error}")]
+    #[error("cannot {what}")]
     System {
         /// Operation that failed.
         what: &'static str,
         /// Error of the system.
+        #[source]
         error: io::Error,
     },
+}
+
+impl Remedy for AfXdpError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::NoInterface(_) => "list the interfaces with ip link".into(),
+            Self::Namespace(error) => return error.remedy(),
+            Self::NotPermitted(_) => "run with CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF".into(),
+            Self::Unsupported(_) => {
+                "use Linux 5.9 or later with CONFIG_XDP_SOCKETS and CONFIG_BPF_SYSCALL".into()
+            }
+            Self::InUse(_) => "stop that program, or name another interface".into(),
+            Self::System { .. } => return None,
+        })
+    }
 }
 
 impl AfXdpError {
@@ -76,7 +92,7 @@ impl AfXdpError {
 
 impl From<AfXdpError> for Fault {
     fn from(error: AfXdpError) -> Self {
-        Self::new(error.code(), error)
+        Self::of(error.code(), &error)
     }
 }
 
@@ -111,7 +127,7 @@ impl AfXdp {
         within(netns, || {
             let any =
                 socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
-            let any = any.map_err(|e| failed("look for an interface")(e.into()))?;
+            let any = any.map_err(|e| failed("search for an interface")(e.into()))?;
             let index =
                 name_to_index(&any, name).map_err(|_| AfXdpError::NoInterface(name.into()))?;
             let program = Program::attach(index, most);

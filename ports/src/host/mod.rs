@@ -145,7 +145,7 @@ where
     type Record = RecordFile;
 
     fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<RecordFile, Fault> {
-        self.records.open(device, len, resumed).map_err(|e| Fault::new(e.code(), e))
+        self.records.open(device, len, resumed).map_err(|e| Fault::of(e.code(), &e))
     }
 
     fn remove_record(&mut self, device: &str) {
@@ -170,8 +170,9 @@ where
         let mut wakers = Vec::with_capacity(queues);
         for _ in 0..queues {
             let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-            let failed =
-                |e: io::Error| Fault::new("worker", format!("no eventfd for a queue: {e}"));
+            let failed = |e: io::Error| {
+                Fault::new("worker", format!("a queue's eventfd cannot be created: {e}"))
+            };
             let wakeup = eventfd(0, flags).map_err(|e| failed(e.into()))?;
             let other = wakeup.try_clone().map_err(failed)?;
             let wake = move || {
@@ -223,8 +224,9 @@ where
     fn refresh(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
         let options = self.options_of(vif)?;
         if !options.has_link_of(&self.options) {
-            let why = "where a NIC leads to stays as it is until the NIC is removed";
-            return Err(Fault::new("nic-options", why));
+            let why = "a NIC's port, bridge and namespace cannot be changed while it is attached";
+            let remedy = "detach the NIC and attach it with other options";
+            return Err(Fault::new("nic-options", why).with_remedy(remedy));
         }
         self.apply(vif, &options)
     }
@@ -269,7 +271,7 @@ where
     }
 
     fn fault(&mut self, running: &mut Worker) -> Option<Fault> {
-        running.error().map(|error| Fault::new(error.code(), error))
+        running.error().map(|error| Fault::of(error.code(), &error))
     }
 
     fn stop(&mut self, running: &mut Worker) -> Poll<()> {

@@ -31,12 +31,16 @@ impl Opening {
         let (sender, outcome) = sync_channel(1);
         let work = move || {
             let opened = catch_unwind(AssertUnwindSafe(open));
-            let panicked = || Fault::new("worker-panicked", "making the NIC's port panicked");
+            let panicked = || {
+                Fault::new("worker-panicked", "opening the NIC's port failed: the thread panicked")
+            };
             let _ = sender.send(opened.unwrap_or_else(|_| Err(panicked())));
             wake();
         };
         let spawned = Builder::new().name(format!("open-{name}")).spawn(work);
-        spawned.map_err(|e| Fault::new("worker", format!("no thread to make the NIC: {e}")))?;
+        spawned.map_err(|e| {
+            Fault::new("worker", format!("the thread that opens the NIC's port cannot start: {e}"))
+        })?;
         Ok(Self { outcome, begun: Instant::now() })
     }
 
@@ -59,8 +63,8 @@ impl Opening {
 }
 
 fn timeout() -> Fault {
-    let text = "making the NIC's port takes too long: does Open vSwitch answer?";
-    Fault::new("nic-timeout", text)
+    let text = "opening the NIC's port failed: it takes too long";
+    Fault::new("nic-timeout", text).with_remedy("check that Open vSwitch responds")
 }
 
 /// A link that is being closed.

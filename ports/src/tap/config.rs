@@ -1,8 +1,11 @@
 //! Configuration of a tap, and the reasons why it cannot be created.
 #![forbid(unsafe_code)]
 
+use alloc::borrow::Cow;
+use alloc::format;
 use alloc::string::String;
 use core::net::Ipv4Addr;
+use pvio_ring::error::Remedy;
 use pvio_xenbus::driver::Fault;
 use rustix::io::Errno;
 
@@ -60,59 +63,89 @@ impl TapConfig {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TapError {
     /// The tap driver is missing.
-    #[error(
-        "{DEVICE} is missing: load the driver (modprobe tun), or make the node (mknod {DEVICE} c 10 200)"
-    )]
+    #[error("a tap cannot be created: {DEVICE} is missing")]
     NoDriver,
     /// A capability is missing.
-    #[error("not permitted to {0}: CAP_NET_ADMIN is needed (and access to {DEVICE})")]
+    #[error("cannot {0}: permission denied")]
     NotPermitted(&'static str),
     /// An interface of that name exists.
-    #[error("an interface named {0} exists already: choose another name or remove it")]
+    #[error("the tap {0} cannot be created: an interface of that name exists")]
     NameInUse(String),
     /// Not a valid interface name.
-    #[error(
-        "{0:?} cannot be an interface's name: 1 to 15 printable ASCII characters, no '/', ':', '%' or space"
-    )]
+    #[error("invalid interface name {0:?}")]
     BadName(String),
     /// The bridge does not exist.
-    #[error("there is no bridge named {0}: make it first (ip link add {0} type bridge)")]
+    #[error("the tap cannot join the bridge {0}: it does not exist")]
     NoBridge(String),
     /// The interface is not a bridge.
-    #[error(
-        "{0} is not a bridge, or the tap cannot join it (a bridge of Open vSwitch's takes ovs-vsctl: apt install openvswitch-switch)"
-    )]
+    #[error("the tap cannot join the bridge {0}: it is not a bridge, or does not accept taps")]
     NotABridge(String),
     /// The interface to open is not a tap, or not of the required kind.
-    #[error(
-        "{0} is not a tap that can be used: it takes mode tap, and multi_queue where there are to be several (ip tuntap add dev {0} mode tap multi_queue); --queues 1 where not"
-    )]
+    #[error("{0} cannot be used: it is not a tap of the required kind")]
     NotATap(String),
     /// The namespace cannot be entered.
-    #[error("no network namespace {name}: {errno}; make it first (ip netns add {name})")]
+    #[error("the network namespace {name} cannot be entered")]
     NoNamespace {
         /// Name of the namespace.
         name: String,
         /// Error of the system.
+        #[source]
         errno: Errno,
     },
     /// Open vSwitch rejects the tap.
-    #[error("Open vSwitch does not take the tap: {0}")]
+    #[error("Open vSwitch rejects the tap: {0}")]
     OpenVswitch(String),
     /// The uplink of a switch cannot be started.
     #[error("the switch's uplink cannot start: {0}")]
     NoUplink(String),
     /// The driver lacks a feature.
-    #[error("the tap driver knows no {0}")]
+    #[error("the tap driver does not support: {0}")]
     Unsupported(&'static str),
     /// Another system error.
-    #[error("cannot {what}: {errno}")]
+    #[error("cannot {what}")]
     System {
         /// Operation that failed.
         what: &'static str,
         /// Error of the system.
+        #[source]
         errno: Errno,
     },
+}
+
+impl Remedy for TapError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::NoDriver => format!(
+                "load the driver (modprobe tun), or create the node (mknod {DEVICE} c 10 200)"
+            )
+            .into(),
+            Self::NotPermitted(_) => {
+                format!("run with CAP_NET_ADMIN, and with access to {DEVICE}").into()
+            }
+            Self::NameInUse(_) => "choose another name, or remove that interface".into(),
+            Self::BadName(_) => {
+                "use 1 to 15 printable ASCII characters without '/', ':', '%' and space".into()
+            }
+            Self::NoBridge(name) => {
+                format!("create it first (ip link add {name} type bridge)").into()
+            }
+            Self::NotABridge(_) => "name a bridge; a bridge of Open vSwitch needs ovs-vsctl (apt \
+                                    install openvswitch-switch)"
+                .into(),
+            Self::NotATap(name) => format!(
+                "create it with mode tap, and with multi_queue for several queues (ip tuntap add dev \
+                 {name} mode tap multi_queue), or use --queues 1"
+            )
+            .into(),
+            Self::NoNamespace { name, .. } => {
+                format!("create it first (ip netns add {name})").into()
+            }
+            Self::OpenVswitch(_) => "check the bridge with ovs-vsctl show".into(),
+            Self::NoUplink(_) => "check --nic-uplink, and the permission to create a tap".into(),
+            Self::Unsupported(_) => "use a newer kernel".into(),
+            Self::System { .. } => return None,
+        })
+    }
 }
 
 impl TapError {
@@ -138,6 +171,6 @@ impl TapError {
 
 impl From<TapError> for Fault {
     fn from(error: TapError) -> Self {
-        Self::new(error.code(), error)
+        Self::of(error.code(), &error)
     }
 }

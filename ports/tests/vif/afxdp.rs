@@ -8,6 +8,7 @@ use pvio_netback::fault::DropReason;
 use pvio_netfront::Checksum;
 use pvio_ports::afxdp::{AfXdp, AfXdpError};
 use pvio_ports::host::NicConfig;
+use pvio_ring::error::Report;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ fn can(test: &str, name: &str) -> bool {
     match AfXdp::open(name, None, 1) {
         Ok(_) => true,
         Err(error @ (AfXdpError::Unsupported(_) | AfXdpError::NotPermitted(_))) => {
-            skipped(test, &error.to_string());
+            skipped(test, &Report(&error).to_string());
             false
         }
         Err(error) => panic!("{error}"),
@@ -185,7 +186,7 @@ fn a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_rig
     near.ip("link set x0 up");
     match AfXdp::open("x0", Some(&near.0), 1) {
         Err(error @ (AfXdpError::Unsupported(_) | AfXdpError::NotPermitted(_))) => {
-            return skipped(name, &error.to_string());
+            return skipped(name, &Report(&error).to_string());
         }
         other => drop(other.unwrap()),
     }

@@ -357,14 +357,14 @@ fn words_set_every_wrapper_and_what_makes_no_sense_changes_nothing() {
             }
             Err(_) => false,
         };
-        (done.map_err(|fault| fault.to_string()), sent, received(&mut wire).len())
+        (done.map_err(|fault| fault.node_text()), sent, received(&mut wire).len())
     };
     assert_eq!(set("", None), (Ok(()), true, 1));
     assert_eq!(set("guard=ip", Some("192.0.2.2 192.0.2.3")), (Ok(()), true, 1));
     assert_eq!(set("guard=ip", Some("192.0.2.2")), (Ok(()), false, 0));
     for (words, ip, why) in [
         ("guard=ip", None, "ip=…"),
-        ("guard=ip", Some("192.0.2.3 x"), "\"x\" is not"),
+        ("guard=ip", Some("192.0.2.3 x"), "\"x\" of the vif"),
         ("share=down", None, "--nic-share down=RATE"),
     ] {
         let (done, sent, _) = set(words, ip);

@@ -52,7 +52,7 @@ pub use requests::{EntryState, RequestLog, Resumed};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RecordError {
     /// The memory is smaller than the session's record.
-    #[error("the record has {found} bytes; this session takes {needed}")]
+    #[error("the record has {found} bytes, and this session needs {needed}")]
     Size {
         /// Size of the memory, in bytes.
         found: usize,
@@ -63,7 +63,7 @@ pub enum RecordError {
     #[error("the record is not valid: the session was never recorded as a whole, or it was closed")]
     Invalid,
     /// The record was written by another version of pvio.
-    #[error("the record has version {found}; this program reads version {supported}")]
+    #[error("the record has version {found}, and this program reads version {supported}")]
     Version {
         /// Version of the record.
         found: u64,
@@ -74,7 +74,7 @@ pub enum RecordError {
     #[error("the record belongs to another session of the device")]
     OtherSession,
     /// An entry holds a state that this code never writes.
-    #[error("entry {entry} of the record holds a state that cannot be")]
+    #[error("entry {entry} of the record has an invalid state")]
     Entry {
         /// Number of the entry.
         entry: u32,

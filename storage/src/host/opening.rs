@@ -82,12 +82,14 @@ impl Pending {
                 patiently(|| open(&fence), by, &weak, &tell, &wake)
             };
             let outcome = catch_unwind(AssertUnwindSafe(work));
-            let panicked = || Fault::new("image-panic", "opening the image failed by a panic");
+            let panicked =
+                || Fault::new("image-panic", "opening the image failed: the thread panicked");
             let _ = tell.send(News::Over(outcome.unwrap_or_else(|_| Err(panicked()))));
             wake();
         };
         let spawned = Builder::new().name(format!("open-{name}")).spawn(work);
-        let failed = |e| Fault::new("worker", format!("no thread to open the disk: {e}"));
+        let failed =
+            |e| Fault::new("worker", format!("the thread that opens the disk cannot start: {e}"));
         spawned.map_err(failed)?;
         // The fence reports its own timeout.
         let by = Instant::now() + deadlines.fence + deadlines.opening;
@@ -141,12 +143,13 @@ impl Pending {
 }
 
 fn fault(error: ImageError) -> Fault {
-    Fault::new(error.code(), error)
+    Fault::of(error.code(), &error)
 }
 
 fn too_long() -> Fault {
-    let text = "opening the image takes too long: does its storage answer?";
-    Fault::new("image-timeout", text)
+    let fault = Fault::new("image-timeout", "opening the image failed: it takes too long");
+    fault
+        .with_remedy("check whether its storage responds, then detach the disk and attach it again")
 }
 
 fn patiently(

@@ -144,29 +144,38 @@ where
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
     /// It is not of the expected format.
-    #[error("it does not begin like a {0} image")]
+    #[error("no {0} {mark} was found", mark = signature(.0))]
     NotThis(&'static str),
     /// It is inconsistent.
-    #[error("{0}")]
+    #[error("the image is corrupt: {0}")]
     Corrupt(String),
     /// It is too short.
-    #[error("{0}")]
+    #[error("the image is cut short: {0}")]
     Truncated(String),
     /// It is encrypted.
-    #[error("{0}")]
+    #[error("encryption with {0} is not supported")]
     Encrypted(&'static str),
     /// It depends on data in a parent image.
-    #[error("it holds only what differs from a parent image")]
+    #[error("differences to a parent image are not supported")]
     Parent,
     /// It is one file of a disk that consists of several.
-    #[error("it is one of several extents")]
+    #[error("the file is one of several extents, without a descriptor")]
     Extent,
     /// It is valid, but uses a feature that is not supported.
-    #[error("{0}")]
+    #[error("not supported: {0}")]
     Unsupported(String),
     /// It cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+/// Returns by what an image of a format is recognized.
+fn signature(format: &str) -> &'static str {
+    match format {
+        // A fixed VHD image is recognized by its end alone.
+        "vhd" => "footer",
+        _ => "header",
+    }
 }
 
 impl ContentError {

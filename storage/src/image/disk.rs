@@ -3,12 +3,14 @@
 use super::options::{DiskOptions, OptionError};
 use super::shown;
 use super::spec::{Spec, SpecError};
+use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
+use pvio_ring::error::Remedy;
 
 /// A disk: `[iops=1000,direct]qcow2:/srv/guest.qcow2`, or only the storage.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,6 +39,15 @@ impl DiskError {
         match self {
             Self::Spec(_) => "image-name",
             Self::Options(_) => "disk-options",
+        }
+    }
+}
+
+impl Remedy for DiskError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Spec(error) => error.remedy(),
+            Self::Options(error) => error.remedy(),
         }
     }
 }

@@ -30,6 +30,7 @@ mod polled;
 pub mod qcow2;
 mod raw;
 mod reference;
+mod remedy;
 mod shown;
 pub mod spec;
 pub mod vhd;

@@ -12,6 +12,7 @@ use pvio_blkback::Config;
 use crate::engine::faults::FaultPlan;
 use crate::engine::throttle::{Quota, Rate, ThrottleLimits};
 use crate::image::reference::ReferencePolicy;
+use alloc::borrow::Cow;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -19,6 +20,7 @@ use core::fmt;
 use core::str::FromStr;
 use core::time::Duration;
 use pvio_blkback::path::Policy;
+use pvio_ring::error::Remedy;
 use std::path::PathBuf;
 use values::{
     escaped, is_power, is_sector, number, path, plain, rate, size, switch, time, time_in_words,
@@ -71,10 +73,10 @@ pub const KEYS: [(&str, &str, &str); 35] = [
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OptionError {
     /// The option does not exist.
-    #[error("{0:?} is no option of a disk; there are {known}", known = known())]
+    #[error("unknown option {0:?} of a disk")]
     Unknown(String),
     /// The value is missing or invalid.
-    #[error("the option {key} of a disk cannot be {value:?}; write {key}={form}")]
+    #[error("invalid value {value:?} of the option {key} of a disk")]
     Value {
         /// The option.
         key: &'static str,
@@ -84,15 +86,22 @@ pub enum OptionError {
         form: &'static str,
     },
     /// The option takes no value.
-    #[error("the option {0} of a disk has no value; write {0} alone")]
+    #[error("the option {0} of a disk takes no value")]
     Flag(&'static str),
     /// The closing bracket is missing.
-    #[error("options begin with a bracket and end with none; write [iops=100,direct]PATH")]
+    #[error("the closing bracket of a disk's options is missing")]
     Unclosed,
 }
 
-fn known() -> String {
-    KEYS.map(|(key, ..)| key).join(", ")
+impl Remedy for OptionError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Unknown(_) => format!("use {}", KEYS.map(|(key, ..)| key).join(", ")).into(),
+            Self::Value { key, form, .. } => format!("write {key}={form}").into(),
+            Self::Flag(key) => format!("write {key} alone").into(),
+            Self::Unclosed => "write [iops=100,direct]PATH".into(),
+        })
+    }
 }
 
 /// Defines the options, with the functions that handle all of them.

@@ -22,12 +22,14 @@
 use crate::image::Format;
 use crate::image::options::values::unescape;
 use crate::image::shown;
+use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
+use pvio_ring::error::Remedy;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -83,36 +85,52 @@ pub enum SpecError {
     #[error("no disk is named")]
     Empty,
     /// The prefix before the colon is not a known format.
-    #[error(
-        "{0:?} is no format; there are raw, qcow2, qcow2@SNAPSHOT, vmdk, vhd, nbd://, nbd+unix://, \
-         ram and overlay, and a path with a colon in it is written raw:{0}:… or ./{0}:…"
-    )]
+    #[error("unknown image format {0:?}")]
     UnknownFormat(String),
     /// The format is not supported.
-    #[error(
-        "{0} images are not read here; make another of it with {by}, or write raw:PATH if a guest is \
-         to see its bytes as they are", by = converter(.0)
-    )]
+    #[error("{0} images are not supported")]
     Foreign(&'static str),
     /// The size is invalid.
-    #[error("{0:?} is no size of a disk; write ram:64M, a multiple of 512 bytes")]
+    #[error("invalid size of a disk {0:?}: expected a positive multiple of 512 bytes")]
     Size(String),
     /// The address of a network block device is invalid.
-    #[error(
-        "{0:?} is no network block device; write nbd://host:port/export or \
-         nbd+unix:///export?socket=/path"
-    )]
+    #[error("invalid network block device {0:?}")]
     Nbd(String),
+}
+
+impl Remedy for SpecError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Empty => "name one, for example /srv/guest.img".into(),
+            Self::UnknownFormat(word) => format!(
+                "use raw, qcow2, qcow2@SNAPSHOT, vmdk, vhd, nbd://, nbd+unix://, ram or overlay, and \
+                 write a path with a colon in it as raw:{word}:… or ./{word}:…"
+            )
+            .into(),
+            Self::Foreign(format) => format!(
+                "convert it with {}, or write raw:PATH if the guest is to see its bytes as they are",
+                converter(format)
+            )
+            .into(),
+            Self::Size(_) => "write it as in ram:64M".into(),
+            Self::Nbd(_) => {
+                "write nbd://host:port/export or nbd+unix:///export?socket=/path".into()
+            }
+        })
+    }
 }
 
 /// Returns the program that converts an image of an unsupported format without loss.
 fn converter(format: &str) -> &'static str {
     match format {
         // A disk of these formats consists of several files, of which QEMU reads only one.
-        "parallels" | "hdd" | "vhdset" => "what made it, as a whole, with no snapshots left",
+        "parallels" | "hdd" | "vhdset" => {
+            "the program that created it, as a whole, with no snapshots left"
+        }
         // QEMU reads these formats if the disk is in one file.
         "vhdx" | "vdi" => {
-            "qemu-img convert -O qcow2 OLD NEW.qcow2, or what made it if it rests on a parent"
+            "qemu-img convert -O qcow2 OLD NEW.qcow2, or, if it has a parent, the program that \
+             created it"
         }
         _ => "qemu-img convert -O qcow2 OLD NEW.qcow2",
     }

@@ -2,6 +2,7 @@
 
 use crate::device::Loop;
 use crate::support::{Deed, Guest, Machine, Rng, has, text, tool, workload};
+use pvio_ring::error::Remedy;
 use pvio_storage::image::{Disk, Image, ImageError};
 use pvio_xenbus::handshake::vbd::Mode;
 use std::path::{Path, PathBuf};
@@ -103,7 +104,7 @@ fn file_on_4096_byte_sectors_is_served_to_its_end_or_refused_with_a_way_out() {
     std::fs::write(&path, &model).unwrap();
     let error = open(&format!("[direct]{named}")).unwrap_err();
     assert_eq!(error.code(), "image-direct-size", "{error}");
-    assert!(error.to_string().contains("leave direct out"), "{error}");
+    assert!(error.remedy().unwrap_or_default().contains("direct out"), "{error}");
     let mut guest = Machine::new().disk(&format!("raw:[buffered]{}", text(&path)), Mode::ReadWrite);
     assert!(guest.everything() == model);
     guest.close();

@@ -4,6 +4,7 @@ mod devices;
 mod paths;
 
 use crate::support::{Deed, Machine, has, text, tool};
+use pvio_ring::error::{Remedy, Report};
 use pvio_storage::image::inspect::inspect_as;
 use pvio_storage::image::{Disk, Image, ImageError};
 use pvio_xenbus::handshake::vbd::Mode;
@@ -60,11 +61,16 @@ fn open(disk: &str) -> Result<Image, ImageError> {
     Image::open_as(&disk.parse::<Disk>().unwrap())
 }
 
+/// Returns an error's text, causes and remedy.
+fn whole(error: &ImageError) -> String {
+    format!("{}; {}", Report(error), error.remedy().unwrap_or_default())
+}
+
 /// Opens a disk in every way and returns the error, which must be the same each time.
 fn refused(spec: &str) -> (&'static str, String) {
     let found = ["[ro]", "[rw]", "[overlay]", "[ro,direct]"].map(|options| {
         let error = open(&format!("{options}{spec}")).expect_err(spec);
-        (error.code(), error.to_string())
+        (error.code(), whole(&error))
     });
     for other in &found[1..] {
         assert_eq!(found[0].0, other.0, "{spec}: {} or {}", found[0].1, other.1);
@@ -188,7 +194,7 @@ fn a_chain_stays_below_the_roots_of_its_top() {
     // A backing file that names the image above it, by another path.
     symlink("top.qcow2", tenants.own.join("again.qcow2")).unwrap();
     qcow2(&sub.join("mid.qcow2"), "qcow2", "../again.qcow2");
-    refused_as(&spec, "image-chain", &["comes back to itself"]);
+    refused_as(&spec, "image-chain", &["depends on the image itself"]);
 }
 
 #[test]
@@ -213,7 +219,7 @@ fn what_is_no_file_is_never_opened() {
         let place = "x".repeat(name.len());
         qcow2(&image, "raw", &place);
         patched(&image, place.as_bytes(), name.as_bytes());
-        refused_as(&format!("qcow2:{}", text(&image)), "image-chain", &[&name, "no file"]);
+        refused_as(&format!("qcow2:{}", text(&image)), "image-chain", &[&name, "only files"]);
     }
     assert!(listener.accept().is_err(), "nobody has connected");
     // Opening a FIFO for reading would wait for a writer.
@@ -247,7 +253,7 @@ fn a_backing_file_without_a_format_is_never_guessed() {
     let found = first_sector(&format!("qcow2:{}", text(&image)));
     assert_eq!(found[..4], *b"QFI\xfb");
     patched(&image, &[0xe2, 0x79, 0x2a, 0xca], &[0x12, 0x34, 0x56, 0x78]);
-    refused_as(&format!("qcow2:{}", text(&image)), "image-chain", &["never guessed"]);
+    refused_as(&format!("qcow2:{}", text(&image)), "image-chain", &["never detected"]);
     // A file named as qcow2 stays within the roots.
     qcow2(&image, "qcow2", "disk.img");
     refused_as(&format!("qcow2:{}", text(&image)), "image-outside-root", &["disk.img", "other"]);
@@ -359,8 +365,9 @@ fn an_extent_is_written_only_if_its_name_derives_from_the_descriptors() {
         vmdk(&image, "FLAT", name.as_bytes());
         let error = open(&format!("[rw]{}", text(&image))).expect_err(name);
         assert_eq!(error.code(), "image-extent-name", "{error}");
+        let words = whole(&error);
         for word in [text(&image), name, "read-only", "write-extents=any"] {
-            assert!(error.to_string().contains(word), "{word} is not in: {error}");
+            assert!(words.contains(word), "{word} is not in: {words}");
         }
         // For reading, or with the operator's permission.
         open(&format!("[ro]{}", text(&image))).unwrap();
@@ -434,7 +441,7 @@ fn an_image_with_a_parent_is_not_advised_to_be_converted() {
     for image in [image, descriptor, unknown] {
         let error = open(&format!("[ro]{}", text(&image))).unwrap_err();
         assert_eq!(error.code(), "image-feature");
-        let error = error.to_string();
+        let error = whole(&error);
         assert!(error.contains("parent") && error.contains("make a new image of both"), "{error}");
         assert!(!error.contains("-O qcow2"), "{error}");
     }

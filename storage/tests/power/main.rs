@@ -58,7 +58,7 @@ impl Serve<Domain> for Recording {
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
         let Backing::Format("raw", path) = disk.backing() else { panic!("{disk:?}") };
         let image = Image::open(Path::new(OsStr::from_bytes(path)), ImageOptions::default());
-        let image = image.map_err(|e| Fault::new(e.code(), e))?.recorded(self.record.clone());
+        let image = image.map_err(|e| Fault::of(e.code(), &e))?.recorded(self.record.clone());
         let geometry = image.geometry();
         self.image = Some(Arc::new(image));
         Ok(geometry)

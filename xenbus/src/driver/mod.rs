@@ -31,8 +31,10 @@ use crate::handshake::common::{
 use crate::state::XenbusState;
 use crate::wire::XsErrno;
 use crate::xenstore::{Xenstore, XsError, transaction};
+use alloc::borrow::Cow;
 use alloc::format;
 use alloc::string::{String, ToString};
+use pvio_ring::error::{Remedy, Report};
 
 /// Which program attaches a backend's devices to files, bridges and taps: the toolstack, or the
 /// backend itself.
@@ -115,17 +117,40 @@ impl Ends {
 pub struct Fault {
     /// A short stable code for logs and counters.
     pub code: &'static str,
-    /// What happened and what to do about it, for the operator.
+    /// What failed and why, with all causes.
     pub text: String,
+    /// What the operator can do next.
+    pub remedy: Option<Cow<'static, str>>,
     /// The errno that Linux's drivers would write.
     pub errno: u32,
 }
 
 impl Fault {
-    /// Creates a fault of the device or of its peer (`EINVAL`).
+    /// Creates a fault of the device or of its peer (`EINVAL`), without a remedy.
     #[must_use]
-    pub fn new(code: &'static str, text: impl ToString) -> Self {
-        Self { code, text: text.to_string(), errno: 22 }
+    pub fn new(code: &'static str, text: impl Into<String>) -> Self {
+        Self { code, text: text.into(), remedy: None, errno: 22 }
+    }
+
+    /// Creates a fault from an error: its text, its causes and its remedy.
+    #[must_use]
+    pub fn of(code: &'static str, error: &impl Remedy) -> Self {
+        Self { remedy: error.remedy(), ..Self::new(code, Report(error).to_string()) }
+    }
+
+    /// Sets what the operator can do next.
+    #[must_use]
+    pub fn with_remedy(self, remedy: impl Into<Cow<'static, str>>) -> Self {
+        Self { remedy: Some(remedy.into()), ..self }
+    }
+
+    /// Returns the text of the `error` node: `code: text; remedy`, without a remedy `code: text`.
+    #[must_use]
+    pub fn node_text(&self) -> String {
+        match &self.remedy {
+            Some(remedy) => format!("{self}; {remedy}"),
+            None => self.to_string(),
+        }
     }
 
     /// Writes the fault to the `error` node.
@@ -133,7 +158,7 @@ impl Fault {
     /// # Errors
     /// As for [`write_error`].
     pub fn report(&self, xs: &mut dyn Xenstore, base: &str) -> Result<(), HandshakeError> {
-        write_error(xs, base, self.errno, &format!("{self}"))
+        write_error(xs, base, self.errno, &self.node_text())
     }
 }
 
@@ -143,13 +168,13 @@ impl From<HandshakeError> for Fault {
             HandshakeError::Xenstore(_) => "xenstore",
             _ => "handshake",
         };
-        Self::new(code, error)
+        Self::of(code, &error)
     }
 }
 
 impl From<XsError> for Fault {
     fn from(error: XsError) -> Self {
-        Self::new("xenstore", error)
+        Self::of("xenstore", &error)
     }
 }
 

@@ -1,8 +1,10 @@
+use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
 
 use crate::xenstore::XsError;
+use pvio_ring::error::Remedy;
 
 /// Why a handshake could not be read or written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -47,7 +49,7 @@ pub enum HandshakeError {
         value: u64,
     },
     /// The frontend uses a feature that the backend did not advertise.
-    #[error("`{path}` uses a feature that was not offered")]
+    #[error("`{path}` uses a feature that was not advertised")]
     NotOffered {
         /// The full path of the key.
         path: Box<str>,
@@ -59,8 +61,24 @@ pub enum HandshakeError {
         path: Box<str>,
     },
     /// The struct to be written is inconsistent or out of bounds; nothing was written.
-    #[error("cannot be written: {0}")]
+    #[error("the keys cannot be written: {0}")]
     Unwritable(&'static str),
+}
+
+impl Remedy for HandshakeError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Xenstore(error) => error.remedy(),
+            // What a peer or a toolstack wrote is not in the hands of this side's operator.
+            Self::Missing { .. }
+            | Self::Malformed { .. }
+            | Self::OutOfRange { .. }
+            | Self::Duplicate { .. }
+            | Self::NotOffered { .. }
+            | Self::Exists { .. }
+            | Self::Unwritable(_) => None,
+        }
+    }
 }
 
 /// A value that a peer wrote, safe to print: at most 64 of its bytes, with unprintable ones

@@ -29,8 +29,9 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
         drop(download);
         let log = machine.log();
         ensure!(status.code() == Some(1), "{status}:\n{log}");
-        let why = "pvio: the guest ended unexpectedly (killed); everything else was taken down; ";
-        ensure!(log.lines().any(|line| line.starts_with(why)), "it does not say why:\n{log}");
+        let why =
+            "pvio: the guest ended unexpectedly (killed), and all other processes were stopped";
+        ensure!(log.lines().any(|line| line == why), "it does not say why:\n{log}");
         machine.nothing_left()
     });
     checks.check("driver domain killed in the middle of a download", || {

@@ -1,4 +1,4 @@
-//! The command's messages for invalid input: one line with the problem and the remedy.
+//! The command's messages for invalid input: a line with the problem, and one with the remedy.
 
 use std::fs;
 use std::path::Path;
@@ -59,11 +59,10 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
         let bytes = fs::read(&disk)?;
         let first = bytes.iter().position(|byte| *byte != 0).context("an image of something")?;
         let what = format!(
-            "{disk} holds an ext2/3/4 file system (first at byte {first}), \
-             and a check writes all over it"
+            "{disk} cannot be overwritten: it holds an ext2/3/4 file system (first at byte {first})"
         );
         let help =
-            format!("use an empty scratch image, or give --overwrite to destroy what is in {disk}");
+            format!("use an empty scratch image, or destroy the data in {disk} with --overwrite");
         refused(world, &["check", "--disk", &disk], &dir.join("refused"), &what, &help)?;
         ensure!(fs::read(&disk)? == bytes, "and yet it changed");
         Ok(())
@@ -71,8 +70,8 @@ pub fn run(world: &World, checks: &mut Checks) -> Result<()> {
     Ok(())
 }
 
-/// Runs the command, which must exit with code 2, print a single line that contains these texts,
-/// and leave no process.
+/// Runs the command, which must exit with code 2, print a line with the problem and one
+/// with the remedy, and leave no process.
 pub fn refused(
     world: &World,
     arguments: &[&str],
@@ -91,7 +90,7 @@ pub fn refused(
     let said = format!("it said:\n{out}{err}");
     let status = status.with_context(|| said.clone())?;
     ensure!(status.code() == Some(2), "{}: {status}; {said}", exec::shown(&command));
-    let expected = format!("pvio: {what}; {help}\n");
+    let expected = format!("pvio: {what}\nhelp: {help}\n");
     ensure!(err == expected && out.is_empty(), "expected:\n{expected}{said}");
     let mut left = world.net.processes()?;
     left.retain(|pid| !before.contains(pid));

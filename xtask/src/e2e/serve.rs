@@ -79,13 +79,13 @@ fn ext4(world: &World, checks: &mut Checks, disk: &Path, folder: &Path) -> Resul
     checks.check("a disk in use is refused, and why", || {
         let state = world.dir().join("other");
         let what = format!("disk image {} is in use by another program", disk.display());
-        let help = "stop that first, or open it read-only in both";
+        let help = "stop that program first, or open the image read-only in both";
         let arguments = ["check", "--disk", text(disk), "--overwrite"];
         inputs::refused(world, &arguments, &state, &what, help)
     });
     checks.check("a state directory in use is refused, and why", || {
-        let what = format!("a pvio hypervisor already runs in {}", machine.state.display());
-        let help = "stop it or name another directory";
+        let what = format!("a pvio hypervisor is running in {} already", machine.state.display());
+        let help = "stop it, or name another directory";
         inputs::refused(world, &["run", "--disk", text(disk)], &machine.state, &what, help)
     });
     checks.check("Ctrl-C ends it with exit code 0, and nothing is left", || end(&mut machine));

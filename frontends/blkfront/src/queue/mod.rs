@@ -20,6 +20,7 @@
 mod flight;
 mod limits;
 mod memory;
+mod remedy;
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;

@@ -25,7 +25,7 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         self.release();
         if self.old.len() >= MAX_OLD {
             let text =
-                "the backend starts over and over, and keeps the rings of earlier sessions mapped";
+                "the backend restarts repeatedly without unmapping the rings of earlier sessions";
             return Err(Fault::new("front-rings-kept", text));
         }
         if let Some(last) = self.session.take() {
@@ -34,7 +34,7 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         self.offer = BackOffer::read(xs, &ends.back)?;
         self.begin();
         let session = self.set_up(&self.offer, toolstack.backend_id);
-        let mut session = session.map_err(|error| Fault::new("front-setup", error))?;
+        let mut session = session.map_err(|error| Fault::of("front-setup", &error))?;
         let agreed = Negotiated::new(&self.offer, &self.wanted(&session));
         for queue in &mut session.queues {
             queue.set_features(Features {
@@ -70,7 +70,7 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         if !core::mem::replace(&mut self.connected, true) {
             self.sessions = self.sessions.saturating_add(1);
             for queue in self.queues() {
-                queue.publish().map_err(|fault| Fault::new(fault.code(), fault))?;
+                queue.publish().map_err(|fault| Fault::of(fault.code(), &fault))?;
             }
         }
         Ok(())

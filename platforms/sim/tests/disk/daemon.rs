@@ -183,7 +183,7 @@ impl Serve<Platform> for Server {
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
         let name = String::from_utf8_lossy(&disk.params);
         let medium = self.media.get(&*name);
-        let medium = medium.ok_or_else(|| Fault::new("no-image", &name))?;
+        let medium = medium.ok_or_else(|| Fault::new("no-image", name.as_ref()))?;
         // The I/O of a dead process is finished before anything is read.
         medium.borrow_mut().fence();
         self.medium = Some(Rc::clone(medium));

@@ -322,7 +322,7 @@ impl Guest {
         assert!(!self.trusting, "an honest backend is given up: {fault}");
         sim.note(format_args!("  frontend {} gives up: {}", self.id(), fault.code()));
         let driver = self.driver.as_mut().expect("it has just found the fault");
-        driver.fail(&mut self.xs, &Fault::new(fault.code(), fault)).expect("xenstore");
+        driver.fail(&mut self.xs, &Fault::of(fault.code(), fault)).expect("xenstore");
         self.forget_requests();
     }
 

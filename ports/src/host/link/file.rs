@@ -37,7 +37,7 @@ impl FileLink {
         let replay = replay.map_err(|text| Fault::new("nic-replay", text))?;
         let begin = |path: &Path| {
             Recording::begin(path, &params.name).map_err(|e| {
-                let text = format!("{} cannot be recorded to: {e}", path.display());
+                let text = format!("the recording {} cannot be written: {e}", path.display());
                 Fault::new("nic-record", text)
             })
         };

@@ -208,5 +208,5 @@ pub(super) fn not_started(error: io::Error) -> Fault {
 
 /// Returns the fault of a session without an open link.
 pub(super) fn not_open() -> Fault {
-    Fault::new("tap-missing", "no tap is open, or none for so many queues")
+    Fault::new("tap-missing", "no port is open for the queue")
 }

@@ -4,6 +4,7 @@
 use super::{LinkOps, LinkParams, WorkerSetup};
 use crate::switch::{Socket, Switch, SwitchPort};
 use crate::worker::Worker;
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use pvio_event_channel::BackendPlatform;
 use pvio_netback::vif::Session;
@@ -29,7 +30,7 @@ impl LinkOps for SwitchLink {
     fn begin(&mut self, session: &Session) -> Result<(), Fault> {
         let gso = (session.features.gso_v4, session.features.gso_v6);
         let joined = self.switch.join(session.queues, gso);
-        self.socket = Some(joined.map_err(|error| Fault::new("switch-join", error))?);
+        self.socket = Some(joined.map_err(|error| Fault::new("switch-join", error.to_string()))?);
         Ok(())
     }
 
@@ -39,7 +40,7 @@ impl LinkOps for SwitchLink {
         P::Channel: AsFd,
         R: SharedMemory + Clone + Send + Sync + 'static,
     {
-        let none = || Fault::new("switch-join", "the vif is not plugged in");
+        let none = || Fault::new("switch-join", "the vif is not connected to its switch");
         let end = self.socket.as_ref().ok_or_else(none)?.end(setup.index);
         setup.spawn(move |stats| SwitchPort::new(end?, stats), |_| {})
     }

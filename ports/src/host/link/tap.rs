@@ -9,6 +9,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use pvio_event_channel::BackendPlatform;
 use pvio_netback::vif::{Attach, Session};
+use pvio_ring::error::Report;
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::LogLimit;
 use pvio_xenbus::driver::Fault;
@@ -112,7 +113,7 @@ impl LinkOps for TapLink {
             && let Some(unlogged) = self.changed.admit()
         {
             // The next session sets both again and reports an error if that fails.
-            tracing::debug!(%error, unlogged, "the tap is not as before the session");
+            tracing::debug!(error = %Report(&error), unlogged, "the tap cannot be reset after a session");
         }
     }
 }
@@ -169,7 +170,7 @@ impl Carrier {
             && let Some(unlogged) = self.failures.admit()
         {
             // Older kernels do not support it; the host then always sees a carrier.
-            tracing::debug!(tap = tap.name(), %error, unlogged, "carrier not set");
+            tracing::debug!(tap = tap.name(), error = %Report(&error), unlogged, "the carrier cannot be set");
         }
     }
 }

@@ -151,39 +151,38 @@ impl Talk<'_> {
             what,
         };
         if export.min_block > 4096 || !export.min_block.is_power_of_two() {
-            return Err(fail("blocks of at most 4096 bytes can be served to guests"));
+            return Err(fail("guests can use blocks of at most 4096 bytes"));
         }
         let sector = u64::from(export.min_block.max(512));
         if export.size == 0 || !export.size.is_multiple_of(sector) {
-            return Err(fail("whole sectors of 512 bytes, or whole blocks, are needed"));
+            return Err(fail("its size is not a positive multiple of its blocks and of 512 bytes"));
         }
         if u64::from(export.max_block) < sector.max(4096) {
-            return Err(fail("requests of a page must be allowed"));
+            return Err(fail("it does not allow requests of a page"));
         }
         Ok(export)
     }
 
     fn refused(&self, kind: u32, text: &[u8]) -> NbdError {
         let server = name(&self.spec.server);
-        let what = match kind {
+        let tls = "let it listen on a Unix socket, or put a TLS proxy before it";
+        let (what, remedy) = match kind {
             rep::ERR_UNKNOWN => {
                 return NbdError::NoExport { server, export: self.spec.export.clone() };
             }
-            rep::ERR_TLS_REQD => "it wants TLS, which is not supported; let it listen on a Unix \
-                                  socket, or put a TLS proxy before it"
-                .into(),
-            rep::ERR_UNSUP => "it is too old: it does not know NBD_OPT_GO".into(),
-            rep::ERR_BLOCK_SIZE_REQD => "it insists on blocks of another size".into(),
+            rep::ERR_TLS_REQD => ("it requires TLS, which is not supported".into(), Some(tls)),
+            rep::ERR_UNSUP => ("it is too old: it does not know NBD_OPT_GO".into(), None),
+            rep::ERR_BLOCK_SIZE_REQD => ("it requires blocks of another size".into(), None),
             // The text comes from the server: its length is limited and control characters are
             // removed.
             _ => {
                 let text: String = String::from_utf8_lossy(text).chars().take(200).collect();
                 let text = text.replace(char::is_control, " ");
-                let by = if kind == rep::ERR_POLICY { "by its policy" } else { "the option" };
-                format!("{by} (code {:#x}) {text}", kind - rep::ERROR)
+                let by = if kind == rep::ERR_POLICY { "its policy" } else { "it" };
+                (format!("{by} rejects the option (code {:#x}) {text}", kind - rep::ERROR), None)
             }
         };
-        NbdError::Refused { server, what }
+        NbdError::Refused { server, what, remedy }
     }
 
     fn option(&mut self, option: u32, data: &[u8]) -> Result<(), NbdError> {

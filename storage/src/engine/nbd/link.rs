@@ -13,6 +13,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use pvio_ring::error::Report;
 use pvio_runtime::LogLimit;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -324,16 +325,18 @@ impl ServerEnd {
                 Ok((_, export)) => NbdError::Refused {
                     server: self.server.clone(),
                     what: if self.is_the_same(export) {
-                        "it answers nothing".into()
+                        "it does not respond".into()
                     } else {
-                        "the export is not what it was".into()
+                        "the export has changed".into()
                     },
+                    remedy: None,
                 },
                 Err(error) => error,
             };
             if too_long() {
                 if let Some(unlogged) = self.shared.failures.admit() {
-                    tracing::error!(%error, unlogged, "requests to a network block device fail");
+                    let (server, error) = (&self.server, Report(&error));
+                    tracing::error!(server, %error, unlogged, "requests to a network block device fail");
                 }
                 self.requests.fail(EngineError::Os(EIO));
                 continue;

@@ -22,7 +22,9 @@ mod wire;
 
 pub use link::NbdLink;
 
+use alloc::borrow::Cow;
 use alloc::string::String;
+use pvio_ring::error::Remedy;
 use std::io;
 use std::time::Duration;
 
@@ -41,19 +43,20 @@ impl Default for NbdOptions {
     }
 }
 
-/// The reason why a network block device cannot be used. Each message states a remedy.
+/// The reason why a network block device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NbdError {
     /// The server cannot be reached.
-    #[error("the NBD server at {server} cannot be reached: {error}; is it running?")]
+    #[error("the NBD server at {server} cannot be reached")]
     Unreachable {
         /// Address of the server.
         server: String,
         /// The system's error.
+        #[source]
         error: io::Error,
     },
     /// The server does not speak NBD, or violates the protocol.
-    #[error("the NBD server at {server} broke the protocol: {what}; is it one?")]
+    #[error("the NBD server at {server} violated the protocol: {what}")]
     Protocol {
         /// Address of the server.
         server: String,
@@ -61,9 +64,7 @@ pub enum NbdError {
         what: &'static str,
     },
     /// The export does not exist.
-    #[error(
-        "the NBD server at {server} has no export {export:?}; nbdinfo --list tells which it has"
-    )]
+    #[error("the NBD server at {server} has no export {export:?}")]
     NoExport {
         /// Address of the server.
         server: String,
@@ -71,15 +72,17 @@ pub enum NbdError {
         export: String,
     },
     /// The server rejects the connection or an option.
-    #[error("the NBD server at {server} refuses: {what}")]
+    #[error("the NBD server at {server} cannot be used: {what}")]
     Refused {
         /// Address of the server.
         server: String,
-        /// The reason, and the remedy.
+        /// The reason.
         what: String,
+        /// What the operator can do next, if anything.
+        remedy: Option<&'static str>,
     },
     /// The export is read-only.
-    #[error("the export {export:?} of {server} is read-only; attach it so")]
+    #[error("the export {export:?} of {server} cannot be opened for writing: it is read-only")]
     ReadOnly {
         /// Address of the server.
         server: String,
@@ -87,7 +90,9 @@ pub enum NbdError {
         export: String,
     },
     /// The export's size or block size is not usable for a disk.
-    #[error("the export {export:?} of {server} has {size} bytes in blocks of {block}; {what}")]
+    #[error(
+        "the export {export:?} of {server} with {size} bytes in blocks of {block} cannot be used: {what}"
+    )]
     Shape {
         /// Address of the server.
         server: String,
@@ -97,7 +102,7 @@ pub enum NbdError {
         size: u64,
         /// Minimum length of its requests, in bytes.
         block: u32,
-        /// The valid values.
+        /// The reason.
         what: &'static str,
     },
 }
@@ -114,5 +119,19 @@ impl NbdError {
             Self::ReadOnly { .. } => "nbd-read-only",
             Self::Shape { .. } => "nbd-shape",
         }
+    }
+}
+
+impl Remedy for NbdError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        let remedy = match self {
+            Self::Unreachable { .. } => "check that it is running",
+            Self::Protocol { .. } => "check that it is an NBD server",
+            Self::NoExport { .. } => "list the exports it has with nbdinfo --list",
+            Self::Refused { remedy, .. } => (*remedy)?,
+            Self::ReadOnly { .. } => "attach the disk read-only",
+            Self::Shape { .. } => "change the server's settings of the export",
+        };
+        Some(remedy.into())
     }
 }

@@ -114,9 +114,9 @@ fn below(
     meter: &Meter,
     here: &Above<'_>,
 ) -> Result<Below, ImageError> {
-    let fail = |what| {
+    let fail = |what, remedy| {
         let below = Shown::new(OsStr::from_bytes(name)).to_string();
-        Err(ImageError::Chain { path: here.file.path().into(), below, what })
+        Err(ImageError::Chain { path: here.file.path().into(), below, what, remedy })
     };
     // In QEMU, the prefix `file:` means that further colons are part of the path.
     let colon = name.iter().position(|byte| *byte == b':');
@@ -124,8 +124,9 @@ fn below(
         Some((b"file", rest)) => rest.get(1..).unwrap_or_default(),
         Some((word, _)) if !word.contains(&b'/') => {
             return fail(
-                "which is no file, and nothing else is opened for an image; make an image in one \
-                 file of both where that disk can be reached, with qemu-img convert of this image",
+                "only files are opened",
+                "make one image of both where the backing file can be opened, with qemu-img convert \
+                 of this image",
             );
         }
         _ => name,
@@ -133,8 +134,8 @@ fn below(
     let file = roots.find(here.file, Path::new(OsStr::from_bytes(plain)))?;
     if here.holds(&file) || here.depth >= LONGEST {
         return fail(
-            "and comes back to itself by that; take the image from a backup, or from whoever \
-             made it",
+            "it depends on the image itself, or on too many files",
+            "restore the image from a backup, or copy it again",
         );
     }
     match format {
@@ -144,12 +145,13 @@ fn below(
             Ok(Below::Qcow2(Box::new(layer)))
         }
         Some(_) => fail(
-            "which is neither raw nor qcow2; make an image in one file of both on the host it \
-             comes from, with qemu-img convert of this image",
+            "its format is neither raw nor qcow2",
+            "make one image of both on the host it was copied from, with qemu-img convert of this \
+             image",
         ),
         None => fail(
-            "without a word about its format, which is never guessed; if you know the format \
-             that file was made in, write it into a copy of this image with \
+            "the image does not name its format, which is never detected",
+            "if you know the format of that file, write it into a copy of this image with \
              qemu-img rebase -u -F FORMAT -b FILE COPY, where FILE is the name as it is here",
         ),
     }

@@ -38,7 +38,7 @@ pub(super) fn find<'a>(layer: &'a Layer, name: &str) -> Result<&'a Snapshot, Ima
     let found = all.iter().find(|s| s.name == name).or_else(|| all.iter().find(|s| s.id == name));
     found.ok_or_else(|| {
         let names: Vec<&str> = all.iter().map(|s| s.name.as_str()).collect();
-        let there = if names.is_empty() { "none".into() } else { names.join(", ") };
+        let there = names.join(", ");
         ImageError::NoSnapshot { path: layer.path().into(), name: name.to_string(), there }
     })
 }
