@@ -48,6 +48,13 @@ pub const XENSTORE_REQ: StreamLayout =
 pub const XENSTORE_RSP: StreamLayout =
     StreamLayout { buffer: 1024, size: 1024, cons: 2056, prod: 2060 };
 
+/// Offset of `server_features` in `struct xenstore_domain_interface`.
+pub const XENSTORE_SERVER_FEATURES: usize = 2064;
+/// Offset of `connection` in `struct xenstore_domain_interface`.
+pub const XENSTORE_CONNECTION: usize = 2068;
+/// Offset of `error` in `struct xenstore_domain_interface`.
+pub const XENSTORE_ERROR: usize = 2072;
+
 /// One side of a pair of byte streams: it reads one stream and writes the other.
 ///
 /// This side's indices are stored privately and only written to the page, so a peer that changes
@@ -119,6 +126,24 @@ impl<M: SharedMemory> ByteRing<M> {
         let cons = load(&mem, input.cons);
         let prod = load(&mem, output.prod);
         Ok(Self { mem, input, output, cons, prod })
+    }
+
+    /// Attaches again at the indices stored in the page, as [`attach`](Self::attach) does: the peer
+    /// has reset them.
+    pub fn reattach(&mut self) {
+        self.cons = load(&self.mem, self.input.cons);
+        self.prod = load(&self.mem, self.output.prod);
+    }
+
+    /// Empties both streams and resets all indices to 0, the peer's too. The peer must not access
+    /// the page at the same time, and must [attach again](Self::reattach) afterwards.
+    pub fn reset(&mut self) {
+        for stream in [self.input, self.output] {
+            for index in [stream.cons, stream.prod] {
+                self.mem.store_u32(index, 0, Ordering::Release);
+            }
+        }
+        (self.cons, self.prod) = (0, 0);
     }
 
     /// Returns the number of bytes that can be read now.

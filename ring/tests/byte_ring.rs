@@ -144,6 +144,30 @@ proptest! {
 }
 
 #[test]
+fn a_reset_empties_both_streams() {
+    for (input, output, attach_first, attach_second) in interfaces() {
+        let mem = HeapMemory::pages(1);
+        for at in [input.cons, input.prod, output.cons, output.prod] {
+            set(&mem, at, 0_u32.wrapping_sub(9));
+        }
+        let (mut first, mut second) =
+            (attach_first(mem.clone()).unwrap(), attach_second(mem).unwrap());
+        first.write(b"lost on the way").unwrap();
+        second.write(b"this too").unwrap();
+        second.reset();
+        first.reattach();
+        for ring in [&first, &second] {
+            assert_eq!(ring.readable(), Ok(0));
+        }
+        assert_eq!((first.writable(), second.writable()), (Ok(output.size), Ok(input.size)));
+        assert_eq!(first.write(b"new"), Ok(3));
+        let mut bytes = [0; 8];
+        assert_eq!(second.read(&mut bytes), Ok(3));
+        assert_eq!(&bytes[..3], b"new");
+    }
+}
+
+#[test]
 fn impossible_streams_are_refused() {
     let good = CONSOLE_IN;
     for bad in [

@@ -9,7 +9,10 @@ mod c_compiler;
 use core::sync::atomic::Ordering;
 use pvio_grant_table::v1::{self, Flags, GrantTable};
 use pvio_grant_table::{Access, DomId};
-use pvio_ring::byte_ring::{CONSOLE_IN, CONSOLE_OUT, XENSTORE_REQ, XENSTORE_RSP};
+use pvio_ring::byte_ring::{
+    CONSOLE_IN, CONSOLE_OUT, XENSTORE_CONNECTION, XENSTORE_ERROR, XENSTORE_REQ, XENSTORE_RSP,
+    XENSTORE_SERVER_FEATURES,
+};
 use pvio_ring::proto::{blkif, netif};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_ring::{FrontRing, GrantRef, RingLayout};
@@ -393,6 +396,13 @@ fn byte_streams_are_where_the_headers_put_them() {
         assert_eq!(c.at(&format!("{name}.{way}")), stream.buffer);
         assert_eq!(c.at(&format!("{name}.{way}_cons")), stream.cons);
         assert_eq!(c.at(&format!("{name}.{way}_prod")), stream.prod);
+    }
+    for (offset, name) in [
+        (XENSTORE_SERVER_FEATURES, "server_features"),
+        (XENSTORE_CONNECTION, "connection"),
+        (XENSTORE_ERROR, "error"),
+    ] {
+        assert_eq!(c.at(&format!("xenstore.{name}")), offset);
     }
     assert_eq!(c.at("console.out") - c.at("console.in"), CONSOLE_IN.size as usize);
     assert_eq!(c.at("console.in_cons") - c.at("console.out"), CONSOLE_OUT.size as usize);

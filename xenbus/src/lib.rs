@@ -13,12 +13,12 @@
 //! | [`device`] | state machines: the reaction to the other side's state | nothing |
 //! | [`Xenstore`], [`transaction`] | the interface to any xenstore, as a device uses it | `alloc` |
 //! | [`handshake`] | the keys of a disk and a network interface, as typed structs | `alloc` |
+//! | [`client`] | a client over the shared page of a guest | `alloc` |
 //! | [`client`] | a client over a Unix socket or `/dev/xen/xenbus` | `std` |
 //!
 //! A peer is hostile: every length, number and path is checked before it is used, every queue is
-//! bounded, and no input from a peer can cause a panic. Not implemented here: xenstore over a shared
-//! page (the ring's bytes are [`wire`] messages; `ByteRing` of `pvio-ring` carries them), live update of
-//! the server, and devices other than disks and network interfaces.
+//! bounded, and no input from a peer can cause a panic. Not implemented here: devices other than disks
+//! and network interfaces.
 //!
 //! # Example: from the creation of a device to its first offer
 //! ```
@@ -52,11 +52,11 @@
 //!
 //! // The guest sees the state and reads the advertised features.
 //! let mut xs = server.connect_local(guest)?;
-//! let told = vbd::ToolstackFront::read(&mut xs, &addr.frontend_path())?;
-//! xs.watch(&common::state_path(&told.backend), "backend")?;
+//! let front = vbd::ToolstackFront::read(&mut xs, &addr.frontend_path())?;
+//! xs.watch(&common::state_path(&front.backend), "backend")?;
 //! assert!(xs.wait_event(None)?.is_some());
-//! assert_eq!(common::read_state(&mut xs, &told.backend)?, XenbusState::InitWait);
-//! assert!(vbd::BackOffer::read(&mut xs, &told.backend)?.flush);
+//! assert_eq!(common::read_state(&mut xs, &front.backend)?, XenbusState::InitWait);
+//! assert!(vbd::BackOffer::read(&mut xs, &front.backend)?.flush);
 //! # }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -78,7 +78,7 @@ pub mod handshake;
 #[cfg(feature = "alloc")]
 mod xenstore;
 
-#[cfg(feature = "std")]
+#[cfg(feature = "alloc")]
 pub mod client;
 
 pub use state::XenbusState;

@@ -373,7 +373,6 @@ pub fn concat_payload(parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
 }
 
 /// Converts an `ERROR` response into an error of its request.
-#[cfg(feature = "std")]
 pub(crate) fn refusal(op: Op, parts: &[&[u8]], answer: &[u8]) -> XsError {
     let name = split_string(answer).map_or(answer, |(name, _)| name);
     // An undefined error is still a rejection.

@@ -3,7 +3,8 @@
 //! [`Store`] holds the tree, its permissions, transactions and watches, and enforces the
 //! [`Quota`]s. It takes requests as bytes and returns responses and events as bytes. It opens no
 //! descriptor and reads no clock, so it runs equally behind sockets ([`server`], feature `std`),
-//! behind shared rings, and in a simulator ([`LocalClient`]). Without `std` it needs `alloc`.
+//! behind the shared pages of domains ([`RingConnection`]), and in a simulator ([`LocalClient`]).
+//! Without `std` it needs `alloc`.
 //!
 //! It follows the reference `xenstored` (`docs/misc/xenstore.txt` and the behaviour of Xen 4.17):
 //!
@@ -29,6 +30,7 @@
 extern crate alloc;
 
 mod admin;
+mod buffers;
 mod domain;
 mod id;
 mod local;
@@ -37,6 +39,7 @@ mod quota;
 mod release;
 mod request;
 mod response;
+mod ring;
 mod session;
 mod store;
 mod tree;
@@ -48,4 +51,5 @@ pub mod server;
 pub use id::ConnId;
 pub use local::LocalClient;
 pub use quota::Quota;
+pub use ring::{RingConnection, Served};
 pub use store::{Store, StoreError};

@@ -193,6 +193,9 @@ int main(void)
     AT("xenstore", struct xenstore_domain_interface, req_prod);
     AT("xenstore", struct xenstore_domain_interface, rsp_cons);
     AT("xenstore", struct xenstore_domain_interface, rsp_prod);
+    AT("xenstore", struct xenstore_domain_interface, server_features);
+    AT("xenstore", struct xenstore_domain_interface, connection);
+    AT("xenstore", struct xenstore_domain_interface, error);
     NUMBER(XENSTORE_RING_SIZE);
     return 0;
 }

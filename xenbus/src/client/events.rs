@@ -1,20 +1,20 @@
 //! A bounded queue of received events.
 
-use std::collections::{HashSet, VecDeque};
-use std::string::String;
-use std::vec::Vec;
+use alloc::collections::{BTreeSet, VecDeque};
+use alloc::string::String;
+use alloc::vec::Vec;
 
 use crate::wire::strings;
 use crate::xenstore::WatchEvent;
 
-/// Maximum number of distinct events that a [`super::Client`] queues. Further events are merged:
+/// Maximum number of distinct events that a client queues. Further events are merged:
 /// each becomes an event on the watched path of every watch with the same token.
 pub const EVENT_LIMIT: usize = 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct Events {
     order: VecDeque<WatchEvent>,
-    waiting: HashSet<WatchEvent>,
+    waiting: BTreeSet<WatchEvent>,
     watches: Vec<WatchEvent>,
 }
 
@@ -26,9 +26,9 @@ impl Events {
         }
         // An event identifies its watch only by the token, so all watches with that token get an
         // event.
-        let to_tell: Vec<_> =
+        let concerned: Vec<_> =
             self.watches.iter().filter(|w| w.token == event.token).cloned().collect();
-        for watch in to_tell {
+        for watch in concerned {
             self.add(watch);
         }
     }
@@ -82,10 +82,10 @@ mod tests {
         events.watched(b"/backend\0t\0");
         events.watched(b"/other\0u\0");
         for i in 0..10_000 {
-            events.push(WatchEvent { path: format!("/backend/{i}"), token: "t".into() });
+            events.push(WatchEvent { path: alloc::format!("/backend/{i}"), token: "t".into() });
         }
         events.push(WatchEvent { path: "/backend/3".into(), token: "t".into() });
-        let all: Vec<_> = std::iter::from_fn(|| events.pop()).collect();
+        let all: Vec<_> = core::iter::from_fn(|| events.pop()).collect();
         assert_eq!(all.len(), EVENT_LIMIT + 1);
         assert_eq!(all.last().unwrap().path, "/backend");
         events.push(WatchEvent { path: "/backend/3".into(), token: "t".into() });

@@ -1,3 +1,6 @@
+use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
+
 use super::{Op, PAYLOAD_MAX};
 
 /// The length of a [`Header`] on the wire, in bytes (`sizeof(struct xsd_sockmsg)`).
@@ -36,25 +39,36 @@ impl Header {
 
     /// Decodes the four words; any bytes make a header, whose length may still be too large.
     #[must_use]
-    pub const fn parse(bytes: [u8; HEADER_LEN]) -> Self {
-        let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = bytes;
+    pub fn parse(bytes: [u8; HEADER_LEN]) -> Self {
+        let words: SockMsg = transmute!(bytes);
         Self {
-            kind: u32::from_le_bytes([a0, a1, a2, a3]),
-            req_id: u32::from_le_bytes([b0, b1, b2, b3]),
-            tx_id: u32::from_le_bytes([c0, c1, c2, c3]),
-            len: u32::from_le_bytes([d0, d1, d2, d3]),
+            kind: words.kind.get(),
+            req_id: words.req_id.get(),
+            tx_id: words.tx_id.get(),
+            len: words.len.get(),
         }
     }
 
     /// Returns the header as encoded on the wire.
     #[must_use]
-    pub const fn emit(&self) -> [u8; HEADER_LEN] {
-        let [a0, a1, a2, a3] = self.kind.to_le_bytes();
-        let [b0, b1, b2, b3] = self.req_id.to_le_bytes();
-        let [c0, c1, c2, c3] = self.tx_id.to_le_bytes();
-        let [d0, d1, d2, d3] = self.len.to_le_bytes();
-        [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3]
+    pub fn emit(&self) -> [u8; HEADER_LEN] {
+        transmute!(SockMsg {
+            kind: self.kind.into(),
+            req_id: self.req_id.into(),
+            tx_id: self.tx_id.into(),
+            len: self.len.into(),
+        })
     }
+}
+
+/// `struct xsd_sockmsg` in `xs_wire.h`.
+#[derive(FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct SockMsg {
+    kind: U32,
+    req_id: U32,
+    tx_id: U32,
+    len: U32,
 }
 
 /// One whole message at the start of a buffer.

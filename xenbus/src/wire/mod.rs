@@ -7,6 +7,7 @@
 mod errno;
 mod frame;
 mod op;
+pub mod page;
 mod path;
 mod perm;
 mod text;
