@@ -15,7 +15,7 @@ pub enum DataPath {
     /// Pages stay mapped and are found again by their grant reference. No data is copied and, once
     /// the guest has used all its buffers, nothing is mapped any more. Requires a frontend with
     /// persistent grants (`feature-persistent`). Pages beyond the [limit of cached
-    /// mappings](crate::pages::kept_most) are mapped for the duration of their request.
+    /// mappings](crate::pages::cached_max) are mapped for the duration of their request.
     PersistentOrMap,
     /// Like `PersistentOrMap`, but data of pages beyond the limit passes through bounce buffers.
     PersistentOrCopy,
@@ -28,7 +28,7 @@ impl DataPath {
 
     /// Returns whether mappings are cached.
     #[must_use]
-    pub const fn keeps(self) -> bool {
+    pub const fn caches(self) -> bool {
         matches!(self, Self::PersistentOrMap | Self::PersistentOrCopy)
     }
 
@@ -135,7 +135,7 @@ mod tests {
         for policy in Policy::ALL {
             assert_eq!(policy.as_str().parse(), Ok(policy));
             let [agreed, not] = [true, false].map(|agreed| policy.path(agreed));
-            assert_eq!((agreed.keeps(), not.keeps()), (policy.offers_persistent(), false));
+            assert_eq!((agreed.caches(), not.caches()), (policy.offers_persistent(), false));
             assert_eq!(agreed.copies(), not.copies(), "{policy}");
             assert_eq!(agreed.as_str(), policy.as_str());
         }

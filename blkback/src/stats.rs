@@ -29,7 +29,7 @@ pub struct Stats {
     /// Pages copied to or from the guest.
     pub copied_pages: Counter,
     /// Cached mappings, as of the last clock tick.
-    pub kept_pages: Counter,
+    pub cached_mappings: Counter,
     /// Bounce buffers registered with io_uring.
     pub registered_pages: Counter,
     /// Notifications sent.
@@ -49,7 +49,7 @@ pub struct Stats {
 struct Limits {
     in_flight: Counter,
     request_pages: Counter,
-    kept_pages: Counter,
+    cached_mappings: Counter,
     registered_pages: Counter,
 }
 
@@ -74,11 +74,11 @@ impl Stats {
     }
 
     /// Sets the limits of requests in flight, pages in use by them, cached mappings, and registered pages.
-    pub(crate) fn limit(&self, [in_flight, request_pages, kept, registered]: [usize; 4]) {
+    pub(crate) fn limit(&self, [in_flight, request_pages, cached, registered]: [usize; 4]) {
         let limits = &self.limits;
         limits.in_flight.set(in_flight as u64);
         limits.request_pages.set(request_pages as u64);
-        limits.kept_pages.set(kept as u64);
+        limits.cached_mappings.set(cached as u64);
         limits.registered_pages.set(registered as u64);
     }
 
@@ -92,17 +92,17 @@ impl Stats {
     pub(crate) fn vacate(&self) {
         self.limit([0; 4]);
         self.occupy(0, 0);
-        self.kept_pages.set(0);
+        self.cached_mappings.set(0);
         self.registered_pages.set(0);
     }
 
     /// Returns usage and limit of each budget, by name.
     pub fn budgets(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
-        let Limits { in_flight, request_pages, kept_pages, registered_pages } = &self.limits;
+        let Limits { in_flight, request_pages, cached_mappings, registered_pages } = &self.limits;
         [
             ("requests", &self.in_flight, in_flight),
             ("request-pages", &self.request_pages, request_pages),
-            ("kept-pages", &self.kept_pages, kept_pages),
+            ("kept-pages", &self.cached_mappings, cached_mappings),
             ("registered-pages", &self.registered_pages, registered_pages),
         ]
         .into_iter()
@@ -128,8 +128,8 @@ impl Stats {
     }
 
     fn counters(&self) -> impl Iterator<Item = &Counter> {
-        let Limits { in_flight, request_pages, kept_pages, registered_pages } = &self.limits;
-        let limits = [in_flight, request_pages, kept_pages, registered_pages];
+        let Limits { in_flight, request_pages, cached_mappings, registered_pages } = &self.limits;
+        let limits = [in_flight, request_pages, cached_mappings, registered_pages];
         let used = [&self.in_flight, &self.request_pages];
         let all = self.table().into_iter().map(|(_, counter)| counter).chain(&self.refused);
         all.chain(used).chain(limits)
@@ -149,7 +149,7 @@ impl Stats {
             reused_pages,
             unmappable_pages,
             copied_pages,
-            kept_pages,
+            cached_mappings,
             registered_pages,
             notifies,
             wakeups,
@@ -170,7 +170,7 @@ impl Stats {
             ("reused-pages", reused_pages),
             ("unmappable-pages", unmappable_pages),
             ("copied-pages", copied_pages),
-            ("kept-pages", kept_pages),
+            ("kept-pages", cached_mappings),
             ("registered-pages", registered_pages),
             ("notifies", notifies),
             ("wakeups", wakeups),

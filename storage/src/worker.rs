@@ -226,7 +226,7 @@ where
         }
         // With I/O in flight, a completion wakes the worker; spinning is only useful for the
         // guest's next request.
-        if queue.in_flight() == 0 && spin.until(|| queue.has_requests())? {
+        if queue.in_flight() == 0 && spin.until(|| queue.has_work())? {
             continue;
         }
         if queue.final_check()? {
@@ -234,7 +234,7 @@ where
         }
         spin.sleeping();
         queue.tick(begin.elapsed());
-        let most = (queue.kept_pages() > 0).then_some(GLANCE);
+        let most = (queue.cached_mappings() > 0).then_some(GLANCE);
         queue.engine_mut().wait(most).map_err(os_error)?;
         // Watches are marked as fired when completions are collected.
         queue.poll(0)?;

@@ -132,7 +132,7 @@ fn a_queue_holds_no_more_than_16_mib_at_the_deepest_ring() {
         assert!(held < MOST, "{path}, {pages} pages: {held} bytes a queue");
         // The measurement works. The minimum is the lists of 1024 slots and, where data is copied,
         // the pool; with cached mappings, only if not all pages are cached.
-        let copies = path.copies() && (!path.keeps() || pages > 4);
+        let copies = path.copies() && (!path.caches() || pages > 4);
         let least = if copies { 8 << 20 } else { 512 << 10 };
         assert!(held > least, "{path}, {pages} pages: only {held} bytes a queue");
         return;

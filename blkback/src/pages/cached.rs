@@ -29,7 +29,7 @@ pub(super) struct CachedPages<M> {
     /// Maximum number of pages to evict in one pass to make room.
     step: usize,
     /// Whether a page could not be cached for want of room since the last pass that made room.
-    wanted: bool,
+    lacked_room: bool,
     most: usize,
 }
 
@@ -44,7 +44,7 @@ struct Cached<M> {
 impl<M> CachedPages<M> {
     /// Creates a cache of at most `most` pages, also limited by what is left of the budget.
     pub fn new(most: usize, budget: Arc<MappingBudget>) -> Self {
-        Self { pages: Keep::new(most), budget, step: most.div_ceil(PART), wanted: false, most }
+        Self { pages: Keep::new(most), budget, step: most.div_ceil(PART), lacked_room: false, most }
     }
 
     /// Returns the maximum number of cached mappings.
@@ -67,7 +67,7 @@ impl<M> CachedPages<M> {
     #[inline]
     pub fn room(&mut self) -> Option<MappingPermit> {
         let room = if self.pages.is_full() { None } else { self.budget.take() };
-        self.wanted |= room.is_none();
+        self.lacked_room |= room.is_none();
         room
     }
 
@@ -104,7 +104,7 @@ impl<M> CachedPages<M> {
         };
         // Pages used since the last pass carry the time that was set then.
         if let Some(last) = before.checked_sub(1)
-            && core::mem::take(&mut self.wanted)
+            && core::mem::take(&mut self.lacked_room)
         {
             for age in IDLE {
                 let Some(since) = now.checked_sub(age) else { continue };
@@ -139,38 +139,38 @@ mod tests {
     }
 
     #[test]
-    fn what_is_used_stays_and_what_is_not_makes_room_a_twentieth_at_a_time() {
-        let mut kept = CachedPages::new(100, MappingBudget::unlimited());
-        assert!((0..100).all(|gref| kept.put(gref)));
+    fn full_cache_evicts_a_twentieth_of_idle_pages_at_a_time() {
+        let mut cache = CachedPages::new(100, MappingBudget::unlimited());
+        assert!((0..100).all(|gref| cache.put(gref)));
         // No room was wanted: nothing is evicted.
-        assert_eq!((kept.tick(intervals(5)), kept.len()), (0, 100));
+        assert_eq!((cache.tick(intervals(5)), cache.len()), (0, 100));
         for now in 6..50 {
             // The first fifty stay in use.
-            assert!((0..50).all(|gref| kept.has(gref)), "{now}");
-            let before = kept.len();
-            let room = kept.put(1000 + now);
+            assert!((0..50).all(|gref| cache.has(gref)), "{now}");
+            let before = cache.len();
+            let room = cache.put(1000 + now);
             assert_eq!(room, before < 100);
             // While there is room, nothing more is evicted.
-            let gone = kept.tick(intervals(now));
-            assert_eq!((gone, kept.len()), if room { (0, before + 1) } else { (5, 95) }, "{now}");
+            let gone = cache.tick(intervals(now));
+            assert_eq!((gone, cache.len()), if room { (0, before + 1) } else { (5, 95) }, "{now}");
         }
-        assert!((0..50).all(|gref| kept.has(gref)) && (1040..1049).any(|gref| kept.has(gref)));
+        assert!((0..50).all(|gref| cache.has(gref)) && (1040..1049).any(|gref| cache.has(gref)));
     }
 
     #[test]
-    fn where_all_is_used_nothing_goes() {
-        let mut kept = CachedPages::new(3, MappingBudget::unlimited());
-        assert!((1..=3).all(|gref| kept.put(gref)));
+    fn pages_in_use_are_not_evicted_for_others() {
+        let mut cache = CachedPages::new(3, MappingBudget::unlimited());
+        assert!((1..=3).all(|gref| cache.put(gref)));
         for now in 1..100 {
-            assert!(!kept.put(4));
-            assert_eq!(kept.tick(intervals(now * 7)), 0, "{now}");
-            assert!((1..=3).all(|gref| kept.has(gref)), "{now}");
+            assert!(!cache.put(4));
+            assert_eq!(cache.tick(intervals(now * 7)), 0, "{now}");
+            assert!((1..=3).all(|gref| cache.has(gref)), "{now}");
         }
     }
 
     #[test]
-    fn those_not_used_for_longest_go_first() {
-        let (mut kept, mut ages) = (CachedPages::new(40, MappingBudget::unlimited()), Vec::new());
+    fn pages_idle_for_longest_are_evicted_first() {
+        let (mut cache, mut ages) = (CachedPages::new(40, MappingBudget::unlimited()), Vec::new());
         // Number of intervals before the end at which each page is last used. Two pages are evicted
         // at a time.
         for (age, gref) in [5, 50, 250, 50, 5, 250].into_iter().zip(0..) {
@@ -178,17 +178,17 @@ mod tests {
         }
         ages.sort_by_key(|(age, _)| core::cmp::Reverse(*age));
         for (age, gref) in ages {
-            kept.tick(intervals(300 - age));
-            assert!(kept.put(gref));
+            cache.tick(intervals(300 - age));
+            assert!(cache.put(gref));
         }
-        assert!((100..134).all(|gref| kept.put(gref)) && !kept.put(200));
-        assert_eq!(kept.tick(intervals(300)), 2);
-        let left: Vec<u32> = (0..6).filter(|gref| kept.has(*gref)).collect();
+        assert!((100..134).all(|gref| cache.put(gref)) && !cache.put(200));
+        assert_eq!(cache.tick(intervals(300)), 2);
+        let left: Vec<u32> = (0..6).filter(|gref| cache.has(*gref)).collect();
         assert_eq!(left, [0, 1, 3, 4]);
     }
 
     #[test]
-    fn budget_that_is_spent_is_as_no_room_and_what_goes_is_given_back() {
+    fn used_up_budget_is_as_no_room_and_eviction_releases_it() {
         let budget = MappingBudget::new(3);
         let [mut one, mut other] = [(); 2].map(|()| CachedPages::new(40, Arc::clone(&budget)));
         one.tick(intervals(1));
@@ -203,27 +203,27 @@ mod tests {
     }
 
     #[test]
-    fn what_a_request_uses_stays() {
-        let mut kept = CachedPages::new(2, MappingBudget::unlimited());
-        let room = kept.room().unwrap();
-        let first = kept.insert(FRONT, GrantRef(1), 1, room);
-        assert!(kept.put(2) && !kept.put(3));
-        assert_eq!(kept.tick(intervals(UNUSED * 2)), 1);
-        assert!(kept.has(1) && !kept.has(2));
+    fn page_of_a_request_is_not_evicted() {
+        let mut cache = CachedPages::new(2, MappingBudget::unlimited());
+        let room = cache.room().unwrap();
+        let first = cache.insert(FRONT, GrantRef(1), 1, room);
+        assert!(cache.put(2) && !cache.put(3));
+        assert_eq!(cache.tick(intervals(UNUSED * 2)), 1);
+        assert!(cache.has(1) && !cache.has(2));
         drop(first);
-        assert_eq!(kept.tick(intervals(UNUSED * 4)), 1);
-        assert_eq!(kept.len(), 0);
+        assert_eq!(cache.tick(intervals(UNUSED * 4)), 1);
+        assert_eq!(cache.len(), 0);
     }
 
     #[test]
-    fn only_what_was_long_unused_expires() {
-        let mut kept = CachedPages::new(8, MappingBudget::unlimited());
-        assert!((1..=4).all(|gref| kept.put(gref)));
-        kept.tick(intervals(UNUSED / 2));
-        assert!(kept.has(2));
-        assert_eq!(kept.tick(intervals(UNUSED - 1)), 0);
-        assert_eq!(kept.tick(intervals(UNUSED)), 3);
-        let left: Vec<u32> = (1..=4).filter(|gref| kept.has(*gref)).collect();
+    fn only_pages_unused_for_long_expire() {
+        let mut cache = CachedPages::new(8, MappingBudget::unlimited());
+        assert!((1..=4).all(|gref| cache.put(gref)));
+        cache.tick(intervals(UNUSED / 2));
+        assert!(cache.has(2));
+        assert_eq!(cache.tick(intervals(UNUSED - 1)), 0);
+        assert_eq!(cache.tick(intervals(UNUSED)), 3);
+        let left: Vec<u32> = (1..=4).filter(|gref| cache.has(*gref)).collect();
         assert_eq!(left, [2]);
     }
 }

@@ -1,11 +1,13 @@
 //! Guest pages: mapped for one request, mapped and cached, or replaced by bounce buffers.
 //!
-//! The requests of a poll first declare which pages they need. The segments of indirect requests
-//! are read before that, with one call for all of them. Data to be written to the disk is then
-//! copied with one call for all requests, and each request takes its pages or is rejected on its
-//! own. Completed operations return their pages and are settled together: data that was read from
-//! the disk into bounce buffers is copied to the guest with one call, and all pages are released
-//! before any response is written.
+//! The requests of a poll form a [`Batch`]. They first declare which pages they need. The segments of
+//! indirect requests are read with one call for all of them, and their pages declared. Data to be
+//! written to the disk is then copied with one call for all requests, and each request takes its pages
+//! or is rejected on its own. The types of the batch's states enforce this order.
+//!
+//! Completed operations form [`Completions`] and are settled together: data that was read from the
+//! disk into bounce buffers is copied to the guest with one call, and all pages are released. Their
+//! results, and so their responses, are available only then.
 //!
 //! Mappings are not batched over requests. A platform may be able to unmap only together what was
 //! mapped together ([`GrantMapper::map_each`]), and a page must be unmapped before its request is
@@ -23,34 +25,37 @@
 //! - guest pages in use by requests: [`PAGES_MOST`] (8 MiB of the guest's own memory). A request
 //!   that would need more waits for others to finish;
 //! - bounce buffers: the same number. They are allocated when data is first copied;
-//! - cached mappings of guest pages: [`kept_most`], at most 4224 (16.5 MiB of the guest's own
+//! - cached mappings of guest pages: [`cached_max`], at most 4224 (16.5 MiB of the guest's own
 //!   memory), with at most 150 bytes of backend memory each;
 //! - lists: about 1000 bytes for each page in use (including the engine's), 2 KiB for each slot.
 //!
 //! Backend memory is bounce buffers + lists, at most 13.7 MiB for each queue; the test
 //! `lists_of_a_queue_are_bounded` computes it.
 
+mod batch;
 mod cached;
+mod completions;
 mod copies;
 mod maps;
 mod pool;
+mod request;
 mod tables;
+
+pub(crate) use batch::{Batch, Declaring, Gathered, PageRange, TableRange, TablesRead};
+pub(crate) use completions::Completions;
 
 use crate::engine::{EngineError, Segments};
 use crate::path::DataPath;
 use crate::stats::Stats;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use batch::BatchLists;
 use cached::CachedPages;
-use core::ops::Range;
 use core::time::Duration;
 use pool::PagePool;
 use pvio_grant_table::policy::MappingBudget;
-use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef};
-use pvio_ring::IoSeg;
-use pvio_ring::proto::blkif::{Indirect, RefusalReason, Segment};
-use pvio_ring::shm::{Either, PoolMemory, PrivatePage, SharedMemory};
-use tables::Tables;
+use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus};
+use pvio_ring::shm::{Either, PrivatePage, SharedMemory};
 
 /// Maximum number of guest pages that all requests of a queue use at a time. The pool of bounce
 /// buffers has the same size, so that every accepted request can be copied.
@@ -60,17 +65,17 @@ pub const PAGES_MOST: usize = 2048;
 pub const REGISTERED_MOST: usize = 512;
 /// Cached mappings of a queue of 32 slots, as in Linux's backend (`max_persistent_grants`): 33 for
 /// each slot.
-pub const KEPT_LEAST: usize = 1056;
+pub const CACHED_MIN: usize = 1056;
 
 /// Returns the maximum number of cached mappings of a queue: 33 for each slot of its ring, at most
 /// 4224.
 #[must_use]
-pub const fn kept_most(slots: usize) -> usize {
+pub const fn cached_max(slots: usize) -> usize {
     let most = slots.saturating_mul(33);
-    if most > 4 * KEPT_LEAST {
-        4 * KEPT_LEAST
-    } else if most < KEPT_LEAST {
-        KEPT_LEAST
+    if most > 4 * CACHED_MIN {
+        4 * CACHED_MIN
+    } else if most < CACHED_MIN {
+        CACHED_MIN
     } else {
         most
     }
@@ -79,29 +84,48 @@ pub const fn kept_most(slots: usize) -> usize {
 /// The memory of an operation: a page mapped for it alone, a cached mapping, or a bounce buffer.
 pub type Buf<M> = Either<M, Either<Arc<M>, PrivatePage>>;
 
-/// A guest page that a request needs.
-#[derive(Clone, Copy, Debug)]
-struct Want {
-    segment: Segment,
-    /// Whether the backend writes the guest page: the request reads from the disk.
-    into_guest: bool,
-    /// Whether it is the first page of the request.
-    first: bool,
-    /// Number of pages of the request from this one on.
-    left: u16,
-    /// Whether it is mapped or copied for this request alone instead of cached.
-    beyond: bool,
+/// Access to a guest's pages.
+#[derive(Debug)]
+pub(crate) struct Context<'a, P> {
+    pub grants: &'a P,
+    /// The guest.
+    pub frontend: DomId,
+    pub stats: &'a Stats,
 }
 
-impl Want {
-    /// Returns writable access if the guest reads from the disk: the backend then writes guest
-    /// memory.
-    const fn access(&self) -> Access {
-        if self.into_guest { Access::ReadWrite } else { Access::ReadOnly }
+impl<P> Clone for Context<'_, P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P> Copy for Context<'_, P> {}
+
+impl<P: GrantMapper> Context<'_, P> {
+    /// Maps one page.
+    fn map(&self, gref: GrantRef, access: Access) -> Result<P::Mapping, GrantStatus> {
+        self.grants.map(self.frontend, core::slice::from_ref(&gref), access)
     }
 
-    fn over<B>(&self, buf: B) -> IoSeg<B> {
-        IoSeg { buf, offset: self.segment.offset(), len: self.segment.len() }
+    /// Maps pages with one call, and counts them.
+    fn map_each(
+        &self,
+        grefs: &[GrantRef],
+        access: Access,
+        each: &mut dyn FnMut(usize, Result<P::Mapping, GrantStatus>),
+    ) {
+        self.stats.mapped_pages.add(grefs.len() as u64);
+        self.grants.map_each(self.frontend, grefs, access, each);
+    }
+}
+
+impl<P: GrantCopier> Context<'_, P> {
+    /// Copies with one call, unless the list is empty, and counts the pages.
+    fn copy(&self, ops: &mut [CopyOp<'_>]) {
+        if !ops.is_empty() {
+            self.grants.copy(ops);
+            self.stats.copied_pages.add(ops.len() as u64);
+        }
     }
 }
 
@@ -113,17 +137,6 @@ pub(crate) enum StepError {
     Grant,
 }
 
-/// An operation that the engine has completed.
-#[derive(Debug)]
-pub(crate) struct Finished {
-    pub tag: u32,
-    pub result: Result<(), StepError>,
-    /// Its pages in `returned`, if bounce buffers among them must be copied to the guest.
-    copy: Range<usize>,
-    /// Number of bounce buffers among them.
-    copies: usize,
-}
-
 /// The guest pages that one queue uses.
 #[derive(Debug)]
 pub(crate) struct Pages<M> {
@@ -132,19 +145,15 @@ pub(crate) struct Pages<M> {
     most: usize,
     free: usize,
     pool: PagePool,
-    kept: CachedPages<M>,
-    wanted: Vec<Want>,
-    /// Pages that hold segments of indirect requests.
-    tables: Tables,
-    /// Gathered pages, one for each entry of `wanted`; `None` where gathering failed.
-    found: Vec<Option<Buf<M>>>,
-    /// Arguments of one hypercall and their indices in `wanted`; reused.
+    cached: CachedPages<M>,
+    /// The lists of the next batch.
+    lists: BatchLists<M>,
+    /// The list of the next completions.
+    completions: Completions<M>,
+    /// Arguments of one hypercall and their indices in a batch; reused.
     grefs: Vec<GrantRef>,
     places: Vec<u32>,
     ops: Vec<CopyOp<'static>>,
-    /// Pages of completed operations.
-    returned: Segments<Buf<M>>,
-    finished: Vec<Finished>,
 }
 
 impl<M: SharedMemory> Pages<M> {
@@ -153,21 +162,18 @@ impl<M: SharedMemory> Pages<M> {
     pub fn new(path: DataPath, slots: usize, segments: usize, budget: &Arc<MappingBudget>) -> Self {
         let all = slots.saturating_mul(segments);
         let most = all.min(PAGES_MOST).max(segments.min(PAGES_MOST));
-        let kept = if path.keeps() { kept_most(slots) } else { 0 };
+        let cached = if path.caches() { cached_max(slots) } else { 0 };
         Self {
             path,
             most,
             free: most,
             pool: PagePool::new(if path.copies() { most } else { 0 }),
-            kept: CachedPages::new(kept, Arc::clone(budget)),
-            wanted: Vec::new(),
-            tables: Tables::default(),
-            found: Vec::new(),
+            cached: CachedPages::new(cached, Arc::clone(budget)),
+            lists: BatchLists::default(),
+            completions: Completions::with_capacity(slots),
             grefs: Vec::new(),
             places: Vec::new(),
             ops: Vec::new(),
-            returned: Vec::new(),
-            finished: Vec::with_capacity(slots),
         }
     }
 
@@ -177,206 +183,29 @@ impl<M: SharedMemory> Pages<M> {
         count <= self.free
     }
 
-    /// Declares the pages of a request, for which there is room. Returns their range in `wanted`.
-    pub fn want(
-        &mut self,
-        segments: impl Iterator<Item = Segment>,
-        into_guest: bool,
-    ) -> Range<usize> {
-        let start = self.wanted.len();
-        let each = |segment| Want { segment, into_guest, first: false, left: 0, beyond: true };
-        self.wanted.extend(segments.map(each));
-        let range = start..self.wanted.len();
-        self.number(range.clone());
-        self.free = self.free.saturating_sub(range.len());
-        range
+    /// Begins the batch of a poll.
+    pub fn batch(&mut self) -> Batch<M, Declaring> {
+        Batch::begin(core::mem::take(&mut self.lists))
     }
 
-    /// Declares the segment pages of an indirect request, for which there is room.
-    pub fn want_tables(&mut self, indirect: &Indirect) -> Range<usize> {
-        self.free = self.free.saturating_sub(indirect.segments());
-        self.tables.want(indirect)
+    /// Returns an empty list of completed operations.
+    pub fn completions(&mut self) -> Completions<M> {
+        core::mem::take(&mut self.completions)
     }
 
-    /// Reads everything that [`want_tables`](Self::want_tables) declared into private memory,
-    /// exactly once.
-    pub fn read_tables<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
-    where
-        P: GrantMapper<Mapping = M> + GrantCopier,
-    {
-        let Self { tables, kept, ops, path, .. } = self;
-        if path.keeps() {
-            tables.keep(grants, frontend, stats, kept);
-        }
-        if !path.copies() {
-            tables.map(grants, frontend, stats);
-        }
-        tables.copy(grants, frontend, stats, ops);
-    }
-
-    /// Declares the pages of an indirect request whose segments were read, after passing the
-    /// segments to `check`.
-    ///
-    /// # Errors
-    /// The error of `check`; [`RefusalReason::Grant`] if the segments could not be read;
-    /// [`RefusalReason::SegmentBounds`].
-    pub fn want_indirect<F>(
-        &mut self,
-        table: Range<usize>,
-        into_guest: bool,
-        check: F,
-    ) -> Result<Range<usize>, RefusalReason>
-    where
-        F: FnOnce(&mut dyn ExactSizeIterator<Item = Segment>) -> Result<(), RefusalReason>,
-    {
-        let (first, count) = (self.wanted.len(), table.len());
-        let wanted = &mut self.wanted;
-        let read = match self.tables.read(table) {
-            None => Err(RefusalReason::Grant),
-            Some(raw) => raw
-                .iter()
-                .try_for_each(|raw| {
-                    let segment = Segment::read(*raw).ok_or(RefusalReason::SegmentBounds)?;
-                    let (first, left) = (false, 0);
-                    wanted.push(Want { segment, into_guest, first, left, beyond: true });
-                    Ok(())
-                })
-                .and_then(|()| check(&mut wanted.iter().skip(first).map(|want| want.segment))),
-        };
-        if read.is_err() {
-            self.wanted.truncate(first);
-            self.free += count;
-        }
-        let range = first..self.wanted.len();
-        self.number(range.clone());
-        read.map(|()| range)
-    }
-
-    /// Maps or copies all declared pages that are handled in batches.
-    pub fn gather<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats)
-    where
-        P: GrantMapper<Mapping = M> + GrantCopier,
-    {
-        if self.path == DataPath::Map {
-            // On this path each request maps its own pages.
-            return;
-        }
-        self.found.clear();
-        self.found.resize_with(self.wanted.len(), || None);
-        if self.path.keeps() {
-            self.find_or_keep(grants, frontend, stats);
-        }
-        // On the remaining path each request maps the pages that are not cached.
-        if self.path.copies() {
-            self.copy_in(0..self.wanted.len(), grants, frontend, stats);
-        }
-    }
-
-    /// Returns the memory of the bounce buffers that are used before others; once, after the first
-    /// use.
-    pub fn first_used(&mut self) -> Option<PoolMemory> {
-        self.pool.first_used()
-    }
-
-    /// Moves a request's pages into `out`: all of them, or none if one is missing.
-    pub fn take<P>(
-        &mut self,
-        range: Range<usize>,
-        grants: &P,
-        frontend: DomId,
-        stats: &Stats,
-        out: &mut Segments<Buf<M>>,
-    ) -> bool
-    where
-        P: GrantMapper<Mapping = M> + GrantCopier,
-    {
-        let before = out.len();
-        let mapped = match self.path {
-            DataPath::Map => self.map_all(range.clone(), grants, frontend, stats, out),
-            DataPath::PersistentOrMap => self.map_rest(range.clone(), grants, frontend, stats),
-            DataPath::Copy | DataPath::PersistentOrCopy => true,
-        };
-        if !mapped {
-            let count = range.clone().filter(|n| self.wanted.get(*n).is_some_and(|w| w.beyond));
-            stats.unmappable_pages.add(count.count() as u64);
-            self.found.resize_with(self.wanted.len(), || None);
-            self.copy_in(range.clone(), grants, frontend, stats);
-        }
-        if self.path != DataPath::Map || !mapped {
-            let wanted = self.wanted.get(range.clone()).unwrap_or_default();
-            let found = self.found.get_mut(range.clone()).unwrap_or_default();
-            let had = wanted.iter().zip(found);
-            out.extend(had.filter_map(|(want, buf)| Some(want.over(buf.take()?))));
-        }
-        let missing = range.len().saturating_sub(out.len() - before);
-        self.free += missing;
-        if missing > 0 {
-            self.give_back(out);
-        }
-        missing == 0
-    }
-
-    /// Clears the lists of the poll after all requests have taken their pages.
-    pub fn taken(&mut self) {
-        self.wanted.clear();
-        self.tables.clear();
-        self.found.clear();
-    }
-
-    /// Releases pages.
-    pub fn give_back(&mut self, segments: &mut Segments<Buf<M>>) {
-        self.free += segments.len();
+    /// Releases pages of an operation that is not carried out or has completed.
+    pub fn release(&mut self, segments: &mut Segments<Buf<M>>) {
+        self.unreserve(segments.len());
         for seg in segments.drain(..) {
             if let Either::B(Either::B(page)) = seg.buf {
-                self.pool.give_back(page);
+                self.pool.release(page);
             }
         }
     }
 
-    /// Records a completed operation and its pages; `into_guest` if it read from the disk.
-    pub fn returned(
-        &mut self,
-        tag: u32,
-        result: Result<(), EngineError>,
-        into_guest: bool,
-        segments: &mut Segments<Buf<M>>,
-    ) {
-        let first = self.returned.len();
-        self.returned.append(segments);
-        let to_copy = into_guest && result.is_ok() && !self.pool.is_empty();
-        let copy = first..if to_copy { self.returned.len() } else { first };
-        let result = result.map_err(StepError::Engine);
-        self.finished.push(Finished { tag, result, copy, copies: 0 });
-    }
-
-    /// Copies data that was read to the guest, releases all returned pages, and returns the list of
-    /// completed operations. The caller passes the list to [`settled`](Self::settled) afterwards.
-    pub fn settle<P>(&mut self, grants: &P, frontend: DomId, stats: &Stats) -> Vec<Finished>
-    where
-        P: GrantCopier,
-    {
-        let mut finished = core::mem::take(&mut self.finished);
-        if finished.is_empty() {
-            return finished;
-        }
-        if !self.pool.is_empty() {
-            self.copy_out(grants, frontend, &mut finished, stats);
-        }
-        let mut returned = core::mem::take(&mut self.returned);
-        self.give_back(&mut returned);
-        self.returned = returned;
-        finished
-    }
-
-    /// Takes the list of completed operations back for reuse.
-    pub fn settled(&mut self, mut finished: Vec<Finished>) {
-        finished.clear();
-        self.finished = finished;
-    }
-
     /// Sets the current time and unmaps cached mappings that were idle for long.
     pub fn tick(&mut self, now: Duration) {
-        self.kept.tick(now);
+        self.cached.tick(now);
     }
 
     /// Returns the number of pages that requests use now.
@@ -387,29 +216,29 @@ impl<M: SharedMemory> Pages<M> {
     /// Returns the limits of pages in use by requests, of cached mappings, and of registered pages.
     pub fn limits(&self) -> [usize; 3] {
         let copied = if self.path.copies() { self.most.min(REGISTERED_MOST) } else { 0 };
-        [self.most, self.kept.most(), copied]
+        [self.most, self.cached.most(), copied]
     }
 
     /// Returns the number of cached mappings.
-    pub fn kept(&self) -> usize {
-        self.kept.len()
+    pub fn cached(&self) -> usize {
+        self.cached.len()
     }
 
-    /// Sets the position of each page of a request: `first` and `left`.
-    fn number(&mut self, range: Range<usize>) {
-        let wanted = self.wanted.get_mut(range).unwrap_or_default();
-        for (want, left) in wanted.iter_mut().rev().zip(1..) {
-            want.left = left;
-        }
-        if let Some(want) = wanted.first_mut() {
-            want.first = true;
-        }
+    /// Counts pages as used by a request, for which there is room.
+    fn reserve(&mut self, count: usize) {
+        self.free = self.free.saturating_sub(count);
+    }
+
+    fn unreserve(&mut self, count: usize) {
+        self.free += count;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::request::PageRequest;
     use super::*;
+    use pvio_ring::IoSeg;
 
     /// As large as the mapping type of any platform.
     type Mapping = [u64; 8];
@@ -417,9 +246,9 @@ mod tests {
     #[test]
     fn lists_of_a_queue_are_bounded() {
         let segment = size_of::<IoSeg<Buf<Mapping>>>();
-        // The queue's lists, each grown to twice its need: wanted, raw segments, found, grefs,
-        // places, copies, returned, one operation's during submission, and a barrier's.
-        let each = size_of::<Want>() + 8 + size_of::<Option<Buf<Mapping>>>() + 4 + 4;
+        // The queue's lists, each grown to twice its need: page requests, raw segments, buffers,
+        // grefs, places, copies, completed, one operation's during submission, and a barrier's.
+        let each = size_of::<PageRequest>() + 8 + size_of::<Option<Buf<Mapping>>>() + 4 + 4;
         let ours = 2 * (each + size_of::<CopyOp<'_>>() + 3 * segment);
         // The io_uring engine's lists: a segment and its address, in lists of up to four times the
         // need, and spare ones, 8192 segments in all.
@@ -428,24 +257,24 @@ mod tests {
         // For each slot: lists of 16 segments, the request, its tags. For each cached mapping: an
         // entry, up to two index slots, and the mapping with its reference counts.
         let slot = 16 * (segment + 16) + 256;
-        let kept = 40 + 2 * 4 + size_of::<Mapping>() + 16;
+        let cached = 40 + 2 * 4 + size_of::<Mapping>() + 16;
         // For each bounce buffer: the page, its handle, a bit, and the grant reference it stands
         // for.
         let own = 4096 + size_of::<Option<PrivatePage>>() + 1 + 4;
         for path in DataPath::ALL {
             // The pool also exists on paths that map, for pages that the host cannot map.
             let pool = PAGES_MOST * own;
-            let kept = if path.keeps() { kept_most(1024) * kept } else { 0 };
+            let cached = if path.caches() { cached_max(1024) * cached } else { 0 };
             let lists = PAGES_MOST * (ours + engines) + spare + 1032 * slot;
-            let all = pool + lists + kept;
+            let all = pool + lists + cached;
             std::println!("{path}: {} KiB", all >> 10);
             assert!(all < 14 << 20);
         }
     }
 
     #[test]
-    fn what_a_queue_keeps_is_bounded() {
-        assert_eq!((kept_most(2), kept_most(32), kept_most(64)), (1056, 1056, 2112));
-        assert_eq!((kept_most(1024), kept_most(usize::MAX)), (4224, 4224));
+    fn cached_mappings_of_a_queue_are_bounded() {
+        assert_eq!((cached_max(2), cached_max(32), cached_max(64)), (1056, 1056, 2112));
+        assert_eq!((cached_max(1024), cached_max(usize::MAX)), (4224, 4224));
     }
 }

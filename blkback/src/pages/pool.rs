@@ -11,7 +11,7 @@ use pvio_ring::shm::{PoolMemory, PrivatePage};
 /// Pages for each word of the bitmap.
 const WORD: usize = u64::BITS as usize;
 /// Maximum number of free runs to examine for one that is long enough.
-const LOOKS: usize = 16;
+const RUNS_EXAMINED: usize = 16;
 
 /// The bounce buffers of one queue.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ pub(super) struct PagePool {
     /// By page number: the grant reference of the guest page that it stands for.
     grefs: Vec<GrantRef>,
     /// Memory of the first pages, until it was returned for registration.
-    unknown: Option<PoolMemory>,
+    unregistered: Option<PoolMemory>,
     /// Whether a page was used.
     used: bool,
 }
@@ -56,14 +56,14 @@ impl PagePool {
         let pages: Vec<_> = PrivatePage::pool(count).map(Some).collect();
         let grefs = (0..count).map(|_| GrantRef::default()).collect();
         let first = pages.first().and_then(Option::as_ref);
-        let known = first.and_then(|page| page.stretch(count.min(REGISTERED_MOST)));
-        Self { pages, free, grefs, unknown: known, used: false }
+        let unregistered = first.and_then(|page| page.stretch(count.min(REGISTERED_MOST)));
+        Self { pages, free, grefs, unregistered, used: false }
     }
 
     /// Returns the memory of the first pages, which are used before others; once, after the first
     /// use, because registration would pin memory of a pool that is not used.
     pub fn first_used(&mut self) -> Option<PoolMemory> {
-        if self.used { self.unknown.take() } else { None }
+        if self.used { self.unregistered.take() } else { None }
     }
 
     /// Returns the number of the first page of a free run of `count` pages or, if there is none, of
@@ -71,7 +71,7 @@ impl PagePool {
     pub fn place_for(&self, count: usize) -> Option<usize> {
         let (mut best, mut most) = (None, 0);
         let mut from = 0;
-        for _ in 0..LOOKS {
+        for _ in 0..RUNS_EXAMINED {
             let Some((first, length)) = self.run(from, count) else { break };
             if length > most {
                 (best, most) = (Some(first), length);
@@ -98,7 +98,7 @@ impl PagePool {
         self.grefs.get(page.number()).copied().unwrap_or_default()
     }
 
-    pub fn give_back(&mut self, page: PrivatePage) {
+    pub fn release(&mut self, page: PrivatePage) {
         let number = page.number();
         let (Some(place), Some(word)) =
             (self.pages.get_mut(number), self.free.get_mut(number / WORD))
@@ -157,12 +157,12 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_pages_that_lie_together() {
+    fn a_request_gets_contiguous_pages() {
         let mut pool = PagePool::new(200);
         let [a, b, c] = [64, 70, 11].map(|count| take(&mut pool, count));
         let ranges = [0..64, 64..134, 134..145];
         assert_eq!([&a, &b, &c].map(|pages| numbers(pages)), ranges.map(|r| r.collect::<Vec<_>>()));
-        b.into_iter().for_each(|page| pool.give_back(page));
+        b.into_iter().for_each(|page| pool.release(page));
         let d = take(&mut pool, 60);
         assert_eq!(numbers(&d), (64..124).collect::<Vec<_>>());
         // The request needs more than the ten pages that are free there.
@@ -175,38 +175,38 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_lie_apart_are_all_had() {
+    fn scattered_pages_are_all_taken() {
         let mut pool = PagePool::new(130);
         let all = take(&mut pool, 130);
         assert_eq!(pool.place_for(1), None);
-        let mut held = Vec::new();
+        let mut even = Vec::new();
         for page in all {
-            if page.number() % 2 == 0 { held.push(page) } else { pool.give_back(page) }
+            if page.number() % 2 == 0 { even.push(page) } else { pool.release(page) }
         }
         let odd = take(&mut pool, 65);
         assert_eq!(numbers(&odd), (0..65).map(|n| 2 * n + 1).collect::<Vec<_>>());
         assert!(odd.iter().zip(0..).all(|(page, n)| pool.gref(page) == GrantRef(n)));
         assert_eq!(pool.place_for(1), None);
-        held.into_iter().chain(odd).for_each(|page| pool.give_back(page));
+        even.into_iter().chain(odd).for_each(|page| pool.release(page));
         assert_eq!(numbers(&take(&mut pool, 130)), (0..130).collect::<Vec<_>>());
     }
 
     #[test]
-    fn no_pages_at_all() {
+    fn empty_pool_has_no_page() {
         let mut pool = PagePool::new(0);
         assert!(pool.place_for(1).is_none() && pool.take(0, GrantRef(1)).is_none());
         assert!(pool.first_used().is_none());
     }
 
     #[test]
-    fn its_first_pages_are_told_of_once_and_only_if_they_are_used() {
-        for (count, told) in [(3, 3), (REGISTERED_MOST + 1, REGISTERED_MOST)] {
+    fn first_pages_are_returned_once_and_only_after_a_use() {
+        for (count, returned) in [(3, 3), (REGISTERED_MOST + 1, REGISTERED_MOST)] {
             let mut pool = PagePool::new(count);
             assert!(pool.first_used().is_none());
             let pages = take(&mut pool, 1);
             let memory = pool.first_used().unwrap();
             let base = pvio_ring::shm::SharedMemory::base(&pages[0]).as_ptr();
-            assert_eq!((memory.base(), memory.len()), (base, told * 4096));
+            assert_eq!((memory.base(), memory.len()), (base, returned * 4096));
             assert!(pool.first_used().is_none());
         }
     }

@@ -1,13 +1,11 @@
 //! Segments of indirect requests: read exactly once, from guest pages into private memory.
 
+use super::Context;
 use super::cached::CachedPages;
 use super::copies::{copy_op, recycle};
-use crate::stats::Stats;
 use alloc::vec::Vec;
 use core::ops::Range;
-use pvio_grant_table::{
-    Access, CopyBuf, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus,
-};
+use pvio_grant_table::{Access, CopyBuf, CopyOp, GrantCopier, GrantMapper, GrantRef, GrantStatus};
 use pvio_ring::proto::blkif::Indirect;
 use pvio_ring::shm::{Region, SharedMemory};
 
@@ -34,19 +32,19 @@ struct Table {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
-    Wanted,
+    Unread,
     Read,
     Failed,
 }
 
 impl Tables {
     /// Declares the segments of a request. Returns their range in `raw`.
-    pub fn want(&mut self, indirect: &Indirect) -> Range<usize> {
+    pub fn declare(&mut self, indirect: &Indirect) -> Range<usize> {
         let first = self.raw.len();
         for (gref, count) in indirect.pages() {
             let start = self.raw.len();
             self.raw.resize(start + count, Raw::default());
-            self.pages.push(Table { gref, at: start..start + count, state: State::Wanted });
+            self.pages.push(Table { gref, at: start..start + count, state: State::Unread });
         }
         first..self.raw.len()
     }
@@ -63,25 +61,28 @@ impl Tables {
         self.pages.clear();
     }
 
+    /// Returns whether no tables are declared.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
     /// Reads the pages that have cached mappings, and maps and caches others while there is room.
-    /// Other pages stay wanted.
-    pub fn keep<P: GrantMapper>(
+    /// Other pages stay unread.
+    pub fn read_cached<P: GrantMapper>(
         &mut self,
-        grants: &P,
-        frontend: DomId,
-        stats: &Stats,
-        kept: &mut CachedPages<P::Mapping>,
+        context: Context<'_, P>,
+        cached: &mut CachedPages<P::Mapping>,
     ) {
+        let Context { frontend, stats, .. } = context;
         for page in &mut self.pages {
-            if let Some(memory) = kept.get(frontend, page.gref) {
+            if let Some(memory) = cached.get(frontend, page.gref) {
                 stats.reused_pages.add(1);
                 page.read_from(&*memory, &mut self.raw);
-            } else if let Some(room) = kept.room() {
+            } else if let Some(room) = cached.room() {
                 stats.mapped_pages.add(1);
-                let grefs = core::slice::from_ref(&page.gref);
-                match grants.map(frontend, grefs, Access::ReadWrite) {
+                match context.map(page.gref, Access::ReadWrite) {
                     Ok(memory) => {
-                        let memory = kept.insert(frontend, page.gref, memory, room);
+                        let memory = cached.insert(frontend, page.gref, memory, room);
                         page.read_from(&memory, &mut self.raw);
                     }
                     // It is mapped temporarily or copied instead.
@@ -92,19 +93,18 @@ impl Tables {
         }
     }
 
-    /// Maps the pages still wanted while they are read. Pages that cannot be mapped for want of
-    /// resources stay wanted.
-    pub fn map<P: GrantMapper>(&mut self, grants: &P, frontend: DomId, stats: &Stats) {
+    /// Maps the unread pages while they are read. Pages that cannot be mapped for want of resources
+    /// stay unread.
+    pub fn map<P: GrantMapper>(&mut self, context: Context<'_, P>) {
         let Self { raw, pages, grefs } = self;
         grefs.clear();
-        grefs.extend(wanted(pages).map(|page| page.gref));
+        grefs.extend(unread(pages).map(|page| page.gref));
         if grefs.is_empty() {
             return;
         }
-        stats.mapped_pages.add(grefs.len() as u64);
         // The callback receives them in order.
-        let mut pages = wanted(pages);
-        grants.map_each(frontend, grefs, Access::ReadOnly, &mut |_, mapped| {
+        let mut pages = unread(pages);
+        context.map_each(grefs, Access::ReadOnly, &mut |_, mapped| {
             let Some(page) = pages.next() else { return };
             match mapped {
                 Ok(memory) => page.read_from(&memory, raw),
@@ -114,12 +114,10 @@ impl Tables {
         });
     }
 
-    /// Copies the pages still wanted, with one call.
+    /// Copies the unread pages, with one call.
     pub fn copy<P: GrantCopier>(
         &mut self,
-        grants: &P,
-        frontend: DomId,
-        stats: &Stats,
+        context: Context<'_, P>,
         ops: &mut Vec<CopyOp<'static>>,
     ) {
         let mut list = recycle(core::mem::take(ops));
@@ -128,16 +126,13 @@ impl Tables {
         for page in &self.pages {
             let (here, after) = rest.split_at_mut(page.at.len());
             rest = after;
-            if page.state == State::Wanted {
+            if page.state == State::Unread {
                 let into = CopyBuf::FromGrant(here.as_flattened_mut());
-                list.push(copy_op(frontend, page.gref, 0, into));
+                list.push(copy_op(context.frontend, page.gref, 0, into));
             }
         }
-        if !list.is_empty() {
-            grants.copy(&mut list);
-            stats.copied_pages.add(list.len() as u64);
-        }
-        for (page, op) in wanted(&mut self.pages).zip(&list) {
+        context.copy(&mut list);
+        for (page, op) in unread(&mut self.pages).zip(&list) {
             let okay = op.status == GrantStatus::Okay;
             page.state = if okay { State::Read } else { State::Failed };
         }
@@ -146,8 +141,8 @@ impl Tables {
 }
 
 /// Returns the pages that are neither read nor failed.
-fn wanted(pages: &mut [Table]) -> impl Iterator<Item = &mut Table> {
-    pages.iter_mut().filter(|page| page.state == State::Wanted)
+fn unread(pages: &mut [Table]) -> impl Iterator<Item = &mut Table> {
+    pages.iter_mut().filter(|page| page.state == State::Unread)
 }
 
 impl Table {

@@ -1,6 +1,6 @@
 //! Conversion of the engine's completions to the ring's responses.
 
-use super::{Begun, FLUSH_FAILED, Queue, QueueParts, Then};
+use super::{FLUSH_FAILED, InFlight, NextStep, Queue, QueueParts};
 use crate::disk_state::DiskState;
 use crate::engine::{BlockEngine, EngineError, Io};
 use crate::pages::{Buf, StepError};
@@ -20,30 +20,31 @@ where
 {
     /// Processes the engine's completions. Returns their number.
     pub(super) fn reap(&mut self) -> u32 {
-        let Self { engine, pages, begun, parts, .. } = self;
+        let Self { engine, pages, requests, parts, .. } = self;
+        let mut completions = pages.completions();
         engine.reap(&mut |tag, result, segments| {
-            let read = begun.get(tag as usize).is_some_and(|begun| begun.op == op::READ);
-            pages.returned(tag, result, read, segments);
+            let read = requests.get(tag as usize).is_some_and(|request| request.op == op::READ);
+            completions.push(tag, result, read, segments);
         });
         // A response is written only after its data has been copied to the guest and its pages were
         // released.
-        let finished = pages.settle(&parts.grants, parts.frontend, &parts.stats);
+        let settled = completions.settle(pages, parts.context());
         let mut count = 0;
-        for done in &finished {
+        for (tag, result) in settled.results() {
             count += 1;
-            self.finish(done.tag, done.result);
+            self.finish(tag, result);
         }
-        self.pages.settled(finished);
+        settled.finish(&mut self.pages);
         count
     }
 
     /// Continues a request after one of its steps has completed: submits the next step, or
     /// completes the request.
     pub(super) fn finish(&mut self, tag: u32, result: Result<(), StepError>) {
-        let Some(begun) = self.begun.get_mut(tag as usize) else { return };
-        let next = core::mem::replace(&mut begun.then, Then::Answer);
-        let answer = *begun;
-        let result = match answer.was_flush(next) {
+        let Some(request) = self.requests.get_mut(tag as usize) else { return };
+        let next = core::mem::replace(&mut request.next, NextStep::Respond);
+        let completed = *request;
+        let result = match completed.was_flush(next) {
             true => {
                 let QueueParts { disk, stats, record, .. } = &self.parts;
                 flushed(disk, stats, &record.device, result)
@@ -51,15 +52,15 @@ where
             false => result,
         };
         match (result, next) {
-            (Ok(()), Then::Answer) => {
+            (Ok(()), NextStep::Respond) => {
                 self.end(tag);
-                self.count(answer);
-                self.respond(tag, answer.id, answer.op, Status::Okay);
+                self.count(completed);
+                self.respond(tag, completed.id, completed.op, Status::Okay);
             }
-            (Ok(()), Then::Flush) => self.submit(tag, Io::Flush),
-            (Ok(()), Then::Write { sector }) => {
-                begun.then = Then::Flush;
-                core::mem::swap(&mut self.segments, &mut self.held);
+            (Ok(()), NextStep::Flush) => self.submit(tag, Io::Flush),
+            (Ok(()), NextStep::Write { sector }) => {
+                request.next = NextStep::Flush;
+                core::mem::swap(&mut self.segments, &mut self.barrier_segments);
                 self.submit(tag, Io::Write { sector });
             }
             (Err(StepError::Engine(EngineError::Unsupported)), _) => {
@@ -75,11 +76,12 @@ where
 
     /// Completes a submitted request with an error.
     pub(super) fn fail(&mut self, tag: u32, status: Status, reason: RefusalReason) {
-        let Some(&Begun { id, op, .. }) = self.begun.get(tag as usize) else { return };
+        let Some(&InFlight { id, op, .. }) = self.requests.get(tag as usize) else { return };
         self.end(tag);
         self.refuse(tag, Refusal { id, op, status, reason });
     }
 
+    /// Completes a request that was rejected.
     pub(super) fn refuse(&mut self, entry: u32, refusal: Refusal) {
         self.parts.stats.refuse(refusal.reason);
         self.respond(entry, refusal.id, refusal.op, refusal.status);
@@ -89,14 +91,14 @@ where
     fn end(&mut self, tag: u32) {
         if self.barrier.take_if(|barrier| *barrier == tag).is_some() {
             // A barrier that failed before its data was written holds its pages still.
-            self.pages.give_back(&mut self.held);
+            self.pages.release(&mut self.barrier_segments);
         }
         self.active -= 1;
     }
 
-    fn count(&self, answer: Begun) {
-        let (stats, bytes) = (&self.parts.stats, u64::from(answer.bytes));
-        match answer.op {
+    fn count(&self, completed: InFlight) {
+        let (stats, bytes) = (&self.parts.stats, u64::from(completed.bytes));
+        match completed.op {
             op::READ => {
                 stats.reads.add(1);
                 stats.read_bytes.add(bytes);

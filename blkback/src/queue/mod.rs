@@ -21,7 +21,7 @@ pub use record::{DEATHS_MAX, QueueRecord};
 
 use crate::disk_state::DiskState;
 use crate::engine::{BlockEngine, EngineError, Geometry, Io, Segments};
-use crate::pages::{Buf, Pages, StepError};
+use crate::pages::{Buf, Context, Pages, StepError};
 use crate::path::DataPath;
 use crate::stats::Stats;
 use alloc::borrow::Cow;
@@ -35,7 +35,7 @@ use pvio_ring::inflight::RecordError;
 use pvio_ring::proto::blkif::{Abi, MAX_SEGMENTS, Request, op};
 use pvio_ring::shm::{HeapMemory, SharedMemory};
 use pvio_ring::{BackRing, RingFault, ShortSlot};
-use take::{Job, Unread};
+use take::{IndirectJob, Job};
 
 /// The error of a flush after an earlier one failed (`EIO`).
 const FLUSH_FAILED: StepError = StepError::Engine(EngineError::Os(5));
@@ -65,6 +65,13 @@ pub struct QueueParts<P: GrantMapper, C, R = HeapMemory> {
     pub record: QueueRecord<R>,
     /// The queue's counters.
     pub stats: Arc<Stats>,
+}
+
+impl<P: GrantMapper, C, R> QueueParts<P, C, R> {
+    /// Returns the access to the guest's pages.
+    fn context(&self) -> Context<'_, P> {
+        Context { grants: &self.grants, frontend: self.frontend, stats: &self.stats }
+    }
 }
 
 /// The reason for which a queue ended.
@@ -139,11 +146,11 @@ pub struct Queue<P: GrantMapper, C, E, R = HeapMemory> {
     geometry: Geometry,
     /// Submitted requests without a response, by the engine's tag, which is the number of their
     /// entry in the record.
-    begun: Vec<Begun>,
+    requests: Vec<InFlight>,
     /// Number of submitted requests without a response.
     active: usize,
     /// Inherited requests to be submitted again, the oldest last.
-    again: Vec<u32>,
+    inherited: Vec<u32>,
     /// Whether the frontend may have missed a notification of the earlier process.
     notify: bool,
     /// A request that was taken and must wait: a barrier until no request is in flight, any other
@@ -153,26 +160,27 @@ pub struct Queue<P: GrantMapper, C, E, R = HeapMemory> {
     barrier: Option<u32>,
     /// Requests of this poll that are about to be submitted; reused.
     jobs: Vec<Job>,
-    unread: Vec<Unread>,
+    /// Indirect requests of this poll whose segments are about to be read; reused.
+    indirect: Vec<IndirectJob>,
     pages: Pages<P::Mapping>,
     /// The segments of the operation being submitted; reused.
     segments: Segments<Buf<P::Mapping>>,
     /// The barrier's segments during the flush before its write.
-    held: Segments<Buf<P::Mapping>>,
+    barrier_segments: Segments<Buf<P::Mapping>>,
     /// Whether operations were submitted since the engine was last kicked.
     submitted: bool,
     /// Whether the queue is draining: no new requests are taken.
     draining: bool,
     /// Whether the engine reported [`EngineError::Lost`], which is permanent.
     engine_lost: bool,
-    occupied: Occupied,
+    levels: Levels,
 }
 
 /// The queue's levels in its statistics. Dropping it sets them to 0.
 #[derive(Debug)]
-struct Occupied(Arc<Stats>);
+struct Levels(Arc<Stats>);
 
-impl Drop for Occupied {
+impl Drop for Levels {
     fn drop(&mut self) {
         self.0.vacate();
     }
@@ -180,30 +188,31 @@ impl Drop for Occupied {
 
 /// A request that was submitted and has no response.
 #[derive(Clone, Copy, Debug)]
-struct Begun {
+struct InFlight {
     id: u64,
     op: u8,
     bytes: u32,
-    /// The next step after the current operation.
-    then: Then,
+    /// The step after the current operation.
+    next: NextStep,
 }
 
-impl Begun {
+impl InFlight {
     /// Returns whether the step before `next` was a flush.
-    const fn was_flush(&self, next: Then) -> bool {
-        matches!(self.op, op::FLUSH_DISKCACHE | op::WRITE_BARRIER) && !matches!(next, Then::Flush)
+    const fn was_flush(&self, next: NextStep) -> bool {
+        matches!(self.op, op::FLUSH_DISKCACHE | op::WRITE_BARRIER)
+            && !matches!(next, NextStep::Flush)
     }
 }
 
+/// The step of a request after an operation has completed.
 #[derive(Clone, Copy, Debug)]
-enum Then {
-    Answer,
+enum NextStep {
+    /// Complete.
+    Respond,
     /// Flush, then complete.
     Flush,
     /// Write the barrier's data, flush, then complete.
-    Write {
-        sector: u64,
-    },
+    Write { sector: u64 },
 }
 
 impl<P, C, E, R> Queue<P, C, E, R>
@@ -218,32 +227,32 @@ where
     pub fn new(mut parts: QueueParts<P, C, R>, engine: E) -> Self {
         let slots = parts.ring.layout().slots();
         let most = MAX_SEGMENTS.max(parts.max_indirect_segments as usize);
-        let again = parts.record.again.take();
-        let idle = Begun { id: 0, op: 0, bytes: 0, then: Then::Answer };
+        let inherited = parts.record.inherited.take();
+        let unused = InFlight { id: 0, op: 0, bytes: 0, next: NextStep::Respond };
         let budget = parts.disk.mapping_budget();
         let pages = Pages::new(parts.data_path, slots as usize, most, budget);
-        let [used, kept, registered] = pages.limits();
-        parts.stats.limit([slots as usize, used, kept, registered]);
-        let occupied = Occupied(Arc::clone(&parts.stats));
+        let [used, cached, registered] = pages.limits();
+        parts.stats.limit([slots as usize, used, cached, registered]);
+        let levels = Levels(Arc::clone(&parts.stats));
         Self {
             geometry: parts.disk.geometry(),
-            begun: (0..slots).map(|_| idle).collect(),
+            requests: (0..slots).map(|_| unused).collect(),
             active: 0,
-            notify: again.is_some(),
-            again: again.unwrap_or_default(),
+            notify: inherited.is_some(),
+            inherited: inherited.unwrap_or_default(),
             waiting: None,
             barrier: None,
             jobs: Vec::with_capacity(slots as usize),
-            unread: Vec::new(),
+            indirect: Vec::new(),
             pages,
             segments: Vec::with_capacity(MAX_SEGMENTS),
-            held: Vec::with_capacity(MAX_SEGMENTS),
+            barrier_segments: Vec::with_capacity(MAX_SEGMENTS),
             parts,
             engine,
             submitted: false,
             draining: false,
             engine_lost: false,
-            occupied,
+            levels,
         }
     }
 
@@ -254,16 +263,16 @@ where
     /// A [`QueueFault`]: the queue has ended, and the caller only waits until
     /// [`in_flight`](Self::in_flight) is 0.
     pub fn poll(&mut self, budget: u32) -> Result<Progress, QueueFault> {
-        let mut answered = self.reap();
+        let mut completed = self.reap();
         let taken = self.take(if self.draining { 0 } else { budget })?;
         // Operations that complete immediately share the notification. A request of several steps
         // may submit its next step here; no request has more than three, so the loop ends.
         while core::mem::take(&mut self.submitted) {
             self.engine.kick();
-            answered += self.reap();
+            completed += self.reap();
         }
         let QueueParts { record, ring, .. } = &mut self.parts;
-        self.occupied.0.occupy(record.log.in_flight(), self.pages.used());
+        self.levels.0.occupy(record.log.in_flight(), self.pages.used());
         if record.log.publish(ring) | core::mem::take(&mut self.notify) {
             self.parts.stats.notifies.add(1);
             self.parts.channel.notify()?;
@@ -271,7 +280,7 @@ where
         if self.engine_lost {
             return Err(QueueFault::EngineLost);
         }
-        Ok(if taken + answered > 0 { Progress::Some } else { Progress::None })
+        Ok(if taken + completed > 0 { Progress::Some } else { Progress::None })
     }
 
     /// Arms the ring's event index and checks once more for requests. Called before waiting; the
@@ -281,7 +290,7 @@ where
     /// A [`QueueFault`], as for [`poll`](Self::poll).
     pub fn final_check(&mut self) -> Result<bool, QueueFault> {
         // Only a completion can make progress here.
-        if self.draining || self.stuck() {
+        if self.draining || self.is_blocked() {
             return Ok(false);
         }
         Ok(self.parts.ring.final_check()?)
@@ -292,22 +301,22 @@ where
     /// # Errors
     /// A [`QueueFault`], as for [`poll`](Self::poll).
     #[inline]
-    pub fn has_requests(&mut self) -> Result<bool, QueueFault> {
-        Ok(!self.draining && !self.stuck() && self.parts.ring.has_requests()?)
+    pub fn has_work(&mut self) -> Result<bool, QueueFault> {
+        Ok(!self.draining && !self.is_blocked() && self.parts.ring.has_requests()?)
     }
 
     /// Sets the current time, from an arbitrary origin, and unmaps cached mappings that were unused
     /// for 60 s. Called before waiting, and periodically by a busy worker.
     pub fn tick(&mut self, now: Duration) {
         self.pages.tick(now);
-        self.parts.stats.kept_pages.set(self.pages.kept() as u64);
+        self.parts.stats.cached_mappings.set(self.pages.cached() as u64);
     }
 
     /// Returns the number of cached mappings. While it is not 0, a worker calls
     /// [`tick`](Self::tick) periodically, also while it waits.
     #[must_use]
-    pub fn kept_pages(&self) -> usize {
-        self.pages.kept()
+    pub fn cached_mappings(&self) -> usize {
+        self.pages.cached()
     }
 
     /// Returns the number of submitted requests without a response.
@@ -343,13 +352,13 @@ where
     }
 
     /// Returns whether no request can be taken before one completes.
-    fn stuck(&self) -> bool {
-        self.is_held_up() || self.parts.record.log.free() == 0
+    fn is_blocked(&self) -> bool {
+        self.must_wait() || self.parts.record.log.free() == 0
     }
 
     /// Returns whether a request waits for earlier ones. No other request, new or inherited, is
     /// submitted until then.
-    fn is_held_up(&self) -> bool {
+    fn must_wait(&self) -> bool {
         self.waiting.is_some() || self.barrier.is_some()
     }
 
@@ -362,7 +371,7 @@ where
         if self.engine.submit(tag, io, &mut self.segments).is_err() {
             // An engine has capacity for as many operations as the ring has slots. If an engine
             // violates this, the request fails instead of hanging.
-            self.pages.give_back(&mut self.segments);
+            self.pages.release(&mut self.segments);
             self.finish(tag, Err(UNSUPPORTED));
         }
     }

@@ -17,7 +17,7 @@ pub struct QueueRecord<R> {
     pub(super) device: Record<R>,
     pub(super) log: RequestLog<Part<R>>,
     /// Inherited requests to be submitted again, the oldest last; `None` in a new session.
-    pub(super) again: Option<Vec<u32>>,
+    pub(super) inherited: Option<Vec<u32>>,
     taken_over: bool,
 }
 
@@ -33,7 +33,7 @@ impl<R: SharedMemory + Clone> QueueRecord<R> {
         abi: Abi,
     ) -> Result<Self, RecordError> {
         let log = RequestLog::new(section(device, index)?, ring, abi.response_size())?;
-        Ok(Self { device: device.clone(), log, again: None, taken_over: false })
+        Ok(Self { device: device.clone(), log, inherited: None, taken_over: false })
     }
 
     /// Resumes from the record of a ring that was just attached. `died`: the process that wrote the
@@ -50,12 +50,12 @@ impl<R: SharedMemory + Clone> QueueRecord<R> {
     ) -> Result<Self, QueueFault> {
         let found = RequestLog::resume(section(device, index)?, ring, abi.response_size())?;
         ring.resume(found.taken)?;
-        let (mut log, mut again) = (found.log, found.again);
+        let (mut log, mut inherited) = (found.log, found.again);
         if died {
-            again.iter().for_each(|entry| log.charge_death(*entry));
+            inherited.iter().for_each(|entry| log.charge_death(*entry));
         }
-        again.reverse();
-        Ok(Self { device: device.clone(), log, again: Some(again), taken_over: died })
+        inherited.reverse();
+        Ok(Self { device: device.clone(), log, inherited: Some(inherited), taken_over: died })
     }
 
     /// Returns whether the process that served the ring before was killed.
@@ -73,14 +73,14 @@ impl<R: SharedMemory + Clone> QueueRecord<R> {
     /// flight.
     #[must_use]
     pub fn given_up(&self) -> usize {
-        let again = self.again.iter().flatten();
-        again.filter(|entry| self.log.deaths(**entry) >= DEATHS_MAX).count()
+        let inherited = self.inherited.iter().flatten();
+        inherited.filter(|entry| self.log.deaths(**entry) >= DEATHS_MAX).count()
     }
 
     /// Returns the number of inherited requests.
     #[must_use]
     pub fn inherited(&self) -> usize {
-        self.again.as_ref().map_or(0, Vec::len)
+        self.inherited.as_ref().map_or(0, Vec::len)
     }
 }
 

@@ -37,7 +37,7 @@ fn every_size(path: DataPath) {
         sector += sectors as u64;
     }
     // The ring and, if mappings are cached, the pages of one slot.
-    let mapped = if path.keeps() { 12 } else { 1 };
+    let mapped = if path.caches() { 12 } else { 1 };
     assert_eq!(machine.domain(BACK).pages_mapped(), mapped, "{path}");
     drop(back);
     assert_eq!(machine.domain(BACK).pages_mapped(), 0);
@@ -143,8 +143,8 @@ fn a_long_ring_of_large_requests_is_served() {
                 front.release(slot);
             }
         }
-        let kept = back.kept_pages();
-        assert!(kept <= pvio_blkback::pages::kept_most(128), "{kept}, {path}");
+        let kept = back.cached_mappings();
+        assert!(kept <= pvio_blkback::pages::cached_max(128), "{kept}, {path}");
         drop(back);
         drop(front);
         assert_eq!(machine.domain(BACK).pages_mapped(), 0);

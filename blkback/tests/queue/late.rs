@@ -3,7 +3,7 @@
 use crate::rig::{BACK, FRONT, Hostile, PATHS, PageBuf, SECTORS, raw, run};
 use pvio_blkback::engine::mem::MemEngine;
 use pvio_blkback::engine::{Done, Full, Geometry, Io, Segments};
-use pvio_blkback::pages::{KEPT_LEAST, PAGES_MOST};
+use pvio_blkback::pages::{CACHED_MIN, PAGES_MOST};
 use pvio_blkback::{
     BlockEngine, DataPath, DiskState, Progress, Queue, QueueFault, QueueParts, QueueRecord,
 };
@@ -201,7 +201,7 @@ fn a_queue_dropped_with_requests_in_flight_lets_go_of_everything() {
         // Two requests are in flight, and a barrier waits for them without pages.
         assert_eq!(used("requests"), ("requests", 3, 32), "{path}");
         assert_eq!(used("request-pages"), ("request-pages", 2, PAGES_MOST as u64), "{path}");
-        let kept = if path.keeps() { KEPT_LEAST as u64 } else { 0 };
+        let kept = if path.caches() { CACHED_MIN as u64 } else { 0 };
         assert_eq!(used("kept-pages").2, kept, "{path}");
         h.back.drain();
         h.back.tick(Duration::from_secs(1000));

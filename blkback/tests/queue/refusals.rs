@@ -12,7 +12,7 @@ fn bad_requests_get_the_status_real_backends_give_and_are_counted() {
 fn bad_requests(path: DataPath) {
     use RefusalReason as R;
     // Cached mappings are writable, and serve reads as well.
-    let kept = path.keeps();
+    let kept = path.caches();
     let (okay, error, unknown) = (Status::Okay, Status::Error, Status::NotSupported);
     let mut h = Hostile::new(path, Abi::X86_64, Mem::zeroed(SECTORS));
     let (g, ro) = (h.data.0, h.readonly.0);

@@ -177,7 +177,7 @@ fn nothing_can_be_mapped_but_the_ring() {
         let budget = MappingBudget::unlimited();
         let mut disk = Disk::new(path, 1, GrantStatus::NoSpace, budget.clone());
         moves_data(&mut disk, 5, 60, 30);
-        assert_eq!((disk.back.kept_pages(), budget.used()), (0, 0), "{path}");
+        assert_eq!((disk.back.cached_mappings(), budget.used()), (0, 0), "{path}");
     }
 }
 
@@ -207,17 +207,17 @@ fn no_more_pages_stay_mapped_than_the_budget_of_the_guest_has() {
         let [mut one, mut other] =
             [(); 2].map(|()| Disk::new(path, usize::MAX, GrantStatus::NoSpace, Arc::clone(&guest)));
         moves_data(&mut one, 7, 9, 3);
-        assert_eq!((one.back.kept_pages(), guest.used(), process.used()), (9, 9, 9), "{path}");
+        assert_eq!((one.back.cached_mappings(), guest.used(), process.used()), (9, 9, 9), "{path}");
         moves_data(&mut other, 9, 40, 11);
-        assert_eq!((other.back.kept_pages(), guest.used()), (6, 15), "{path}");
+        assert_eq!((other.back.cached_mappings(), guest.used()), (6, 15), "{path}");
         moves_data(&mut one, 8, 40, 11);
-        assert_eq!((one.back.kept_pages(), guest.used()), (9, 15), "{path}");
+        assert_eq!((one.back.cached_mappings(), guest.used()), (9, 15), "{path}");
         assert_eq!([one.refused(), other.refused()], [0, 0], "{path}");
         // Another guest gets the rest of the budget.
         let another = process.part(15);
         let mut third = Disk::new(path, usize::MAX, GrantStatus::NoSpace, another);
         moves_data(&mut third, 1, 40, 11);
-        assert_eq!((third.back.kept_pages(), process.used()), (5, 20), "{path}");
+        assert_eq!((third.back.cached_mappings(), process.used()), (5, 20), "{path}");
         drop((one, other));
         assert_eq!((guest.used(), process.used()), (0, 5), "{path}");
     }

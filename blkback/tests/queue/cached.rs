@@ -2,7 +2,7 @@
 
 use crate::rig::{BACK, Hostile, Mem, Pages, SECTORS, raw};
 use pvio_blkback::DataPath;
-use pvio_blkback::pages::{KEPT_LEAST, kept_most};
+use pvio_blkback::pages::{CACHED_MIN, cached_max};
 use pvio_grant_table::{Access, GrantRef, Granter};
 use pvio_ring::proto::blkif::{Abi, RefusalReason, Status};
 use pvio_ring::shm::Region;
@@ -43,8 +43,8 @@ fn use_all(h: &mut Hostile, grefs: &[GrantRef]) {
         let segments: Vec<_> = eleven.iter().map(|gref| (gref.0, 0, 7)).collect();
         let request = raw((n % 2) as u8, segments.len() as u8, 0, &segments);
         assert_eq!(h.ask(&request).status, Status::Okay);
-        assert!(h.back.kept_pages() <= KEPT_LEAST);
-        assert!(h.driver.pages_mapped() <= KEPT_LEAST + 1, "besides the ring");
+        assert!(h.back.cached_mappings() <= CACHED_MIN);
+        assert!(h.driver.pages_mapped() <= CACHED_MIN + 1, "besides the ring");
     }
 }
 
@@ -52,13 +52,13 @@ fn use_all(h: &mut Hostile, grefs: &[GrantRef]) {
 fn what_is_kept_is_bounded_whatever_a_guest_grants() {
     for path in KEEPING {
         let mut h = hostile_by(path);
-        let (grefs, _pages) = many(&h, 10 * KEPT_LEAST);
-        assert_eq!(kept_most(32), KEPT_LEAST);
+        let (grefs, _pages) = many(&h, 10 * CACHED_MIN);
+        assert_eq!(cached_max(32), CACHED_MIN);
         use_all(&mut h, &grefs);
-        assert_eq!(h.back.kept_pages(), KEPT_LEAST);
+        assert_eq!(h.back.cached_mappings(), CACHED_MIN);
         // The first ones have cached mappings, the last ones were unmapped.
         assert!(h.guest.end_access(grefs[0]).is_err());
-        assert!(h.guest.end_access(grefs[10 * KEPT_LEAST - 1]).is_ok());
+        assert!(h.guest.end_access(grefs[10 * CACHED_MIN - 1]).is_ok());
     }
 }
 
@@ -66,7 +66,7 @@ fn what_is_kept_is_bounded_whatever_a_guest_grants() {
 fn pages_beyond_those_kept_are_served_in_the_other_way_and_push_none_out() {
     for path in KEEPING {
         let mut h = hostile_by(path);
-        let (grefs, _pages) = many(&h, 2 * KEPT_LEAST);
+        let (grefs, _pages) = many(&h, 2 * CACHED_MIN);
         let counts = |h: &Hostile| {
             let stats = h.back.stats();
             [&stats.mapped_pages, &stats.reused_pages, &stats.copied_pages]
@@ -77,10 +77,10 @@ fn pages_beyond_those_kept_are_served_in_the_other_way_and_push_none_out() {
             use_all(&mut h, &grefs);
             let after = counts(&h);
             let [mapped, reused, copied] = [0, 1, 2].map(|i| after[i] - before[i]);
-            let (kept, beyond) = if round == 0 { (0, KEPT_LEAST) } else { (KEPT_LEAST, 0) };
+            let (kept, beyond) = if round == 0 { (0, CACHED_MIN) } else { (CACHED_MIN, 0) };
             assert_eq!(reused, kept, "{path}, round {round}");
             let others =
-                if path.copies() { [beyond, KEPT_LEAST] } else { [beyond + KEPT_LEAST, 0] };
+                if path.copies() { [beyond, CACHED_MIN] } else { [beyond + CACHED_MIN, 0] };
             assert_eq!([mapped, copied], others, "{path}, round {round}");
         }
     }
@@ -90,7 +90,7 @@ fn pages_beyond_those_kept_are_served_in_the_other_way_and_push_none_out() {
 fn a_request_of_kept_pages_and_others_reads_and_writes_all_of_them() {
     for path in KEEPING {
         let mut h = hostile_by(path);
-        let (kept, _pages) = many(&h, KEPT_LEAST - 3);
+        let (kept, _pages) = many(&h, CACHED_MIN - 3);
         use_all(&mut h, &kept);
         // Three of these still have cached mappings, the others never had.
         let pages: Vec<_> = (0..8).map(|_| h.page()).collect();
@@ -98,7 +98,7 @@ fn a_request_of_kept_pages_and_others_reads_and_writes_all_of_them() {
         let order = [0, 3, 1, 4, 2, 5, 6, 7];
         let warm: Vec<_> = pages[..3].iter().map(|(gref, _)| (gref.0, 0, 7)).collect();
         assert_eq!(h.ask(&raw(0, 3, 0, &warm)).status, Status::Okay);
-        assert_eq!(h.back.kept_pages(), KEPT_LEAST);
+        assert_eq!(h.back.cached_mappings(), CACHED_MIN);
         for (n, page) in order.iter().enumerate() {
             pages[*page].1.write_bytes(0, &[n as u8 + 1; 4096]).unwrap();
         }
@@ -130,7 +130,7 @@ fn a_request_of_kept_pages_and_others_reads_and_writes_all_of_them() {
                 assert_eq!(*byte, expected, "{path}, page {n}, byte {at}");
             }
         }
-        assert_eq!(h.driver.pages_mapped(), KEPT_LEAST + 1, "{path}");
+        assert_eq!(h.driver.pages_mapped(), CACHED_MIN + 1, "{path}");
     }
 }
 
@@ -138,7 +138,7 @@ fn a_request_of_kept_pages_and_others_reads_and_writes_all_of_them() {
 fn one_bad_page_beyond_those_kept_fails_its_request_alone() {
     for path in KEEPING {
         let mut h = hostile_by(path);
-        let (kept, _pages) = many(&h, KEPT_LEAST);
+        let (kept, _pages) = many(&h, CACHED_MIN);
         use_all(&mut h, &kept);
         let (GrantRef(good), _page) = h.page();
         let bad = u32::MAX;
@@ -146,7 +146,7 @@ fn one_bad_page_beyond_those_kept_fails_its_request_alone() {
             for pages in [[kept[0].0, bad, good], [bad, good, kept[1].0], [good, kept[2].0, bad]] {
                 let request = raw(op, 3, 0, &pages.map(|gref| (gref, 0, 7)));
                 assert_eq!(h.ask(&request).status, Status::Error, "{path}");
-                assert_eq!(h.driver.pages_mapped(), KEPT_LEAST + 1, "{path}");
+                assert_eq!(h.driver.pages_mapped(), CACHED_MIN + 1, "{path}");
                 let request = raw(op, 2, 0, &[(kept[0].0, 0, 7), (good, 0, 7)]);
                 assert_eq!(h.ask(&request).status, Status::Okay, "{path}");
             }
@@ -159,14 +159,14 @@ fn one_bad_page_beyond_those_kept_fails_its_request_alone() {
 fn what_nobody_uses_makes_room_by_and_by() {
     for path in KEEPING {
         let mut h = hostile_by(path);
-        let (grefs, _pages) = many(&h, KEPT_LEAST + 11);
-        let (old, new) = grefs.split_at(KEPT_LEAST);
+        let (grefs, _pages) = many(&h, CACHED_MIN + 11);
+        let (old, new) = grefs.split_at(CACHED_MIN);
         use_all(&mut h, old);
         let stats = |h: &Hostile| h.back.stats().reused_pages.get();
         let mut served = Vec::new();
         for look in 1..=4 {
             h.back.tick(Duration::from_millis(100 * look));
-            assert!(h.back.kept_pages() >= KEPT_LEAST - KEPT_LEAST.div_ceil(20));
+            assert!(h.back.cached_mappings() >= CACHED_MIN - CACHED_MIN.div_ceil(20));
             let before = stats(&h);
             use_all(&mut h, new);
             served.push(stats(&h) - before);
@@ -175,7 +175,7 @@ fn what_nobody_uses_makes_room_by_and_by() {
         // cached.
         assert_eq!(served, [0, 0, 11, 11], "{path}");
         assert!(new.iter().all(|gref| h.guest.end_access(*gref).is_err()), "{path}");
-        assert!(h.back.kept_pages() < KEPT_LEAST, "no more went than is needed");
+        assert!(h.back.cached_mappings() < CACHED_MIN, "no more went than is needed");
     }
 }
 
@@ -188,10 +188,10 @@ fn a_page_nobody_used_for_a_minute_is_the_guests_again() {
         assert_eq!(h.ask(&raw(0, 1, 0, &[(gref.0, 0, 7)])).status, Status::Okay);
     }
     h.back.tick(Duration::from_secs(64));
-    assert_eq!(h.back.kept_pages(), 2);
+    assert_eq!(h.back.cached_mappings(), 2);
     assert_eq!(h.ask(&raw(0, 1, 0, &[(one.0.0, 0, 7)])).status, Status::Okay);
     h.back.tick(Duration::from_secs(65));
-    assert_eq!((h.back.kept_pages(), h.back.stats().kept_pages.get()), (1, 1));
+    assert_eq!((h.back.cached_mappings(), h.back.stats().cached_mappings.get()), (1, 1));
     assert!(h.guest.end_access(one.0).is_err(), "used a second ago");
     assert!(h.guest.end_access(other.0).is_ok());
     // The reference is no longer valid; only the request that uses it is rejected.
