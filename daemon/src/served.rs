@@ -11,7 +11,7 @@ use pvio_ports::settings::RuntimeSettings;
 use pvio_ring::proto::netif::CtrlStatus;
 use pvio_runtime::LogLimit;
 use pvio_storage::MappingBudgets;
-use pvio_storage::engine::offload::Load;
+use pvio_storage::engine::offload::BudgetUsage;
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ pub struct Served {
 pub struct Seen {
     settings: Option<Arc<RuntimeSettings>>,
     mappings: Option<Arc<MappingBudget>>,
-    load: Option<Arc<Load>>,
+    load: Option<Arc<BudgetUsage>>,
     /// Number of file descriptors reserved for it, and the budget of its steps.
     descriptors: u64,
     steps: Option<Budget>,

@@ -14,7 +14,7 @@ const PART: usize = 1 << 20;
 /// Returns whether writes to a disk go to a temporary overlay.
 #[must_use]
 pub fn is_overlay(disk: &Disk) -> bool {
-    matches!(disk.kept_in(), Spec::Overlay(_))
+    matches!(disk.storage_spec(), Spec::Overlay(_))
 }
 
 /// Fails unless every byte of the disk is zero. Holes of a raw image are not read.

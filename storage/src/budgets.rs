@@ -67,8 +67,8 @@ impl Default for MappingBudgets {
 
 /// Returns the maximum number of mappings of this process.
 fn most_maps() -> usize {
-    let said = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
-    said.and_then(|said| said.trim().parse().ok()).unwrap_or(USUAL_MAPS)
+    let found = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
+    found.and_then(|text| text.trim().parse().ok()).unwrap_or(USUAL_MAPS)
 }
 
 #[cfg(test)]

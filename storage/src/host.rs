@@ -9,7 +9,7 @@ pub use opening::BUSY;
 
 use crate::budgets::MappingBudgets;
 use crate::engine::faults::{FaultPlan, FaultSwitch};
-use crate::engine::offload::Load;
+use crate::engine::offload::BudgetUsage;
 use crate::engine::throttle::{SharedLimit, Throttles};
 use crate::engine::{FlushState, Geometry};
 use crate::image::{Disk, DiskOptions, Format, Image, ImageError, Spec};
@@ -142,8 +142,8 @@ impl ImageServer {
     }
 
     /// Returns the usage of the budgets of the open disk.
-    pub fn load(&self) -> Option<&Arc<Load>> {
-        self.open.as_ref().map(|open| open.image.load())
+    pub fn load(&self) -> Option<&Arc<BudgetUsage>> {
+        self.open.as_ref().map(|open| open.image.usage())
     }
 
     /// Parses the definition of a disk. Options in its own xenstore node take precedence over those
@@ -242,7 +242,7 @@ impl Open {
             Some(path) => traced(image, path, &disk.spec, name)?,
             None => image,
         };
-        let grows = matches!(disk.kept_in(), Spec::File { format: Format::Raw, .. });
+        let grows = matches!(disk.storage_spec(), Spec::File { format: Format::Raw, .. });
         tracing::info!(disk = name, image = %disk, "disk opened");
         Ok(Self { image: Arc::new(image), grows, size, share, faults })
     }

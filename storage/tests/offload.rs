@@ -3,9 +3,9 @@
 use pvio_blkback::engine::{BlockEngine, EngineError, Io};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::{HeapMemory, Region, SharedMemory};
-use pvio_storage::engine::offload::{DATA_MOST, Executor, Job, Load, Offload};
+use pvio_storage::engine::offload::ThreadPool;
+use pvio_storage::engine::offload::{BudgetUsage, DATA_MOST, Executor, Job, Offload};
 use pvio_storage::engine::ram::RamDisk;
-use pvio_storage::engine::thread_pool::ThreadPool;
 use pvio_storage::engine::wait::{WaitEngine, Waiting};
 use std::sync::Arc;
 
@@ -101,7 +101,7 @@ fn load_counts_what_is_elsewhere_until_it_is_back_or_the_queue_is_gone() {
             self.0.lock().unwrap().extend(jobs);
         }
     }
-    let (kept, load) = (Arc::<Keeps>::default(), Arc::new(Load::new((3, 7))));
+    let (kept, load) = (Arc::<Keeps>::default(), Arc::new(BudgetUsage::new((3, 7))));
     let geometry = RamDisk::new(1 << 20).unwrap().geometry(false);
     let engine = || Offload::new(kept.clone(), geometry, 8, &load).unwrap();
     let (mut one, mut other) = (engine(), engine());

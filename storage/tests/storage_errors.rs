@@ -1,26 +1,23 @@
 //! Status of the guest's requests when the host's file system fails an operation once: a FUSE file
 //! system whose calls fail as each test determines.
 
+#[path = "support/fuse.rs"]
+mod fuse;
 #[path = "support/mod.rs"]
 mod support;
 
-use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner, OpenFlags,
-    ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyWrite, Request, WriteFlags,
-};
+use fuse::{OneFile, ServedFile, part, put};
+use fuser::{Errno, ReplyWrite};
 use pvio_blkback::engine::{BlockEngine, EngineError, Io};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::{HeapMemory, Region};
 use pvio_storage::engine::wait::{DiskEngine, WaitEngine};
 use pvio_storage::image::{Disk, Image};
-use std::ffi::OsStr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use support::{has, text, tool};
 
-const FILE: INodeNo = INodeNo(2);
-const LONG: Duration = Duration::from_secs(3600);
 const EIO: i32 = 5;
 /// `EINTR` and `EAGAIN`: the operation must be retried.
 const TRANSIENT: [i32; 2] = [4, 11];
@@ -51,136 +48,49 @@ impl Host {
     }
 }
 
-struct OneFile(Arc<Mutex<Host>>);
+struct FailingFile(Arc<Mutex<Host>>);
 
-impl OneFile {
-    fn attr(&self, ino: INodeNo) -> FileAttr {
-        let (file, len) = (ino == FILE, self.0.lock().unwrap().bytes.len() as u64);
-        FileAttr {
-            ino,
-            size: if file { len } else { 0 },
-            blocks: len / 512,
-            atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
-            crtime: UNIX_EPOCH,
-            kind: if file { FileType::RegularFile } else { FileType::Directory },
-            perm: 0o700,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        }
-    }
-
-    fn put(&self, at: u64, data: &[u8]) {
-        let (mut host, at) = (self.0.lock().unwrap(), at as usize);
-        let len = host.bytes.len().max(at + data.len());
-        host.bytes.resize(len, 0);
-        host.bytes[at..at + data.len()].copy_from_slice(data);
+impl FailingFile {
+    fn host(&self) -> MutexGuard<'_, Host> {
+        self.0.lock().unwrap()
     }
 }
 
-impl Filesystem for OneFile {
-    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match name.to_str() {
-            Some("disk") => reply.entry(&LONG, &self.attr(FILE), Generation(0)),
-            _ => reply.error(Errno::ENOENT),
-        }
+impl ServedFile for FailingFile {
+    fn len(&self) -> u64 {
+        self.host().bytes.len() as u64
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&LONG, &self.attr(ino));
+    fn read(&self, at: u64, len: usize) -> Vec<u8> {
+        part(&self.host().bytes, at, len)
     }
 
-    fn setattr(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u32>,
-        size: Option<u64>,
-        _: Option<fuser::TimeOrNow>,
-        _: Option<fuser::TimeOrNow>,
-        _: Option<std::time::SystemTime>,
-        _: Option<FileHandle>,
-        _: Option<std::time::SystemTime>,
-        _: Option<std::time::SystemTime>,
-        _: Option<std::time::SystemTime>,
-        _: Option<fuser::BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        if let Some(size) = size {
-            self.0.lock().unwrap().bytes.resize(size as usize, 0);
-        }
-        reply.attr(&LONG, &self.attr(ino));
-    }
-
-    fn read(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        size: u32,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        let host = self.0.lock().unwrap();
-        let from = host.bytes.len().min(offset as usize);
-        reply.data(&host.bytes[from..host.bytes.len().min(from + size as usize)]);
-    }
-
-    fn write(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        data: &[u8],
-        _: WriteFlags,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        let called = self.0.lock().unwrap().call("write");
-        if let Err(error) = called {
-            return reply.error(error);
-        }
-        self.put(offset, data);
-        reply.written(data.len() as u32);
-    }
-
-    fn fallocate(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        offset: u64,
-        length: u64,
-        _: i32,
-        reply: ReplyEmpty,
-    ) {
-        let called = self.0.lock().unwrap().call("fallocate");
-        if let Err(error) = called {
-            return reply.error(error);
-        }
-        self.put(offset, &vec![0; length as usize]);
-        reply.ok();
-    }
-
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        match self.0.lock().unwrap().call("fsync") {
-            Ok(()) => reply.ok(),
+    fn write(&self, at: u64, data: &[u8], reply: ReplyWrite) {
+        let mut host = self.host();
+        match host.call("write") {
+            Ok(()) => {
+                put(&mut host.bytes, at, data);
+                reply.written(data.len() as u32);
+            }
             Err(error) => reply.error(error),
         }
     }
 
-    fn destroy(&mut self) {}
+    fn resize(&self, len: u64) -> Result<(), Errno> {
+        self.host().bytes.resize(len as usize, 0);
+        Ok(())
+    }
+
+    fn fallocate(&self, _: i32, at: u64, len: u64) -> Result<(), Errno> {
+        let mut host = self.host();
+        host.call("fallocate")?;
+        put(&mut host.bytes, at, &vec![0; len as usize]);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), Errno> {
+        self.host().call("fsync")
+    }
 }
 
 /// A mounted file system whose file has given bytes, and its directory.
@@ -195,7 +105,11 @@ impl Mounted {
     fn new(bytes: Vec<u8>) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let host = Arc::new(Mutex::new(Host { bytes, ..Host::default() }));
-        match fuser::spawn_mount(OneFile(host.clone()), dir.path(), &fuser::Config::default()) {
+        match fuser::spawn_mount(
+            OneFile(FailingFile(host.clone())),
+            dir.path(),
+            &fuser::Config::default(),
+        ) {
             Ok(session) => Some(Self { host, dir, session: Some(session) }),
             Err(error) => {
                 println!("SKIPPED: no FUSE file system can be mounted ({error}); run as root");

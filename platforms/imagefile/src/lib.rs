@@ -1,20 +1,20 @@
-//! Files for the image library (`imago`), with calls to an [`Order`] before and after each change.
+//! Files for the image library (`imago`), with calls to a [`WriteOrdering`] before and after each change.
 //!
 //! The order in which the parts of an image reach the storage device is not controlled by the library. An
-//! implementation of [`Order`] controls it.
+//! implementation of [`WriteOrdering`] controls it.
 //!
 //! The library's trait for files has `unsafe` methods for every implementation. This crate contains that
-//! `unsafe` code, so that an [`Order`] needs none.
+//! `unsafe` code, so that a [`WriteOrdering`] needs none.
 //! ```
 //! use imago::{StorageExt, StorageOpenOptions};
-//! use pvio_imagefile::{Change, ImageFile, Order};
+//! use pvio_imagefile::{Change, ImageFile, WriteOrdering};
 //! use std::io;
 //! use std::sync::{Arc, Mutex};
 //!
 //! #[derive(Debug, Default)]
 //! struct Log(Mutex<Vec<(u64, u64)>>);
 //!
-//! impl Order for Log {
+//! impl WriteOrdering for Log {
 //!     fn before(&self, change: &Change<'_>) -> io::Result<()> {
 //!         self.0.lock().unwrap().push((change.at, change.len));
 //!         Ok(())
@@ -82,7 +82,7 @@ impl<'a> Change<'a> {
 }
 
 /// Controls the order in which changes of a file reach the storage device. Called by any thread.
-pub trait Order: fmt::Debug + Send + Sync {
+pub trait WriteOrdering: fmt::Debug + Send + Sync {
     /// Called before a change. Flushes whatever must be on the storage device before it.
     ///
     /// # Errors
@@ -106,7 +106,7 @@ pub trait Order: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct ImageFile {
     file: File,
-    order: Option<Arc<dyn Order>>,
+    order: Option<Arc<dyn WriteOrdering>>,
     /// Bytes that reads return instead of the file's contents, with their offsets.
     instead: Vec<(u64, Vec<u8>)>,
 }
@@ -119,7 +119,7 @@ impl ImageFile {
     pub fn new(
         file: std::fs::File,
         options: StorageOpenOptions,
-        order: Option<Arc<dyn Order>>,
+        order: Option<Arc<dyn WriteOrdering>>,
     ) -> io::Result<Self> {
         Ok(Self { file: File::from_open_file(file, options)?, order, instead: Vec::new() })
     }
@@ -182,8 +182,8 @@ impl ImageFile {
         order.before(&change)?;
         let made = make();
         // Also after a failure: a part may have been written.
-        let told = order.after(change.at, change.len);
-        made.and(told)
+        let after = order.after(change.at, change.len);
+        made.and(after)
     }
 }
 

@@ -5,7 +5,7 @@
 //! | [`uring::UringEngine`] | a file or block device, through io_uring |
 //! | [`device::DeviceEngine`] | the same, with threads that flush, and discard where only blocking calls can |
 //! | [`ram::RamEngine`] | memory that queues share; synchronous |
-//! | [`offload::Offload`] | the storage of an executor: [`thread_pool::ThreadPool`] (a format's library), [`nbd::NbdLink`] (a server) |
+//! | [`offload::Offload`] | the storage of an executor: [`offload::ThreadPool`] (a format's library), [`nbd::NbdLink`] (a server) |
 //!
 //! A worker waits on its engine: [`wait::WaitEngine`]. These wrappers apply to any such engine, and
 //! to each other:
@@ -18,23 +18,19 @@
 //! | [`record::Recorded`] | records all writes, to determine the state of the disk after a power loss |
 
 pub mod device;
-pub mod faults;
 pub mod flusher;
-mod io_mode;
 mod lists;
 pub mod nbd;
 pub mod offload;
 pub mod ram;
-pub mod record;
 pub mod store;
-pub mod thread_pool;
-pub mod throttle;
-pub mod trace;
 pub mod uring;
 pub mod wait;
+mod wrappers;
 
-pub use io_mode::IoMode;
 pub use pvio_blkback::engine::clock;
 pub use pvio_blkback::engine::{
     BlockEngine, Discard, Done, EngineError, FlushState, Full, Geometry, Io, Segments,
 };
+pub use uring::IoMode;
+pub use wrappers::{faults, record, throttle, trace};

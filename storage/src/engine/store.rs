@@ -1,5 +1,5 @@
 //! The interface to storage with blocking calls, as image format libraries have. A
-//! [`ThreadPool`](super::thread_pool::ThreadPool) adapts it to an engine.
+//! [`ThreadPool`](super::offload::ThreadPool) adapts it to an engine.
 
 use super::{EngineError, FlushState};
 use alloc::sync::Arc;

@@ -1,7 +1,7 @@
 //! The definition of a disk as an operator writes it: options in brackets, if any, and the storage.
 
+use super::escaped;
 use super::options::{DiskOptions, OptionError};
-use super::shown;
 use super::spec::{Spec, SpecError};
 use alloc::borrow::Cow;
 use alloc::boxed::Box;
@@ -87,7 +87,7 @@ impl Disk {
 
     /// Returns the storage, including an overlay if the options request one.
     #[must_use]
-    pub fn kept_in(&self) -> Spec {
+    pub fn storage_spec(&self) -> Spec {
         match self.options.overlay {
             Some(true) => Spec::Overlay(Box::new(self.spec.clone())),
             _ => self.spec.clone(),
@@ -122,7 +122,7 @@ impl FromStr for Disk {
 /// [`Shown`](super::Shown).
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        shown::utf8_or_shown(&self.to_bytes(), f)
+        escaped::utf8_or_shown(&self.to_bytes(), f)
     }
 }
 
@@ -142,7 +142,7 @@ mod tests {
         let raw = Disk::with_format("raw", "[direct]/a:b").unwrap();
         assert_eq!((raw.options.direct, raw.spec.to_string().as_str()), (Some(true), "raw:/a:b"));
         let over: Disk = "[overlay]ram:1M".parse().unwrap();
-        assert_eq!(over.kept_in().to_string(), "overlay:ram:1048576");
+        assert_eq!(over.storage_spec().to_string(), "overlay:ram:1048576");
         for (bad, code) in
             [("[iops=5", "disk-options"), ("[wat]/a", "disk-options"), ("[ro]", "image-name")]
         {

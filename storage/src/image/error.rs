@@ -1,8 +1,8 @@
 //! The reasons why a disk cannot be served. `remedy.rs` has what an operator can do about each.
 
 use super::Format;
-use super::content::ContentError;
-use super::shown::Shown;
+use super::escaped::Shown;
+use super::metadata::ContentError;
 use crate::engine::nbd::NbdError;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;

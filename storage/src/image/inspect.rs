@@ -1,15 +1,16 @@
 //! Inspection of a disk without serving it. Also works for disks that cannot be served, and for
 //! disks that are being served by another process.
 
-use super::content::{FileContent, Meter};
 use super::error::ImageError;
 use super::file::{Access, FileHandle};
 use super::lock::{self, LockState};
+use super::metadata::{FileContent, Meter};
+use super::open::open;
 use super::qcow2::chain::{Below, Layer};
 use super::qcow2::header::{Header, Snapshot, incompatible};
 use super::reference::{ImageRoots, ReferencePolicy};
 use super::vhd::footer::{Footer, Kind};
-use super::{Disk, Format, ImageOptions, Spec, open, qcow2, vhd, vmdk};
+use super::{Disk, Format, ImageOptions, Spec, qcow2, vhd, vmdk};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -119,7 +120,7 @@ fn file_report(file: &FileHandle, format: Format) -> Result<FileReport, ImageErr
     let other = |error| ImageError::Other { path: path.into(), error };
     let length = file.seek(SeekFrom::End(0)).map_err(other)?;
     let allocated = file.metadata().map_err(other)?.blocks() * 512;
-    let lock = lock::look(&file).map_err(other)?;
+    let lock = lock::query(&file).map_err(other)?;
     let mut head = [0; 128];
     let got = file.read_at(&mut head, 0).unwrap_or_default();
     let head = head.get(..got).unwrap_or_default();
@@ -238,9 +239,9 @@ fn of_vmdk(
     path: &Path,
     policy: &ReferencePolicy,
 ) -> Result<u64, ImageError> {
-    let (size, words) = vmdk::look(path, policy)?;
+    let (size, features) = vmdk::inspect(path, policy)?;
     if let Some(report) = found.files.first_mut() {
-        report.features = words;
+        report.features = features;
     }
     Ok(size)
 }

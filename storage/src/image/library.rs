@@ -1,14 +1,14 @@
 //! Images opened with `imago`, which is built without its asynchronous interface: its calls block.
 
 use super::Format;
-use super::content::ContentError;
 use super::error::ImageError;
 use super::file::{Access, FileHandle};
+use super::metadata::ContentError;
 use crate::engine::store::Store;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 use imago::{FormatAccess, StorageOpenOptions};
-use pvio_imagefile::{ImageFile, Order};
+use pvio_imagefile::{ImageFile, WriteOrdering};
 use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -58,13 +58,13 @@ impl Library {
 
     /// Calls the library, concurrently with other calls.
     pub fn shared<T>(&self, call: impl FnOnce(&LibraryImage) -> io::Result<T>) -> io::Result<T> {
-        let _told = Told(&self.broken);
+        let _guard = PanicGuard(&self.broken);
         call(&self.image.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Calls the library exclusively.
     pub fn alone<T>(&self, call: impl FnOnce(&LibraryImage) -> io::Result<T>) -> io::Result<T> {
-        let _told = Told(&self.broken);
+        let _guard = PanicGuard(&self.broken);
         call(&self.image.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -101,9 +101,9 @@ impl Store for Library {
 }
 
 /// Records a panic during a call.
-struct Told<'a>(&'a AtomicBool);
+struct PanicGuard<'a>(&'a AtomicBool);
 
-impl Drop for Told<'_> {
+impl Drop for PanicGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.store(true, Ordering::Release);
@@ -122,7 +122,7 @@ pub(super) fn failed(path: &Path, format: Format, error: io::Error) -> ImageErro
 }
 
 /// A file that is open for writing, and the order of its writes.
-pub(super) type Ordered = (File, Arc<dyn Order>);
+pub(super) type Ordered = (File, Arc<dyn WriteOrdering>);
 
 /// Opens a file for the library, unless it is already open.
 pub(super) fn storage(

@@ -100,7 +100,7 @@ pub enum LockState {
 ///
 /// # Errors
 /// The system's error.
-pub(super) fn look(file: &File) -> io::Result<LockState> {
+pub(super) fn query(file: &File) -> io::Result<LockState> {
     if is_locked(file, DOES + WRITE)? {
         return Ok(LockState::Written);
     }
@@ -161,7 +161,7 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
             // The failed attempt leaves no lock.
             let_go(&them).unwrap();
-            assert_eq!(look(&open()).unwrap(), LockState::Free);
+            assert_eq!(query(&open()).unwrap(), LockState::Free);
             lock(&them, theirs).unwrap();
             let leaver = thread::spawn(move || {
                 thread::sleep(AFTERLIFE / 4);

@@ -1,8 +1,8 @@
 //! What an operator can do about each error of an image.
 
 use super::Format;
-use super::content::ContentError;
 use super::error::{ImageError, ReferenceProblem};
+use super::metadata::ContentError;
 use alloc::borrow::Cow;
 use alloc::format;
 use pvio_ring::error::Remedy;

@@ -20,8 +20,8 @@
 //! controls, determines the format.
 
 use crate::image::Format;
+use crate::image::escaped;
 use crate::image::options::values::unescape;
-use crate::image::shown;
 use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::format;
@@ -251,7 +251,7 @@ impl FromStr for Spec {
 /// [`Shown`](crate::image::Shown).
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        shown::utf8_or_shown(&self.to_bytes(), f)
+        escaped::utf8_or_shown(&self.to_bytes(), f)
     }
 }
 

@@ -4,6 +4,8 @@
 mod changes;
 mod durability;
 mod frontends;
+#[path = "../support/fuse.rs"]
+mod fuse;
 mod machine;
 mod queues;
 mod resumed;

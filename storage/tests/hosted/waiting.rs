@@ -1,8 +1,9 @@
 //! A thread that steps several disks blocks for none of them: not for an image, a server, a
 //! frontend or a worker.
 
+use crate::fuse::can_serve_files;
 use crate::machine::{Machine, PATIENCE, image};
-use crate::storage::{SlowStorage, can_serve_files};
+use crate::storage::SlowStorage;
 use pvio_blkback::{Config, Policy, Vbd};
 use pvio_blkfront::Op;
 use pvio_blkfront::session::{DiskError, Session};
@@ -152,7 +153,7 @@ fn storage_that_does_not_tell_a_size_holds_up_its_own_disk_only() {
     let second = daemon.attached(other);
     daemon.devices[0].look(&mut daemon.xs).unwrap();
     assert!(storage.holds_attributes(), "it does not answer all the while");
-    storage.resize(3 << 20);
+    storage.set_len(3 << 20);
     drop(late.0);
     assert!(!rescue.join().unwrap(), "a device was held up");
     daemon.until("the size is told", |_| {

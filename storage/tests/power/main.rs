@@ -4,18 +4,19 @@
 //! |---|---|
 //! | [`ext4`] | the disk as the kernel's ext4 reads it |
 //! | [`sectors`] | every sector of the disk, in images of every format |
-//! | [`fuse`] | recording of the changes that reach storage |
+//! | [`files`] | recording of the changes that reach storage |
 
 mod ext4;
+mod files;
+#[path = "../support/fuse.rs"]
 mod fuse;
 mod sectors;
-#[path = "../support/storage.rs"]
-mod storage;
 #[path = "../support/mod.rs"]
 mod support;
 
 use ext4::{Fact, Mounted};
-use fuse::{DiskFile, HostFile};
+use files::{DiskFile, HostFile};
+use fuse::{OneFile, put};
 use pvio_blkback::Serve;
 use pvio_blkback::engine::Geometry;
 use pvio_blkback::queue::{QueueFault, QueueParts};
@@ -32,7 +33,6 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use storage::put;
 use support::{Guest, Machine, has, text, tool};
 
 /// Serializes the tests: a program that one starts inherits for a moment what another has mounted.
@@ -83,7 +83,7 @@ fn work(guest: Guest, dir: &Path, record: &Record) -> Vec<Fact> {
     let fuse = dir.join("fuse");
     fs::create_dir(&fuse).unwrap();
     let file = DiskFile(Mutex::new(guest));
-    let session = fuser::spawn_mount(file, &fuse, &fuser::Config::default()).unwrap();
+    let session = fuser::spawn_mount(OneFile(file), &fuse, &fuser::Config::default()).unwrap();
     let facts = {
         let mounted = Mounted::new(&fuse.join("disk"), &dir.join("mnt"));
         ext4::work(&mounted.0, record)
@@ -134,14 +134,14 @@ fn the_same_in_a_qcow2_image() {
     let host = path("host");
     fs::create_dir(&host).unwrap();
     let file = HostFile::new(begin.clone(), record.clone());
-    let session = fuser::spawn_mount(file, &host, &fuser::Config::default()).unwrap();
+    let session = fuser::spawn_mount(OneFile(file), &host, &fuser::Config::default()).unwrap();
     let guest =
         Machine::new().disk(&format!("qcow2:{}", text(&host.join("disk"))), Mode::ReadWrite);
     let facts = work(guest, dir.path(), &record);
     session.umount_and_join().unwrap();
     ext4::lose_power(dir.path(), &record, &facts, &mut |moment, loss, after| {
         let mut file = begin.clone();
-        record.kept(moment, loss, &mut |at, data| put(&mut file, at, data));
+        record.surviving_writes(moment, loss, &mut |at, data| put(&mut file, at, data));
         let image = path("left.qcow2");
         fs::write(&image, &file).unwrap();
         let disk = sectors::served(&format!("qcow2:{}", text(&image)), SIZE);

@@ -1,8 +1,8 @@
 //! Every sector of a disk after a power loss, in images of every format: it contains what was
 //! flushed, or something that was written since.
 
-use super::fuse::HostFile;
-use super::storage::put;
+use super::files::HostFile;
+use super::fuse::{OneFile, put};
 use super::support::{Rng, has, text, tool};
 use pvio_blkback::engine::{BlockEngine, Io};
 use pvio_ring::IoSeg;
@@ -313,7 +313,7 @@ fn lose_power(sample: &Sample, seed: u64, losses: usize) {
     let record = Arc::new(Record::default());
     fs::create_dir(&host).unwrap();
     let file = HostFile::new(begin.clone(), record.clone());
-    let session = fuser::spawn_mount(file, &host, &fuser::Config::default()).unwrap();
+    let session = fuser::spawn_mount(OneFile(file), &host, &fuser::Config::default()).unwrap();
     // Its backing file is in the parent directory.
     let roots = text(dir.path());
     let spec = format!("[image-root={roots}]{}:{}", sample.format, text(&host.join("disk")));
@@ -335,7 +335,7 @@ fn lose_power(sample: &Sample, seed: u64, losses: usize) {
             _ => Loss::Some(rng.next()),
         };
         let mut file = begin.clone();
-        record.kept(moment, loss, &mut |at, data| put(&mut file, at, data));
+        record.surviving_writes(moment, loss, &mut |at, data| put(&mut file, at, data));
         fs::write(&image, &file).unwrap();
         let when = format!("{} seed {seed}, {moment} of {last}, {loss:?}", sample.name);
         let found = served(&format!("{}:{}", sample.format, text(&image)), sample.size);

@@ -1,7 +1,8 @@
 //! Storage that delays a write of a server which is killed: the write completes before the
 //! successor opens the disk, and so never overwrites what the successor has written.
 
-use super::storage::{Mounted, SlowStorage, can_serve_files};
+use super::fuse::can_serve_files;
+use super::storage::{Mounted, SlowStorage};
 use super::support::{has, text, tool};
 use super::{ABI, MEMORY, Memory, PATIENCE, key};
 use pvio_blkback::{DataPath, DiskState, QueueParts, QueueRecord, Serve, Stats};

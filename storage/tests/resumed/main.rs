@@ -8,6 +8,8 @@
 //! | [`nbd`] | writes that are still in flight at an NBD server |
 
 mod fenced;
+#[path = "../support/fuse.rs"]
+mod fuse;
 mod nbd;
 #[path = "../support/storage.rs"]
 mod storage;

@@ -9,10 +9,12 @@
 //! [`JOB_MOST`] is split into several jobs; jobs without a buffer wait for others to complete.
 
 mod buffers;
-mod load;
+mod thread_pool;
+mod usage;
 
 pub use buffers::{DATA_MOST, JOB_MOST};
-pub use load::Load;
+pub use thread_pool::ThreadPool;
+pub use usage::BudgetUsage;
 
 use super::lists::SpareLists;
 use super::store::Store;
@@ -21,13 +23,13 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use buffers::Buffers;
-use load::QueueLoad;
 use pvio_ring::shm::{Region, SharedMemory};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use usage::QueueUsage;
 
 const EFAULT: i32 = 14;
 
@@ -191,7 +193,7 @@ pub struct Offload<B> {
     lists: SpareLists<B>,
     /// Number of unfinished jobs.
     jobs: usize,
-    load: QueueLoad,
+    usage: QueueUsage,
 }
 
 /// An operation in flight.
@@ -209,7 +211,7 @@ struct Pending<B> {
 }
 
 impl<B> Offload<B> {
-    /// Creates an engine for `depth` operations at a time, whose jobs are counted in `load`.
+    /// Creates an engine for `depth` operations at a time, whose jobs are counted in `usage`.
     ///
     /// # Errors
     /// The system's error if it has no free descriptor.
@@ -217,7 +219,7 @@ impl<B> Offload<B> {
         executor: Arc<dyn Executor>,
         geometry: Geometry,
         depth: u32,
-        load: &Arc<Load>,
+        usage: &Arc<BudgetUsage>,
     ) -> io::Result<Self> {
         Ok(Self {
             geometry,
@@ -230,7 +232,7 @@ impl<B> Offload<B> {
             buffers: Buffers::default(),
             lists: SpareLists::default(),
             jobs: 0,
-            load: QueueLoad::new(Arc::clone(load), depth),
+            usage: QueueUsage::new(Arc::clone(usage), depth),
         })
     }
 
@@ -271,7 +273,7 @@ impl<B: SharedMemory> BlockEngine<B> for Offload<B> {
     }
 
     fn kick(&mut self) {
-        self.load.set(self.jobs, self.buffers.bytes());
+        self.usage.set(self.jobs, self.buffers.bytes());
         if !self.batch.is_empty() {
             self.executor.execute(&mut self.batch.drain(..));
         }

@@ -1,4 +1,7 @@
 use super::*;
+use alloc::format;
+use alloc::string::ToString;
+use pvio_ring::error::Remedy;
 
 const ALL: &str = "ro,direct,overlay=on,sector=4096,physical=4096,discard=off,io=sqpoll,\
                    policy=map,answers=as-done,queues=2,ring-order=3,indirect=64,iops=100/200,\

@@ -1,11 +1,11 @@
 //! The files of a qcow2 image: the image itself and its chain of backing files.
 
 use super::super::Format;
-use super::super::content::{FileContent, Meter};
 use super::super::error::ImageError;
+use super::super::escaped::Shown;
 use super::super::file::{Access, FileHandle};
+use super::super::metadata::{FileContent, Meter};
 use super::super::reference::ImageRoots;
-use super::super::shown::Shown;
 use super::header::{Header, incompatible};
 use alloc::boxed::Box;
 use alloc::string::ToString;
@@ -87,7 +87,7 @@ fn read_layer(
     let content = FileContent::new(&open, meter).map_err(|e| wrap(e.into()))?;
     let header = Header::read(&content).map_err(wrap)?;
     // The library holds the first-level table in memory.
-    meter.keep(u64::from(header.l1.1) * 8).map_err(wrap)?;
+    meter.retain(u64::from(header.l1.1) * 8).map_err(wrap)?;
     drop(open);
     // Without its feature bit, the name of a data file has no meaning.
     let has_data_file = header.incompatible & incompatible::DATA_FILE != 0;

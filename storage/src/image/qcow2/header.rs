@@ -3,7 +3,7 @@
 //! The structures are in [`layout`](super::layout). Limits that are not part of the format are those
 //! of QEMU (`block/qcow2.h`), or bound the cost of opening an image.
 
-use super::super::content::{Content, ContentError, buffer, try_vec};
+use super::super::metadata::{Content, ContentError, buffer, try_vec};
 use super::layout::{MAGIC, RawExtension, RawHeader, RawSnapshot, RawSnapshotExtra, extension};
 use alloc::format;
 use alloc::string::String;
@@ -306,7 +306,7 @@ impl Header {
             }
             content
                 .meter()
-                .keep((size_of::<Snapshot>() + id_text.len() + name_text.len()) as u64)?;
+                .retain((size_of::<Snapshot>() + id_text.len() + name_text.len()) as u64)?;
             self.check_l1(content, "a snapshot's first-level table", l1, size)?;
             let seconds = entry.date_sec.get();
             self.snapshots.push(Snapshot { id: id_text, name: name_text, seconds, size, l1 });

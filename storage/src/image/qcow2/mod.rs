@@ -7,19 +7,20 @@
 pub mod chain;
 pub mod header;
 mod layout;
-mod order;
 mod refcounts;
 mod snapshot;
 mod tables;
-mod written;
+mod write_order;
+mod writer;
 
-use super::content::{ContentError, FileContent, Meter};
 use super::error::ImageError;
+use super::escaped::Shown;
 use super::file::{Access, FileHandle};
 use super::library::{Library, LibraryImage, Ordered, failed, storage};
+use super::metadata::{ContentError, FileContent, Meter};
 use super::reference::{ImageRoots, ReferencePolicy};
-use super::shown::Shown;
-use super::{Format, ImageOptions, Opened, raw};
+use super::storage::Opened;
+use super::{Format, ImageOptions, raw};
 use crate::engine::Discard;
 use alloc::format;
 use alloc::sync::Arc;
@@ -33,7 +34,7 @@ use pvio_imagefile::ImageFile;
 use snapshot::SnapshotStore;
 use std::io;
 use std::path::Path;
-use written::Written;
+use writer::Writer;
 
 /// Opens an image with its chain of backing files.
 pub(super) fn open(
@@ -70,7 +71,7 @@ pub(super) fn open(
             alignment: 0,
             secure: false,
         });
-        return Ok((Arc::new(Written::open(&layer, access, meter)?), geometry));
+        return Ok((Arc::new(Writer::open(&layer, access, meter)?), geometry));
     }
     let open = || open_layer(&layer, access, None);
     Ok((Arc::new(Library::open(path, Format::Qcow2, false, open)?), geometry))

@@ -8,7 +8,7 @@
 //! image of version 2 has no such mark and is checked each time. Counts that are too high only
 //! waste space; `qemu-img check -r leaks` releases it.
 
-use super::super::content::{Content, ContentError, buffer, each_entry, try_vec};
+use super::super::metadata::{Content, ContentError, buffer, each_entry, try_vec};
 use super::header::{Header, incompatible};
 use super::layout::{RawHeader, RefcountTableEntry};
 use super::tables::{Use, each_use};

@@ -1,10 +1,10 @@
 //! Reading of an internal snapshot of a qcow2 image. `imago` supports only the current state.
 
 use super::super::Format;
-use super::super::content::{ContentError, FileContent, Meter, each_entry, try_vec};
 use super::super::error::ImageError;
 use super::super::file::Access;
 use super::super::library::LibraryImage;
+use super::super::metadata::{ContentError, FileContent, Meter, each_entry, try_vec};
 use super::chain::Layer;
 use super::header::{Header, Snapshot, incompatible};
 use super::layout::{L1Entry, L2Entry};
@@ -49,7 +49,7 @@ fn first_level(
     meter: &Meter,
 ) -> Result<Vec<L1Entry>, ContentError> {
     let (at, entries) = (snapshot.l1.0, u64::from(snapshot.l1.1));
-    meter.keep(entries * 8)?;
+    meter.retain(entries * 8)?;
     let mut l1 = try_vec(entries)?;
     each_entry(&FileContent::new(file, meter)?, at, entries, |_, entry| {
         l1.push(entry);

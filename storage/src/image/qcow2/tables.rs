@@ -1,7 +1,7 @@
 //! Iteration over the second-level tables of an image, including those of its snapshots. Each table
 //! is visited once, even if there are several references to it.
 
-use super::super::content::{Content, ContentError, each_entry};
+use super::super::metadata::{Content, ContentError, each_entry};
 use super::header::{Header, incompatible};
 use super::layout::{L1Entry, L2Entry};
 use alloc::collections::BTreeMap;

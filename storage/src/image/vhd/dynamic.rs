@@ -9,8 +9,8 @@
 //! one. The old contents there are not zeroes, so zeroes are written and made durable before the
 //! table refers to the block.
 
-use super::super::content::{Content, ContentError, FileContent, Meter, each_entry, try_vec};
 use super::super::file::punch;
+use super::super::metadata::{Content, ContentError, FileContent, Meter, each_entry, try_vec};
 use super::footer::{FOOTER, Footer, Kind};
 use super::layout::{RawFooter, TableEntry, UNUSED};
 use crate::engine::FlushState;

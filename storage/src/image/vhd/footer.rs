@@ -1,6 +1,6 @@
 //! The footer of a VHD image, and the header of a dynamic one, checked.
 
-use super::super::content::{Content, ContentError, read_struct};
+use super::super::metadata::{Content, ContentError, read_struct};
 use super::layout::{RawDynamicHeader, RawFooter, TableEntry, disk_type};
 use alloc::format;
 
@@ -101,7 +101,7 @@ fn read_header(content: &dyn Content, at: u64, size: u64) -> Result<Kind, Conten
     // Blocks behind the end of the disk are not used.
     let blocks = u32::try_from(size.div_ceil(block.into())).unwrap_or(blocks);
     let bytes = u64::from(blocks) * size_of::<TableEntry>() as u64;
-    content.meter().keep(bytes)?;
+    content.meter().retain(bytes)?;
     match table.checked_add(bytes) {
         Some(end) if end <= content.length() && table.is_multiple_of(512) => {
             Ok(Kind::Dynamic { table, blocks, block })

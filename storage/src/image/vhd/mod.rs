@@ -4,10 +4,11 @@ mod dynamic;
 pub mod footer;
 mod layout;
 
-use super::content::{ContentError, FileContent, Meter};
 use super::error::ImageError;
 use super::file::{self, Access};
-use super::{Format, ImageOptions, Storage, raw};
+use super::metadata::{ContentError, FileContent, Meter};
+use super::storage::Storage;
+use super::{Format, ImageOptions, raw};
 use crate::engine::{Discard, Geometry};
 use alloc::sync::Arc;
 use dynamic::Dynamic;

@@ -1,6 +1,6 @@
 //! The descriptor: the extents of a disk, as text.
 
-use super::super::content::ContentError;
+use super::super::metadata::ContentError;
 use alloc::borrow::Cow;
 use alloc::format;
 use alloc::string::String;
@@ -32,7 +32,7 @@ pub struct Extent {
     /// Whether it is writable.
     pub write: bool,
     /// Its storage.
-    pub kept: ExtentData,
+    pub data: ExtentData,
 }
 
 /// The storage of an extent. File names are bytes, because their encoding is not reliable.
@@ -132,7 +132,7 @@ impl Extent {
         let sectors: u64 = words.next().and_then(number).ok_or_else(wrong)?;
         let kind = words.next().ok_or_else(wrong)?;
         let name = || split(rest, b'"').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong);
-        let kept = match kind {
+        let data = match kind {
             b"FLAT" | b"VMFS" => {
                 let (name, offset) = name()?;
                 let offset = match self::words(offset).next() {
@@ -151,7 +151,7 @@ impl Extent {
         if sectors == 0 || sectors > u64::MAX / 1024 {
             return Err(wrong());
         }
-        Ok(Some(Self { sectors, write, kept }))
+        Ok(Some(Self { sectors, write, data }))
     }
 }
 
@@ -184,7 +184,7 @@ mod tests {
              RW 2 SPARSE \"d\"\nRW 3 ZERO\n\n#DDB\nddb.x = \"RW\"\n\0\0\0"
         );
         let found = Descriptor::parse(text.as_bytes()).unwrap();
-        let extent = |sectors, write, kept| Extent { sectors, write, kept };
+        let extent = |sectors, write, data| Extent { sectors, write, data };
         assert_eq!(
             found.extents,
             vec![

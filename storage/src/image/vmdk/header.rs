@@ -3,7 +3,7 @@
 //! Its structure is in [`layout`](super::layout). Limits that are not part of the format are those of
 //! QEMU (`block/vmdk.c`): QEMU rejects these images as well.
 
-use super::super::content::{Content, ContentError, buffer, read_struct};
+use super::super::metadata::{Content, ContentError, buffer, read_struct};
 use super::layout::{RawHeader, SECTOR, flags};
 use alloc::format;
 use alloc::vec::Vec;

@@ -7,12 +7,13 @@ mod header;
 mod layout;
 mod sparse;
 
-use super::content::{Content, ContentError, FileContent, Meter, buffer};
 use super::error::ImageError;
+use super::escaped::Shown;
 use super::file::{Access, FileHandle};
+use super::metadata::{Content, ContentError, FileContent, Meter, buffer};
 use super::reference::{ImageRoots, ReferencePolicy};
-use super::shown::Shown;
-use super::{Format, ImageOptions, Opened, raw};
+use super::storage::Opened;
+use super::{Format, ImageOptions, raw};
 use crate::engine::Discard;
 use crate::engine::store::{FileStore, Store};
 use alloc::format;
@@ -51,27 +52,27 @@ pub(super) fn open(
 }
 
 /// Returns the bytes of the disk and a description of its properties, without taking a lock.
-pub(super) fn look(
+pub(super) fn inspect(
     path: &Path,
     policy: &ReferencePolicy,
 ) -> Result<(u64, Vec<String>), ImageError> {
     let access = Access { write: false, direct: false, lock: false };
     let vmdk = Vmdk::open(path, access, policy, &Meter::default())?;
-    let mut words = alloc::vec![vmdk.kind.clone()];
+    let mut features = alloc::vec![vmdk.kind.clone()];
     if vmdk.extents.len() > 1 {
-        words.push(format!("{} extents", vmdk.extents.len()));
+        features.push(format!("{} extents", vmdk.extents.len()));
     }
     for extent in &vmdk.extents {
         if let Data::Sparse(sparse) = &extent.data {
-            for word in sparse.words() {
-                if !words.contains(&word) {
-                    words.push(word);
+            for feature in sparse.features() {
+                if !features.contains(&feature) {
+                    features.push(feature);
                 }
             }
         }
     }
-    words.retain(|word| !word.is_empty());
-    Ok((vmdk.size(), words))
+    features.retain(|feature| !feature.is_empty());
+    Ok((vmdk.size(), features))
 }
 
 /// An open image.
@@ -142,14 +143,14 @@ impl Vmdk {
         }
         for extent in &descriptor.extents {
             // An extent without a file cannot store writes.
-            if access.write && (!extent.write || extent.kept == ExtentData::Zero) {
+            if access.write && (!extent.write || extent.data == ExtentData::Zero) {
                 return Err(ImageError::OnlyRead(format!("vmdk:{}", Shown::new(path))));
             }
             let bytes = extent.sectors * SECTOR;
             let end = at.checked_add(bytes);
             let end =
                 end.ok_or_else(|| fail(path)(ContentError::corrupt("a disk without an end")))?;
-            let data = match (whole.take(), &extent.kept) {
+            let data = match (whole.take(), &extent.data) {
                 // All in one file; its name in the descriptor is ignored, because the file may have
                 // been renamed.
                 (Some((file, header)), ExtentData::Sparse(_)) => {

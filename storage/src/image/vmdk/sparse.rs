@@ -8,10 +8,10 @@
 //! the file, as in a truncated image: for this reason the header marks the extent as not closed
 //! while it is written.
 
-use super::super::content::{
+use super::super::file::punch;
+use super::super::metadata::{
     Content, ContentError, FileContent, Meter, each_entry, read_struct, try_vec,
 };
-use super::super::file::punch;
 use super::header::Header;
 use super::layout::{GrainMarker, RawHeader, SECTOR, TableEntry};
 use crate::engine::FlushState;
@@ -59,23 +59,23 @@ impl Sparse {
         let (state, flushes) = (RwLock::new(state), FlushState::default());
         let this = Self { write, state, flushes, header, file };
         if write {
-            this.mend()?;
-            this.mark(true)?;
+            this.repair()?;
+            this.set_unclean(true)?;
         }
         Ok(this)
     }
 
     /// Returns its properties as text.
-    pub fn words(&self) -> Vec<String> {
-        let mut words = alloc::vec![format!("grains of {} bytes", self.header.grain)];
-        words.extend(self.header.compressed.then(|| "compressed".into()));
-        words.extend(self.header.unclean.then(|| "not closed".into()));
-        words
+    pub fn features(&self) -> Vec<String> {
+        let mut features = alloc::vec![format!("grains of {} bytes", self.header.grain)];
+        features.extend(self.header.compressed.then(|| "compressed".into()));
+        features.extend(self.header.unclean.then(|| "not closed".into()));
+        features
     }
 
     /// Makes both copies of the tables equal, and extends the file to cover everything it refers
     /// to.
-    fn mend(&self) -> io::Result<()> {
+    fn repair(&self) -> io::Result<()> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         if self.file.metadata()?.len() < state.end {
             self.file.set_len(state.end)?;
@@ -93,7 +93,7 @@ impl Sparse {
         Ok(())
     }
 
-    fn mark(&self, unclean: bool) -> io::Result<()> {
+    fn set_unclean(&self, unclean: bool) -> io::Result<()> {
         self.file.write_all_at(&[unclean.into()], RawHeader::UNCLEAN_SHUTDOWN)?;
         self.flush()
     }
@@ -242,7 +242,7 @@ impl Sparse {
 impl Drop for Sparse {
     fn drop(&mut self) {
         if self.write
-            && let Err(error) = self.flush().and_then(|()| self.mark(false))
+            && let Err(error) = self.flush().and_then(|()| self.set_unclean(false))
         {
             tracing::error!(%error, "a disk image stays marked as not closed");
         }
@@ -252,7 +252,7 @@ impl Drop for Sparse {
 impl State {
     /// Reads all tables, and checks that no parts of the file overlap.
     fn read(content: &dyn Content, header: &Header) -> Result<Self, ContentError> {
-        content.meter().keep(header.tables * size_of::<[u32; 2]>() as u64)?;
+        content.meter().retain(header.tables * size_of::<[u32; 2]>() as u64)?;
         let mut tables = try_vec(header.tables)?;
         each_entry(content, header.directory, header.tables, |_, entry: TableEntry| {
             tables.push([entry.get(), 0]);

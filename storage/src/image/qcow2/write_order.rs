@@ -16,8 +16,8 @@
 //!
 //! [`refcounts`]: super::refcounts
 
-use super::super::content::{ContentError, FileContent, Meter, each_entry, try_vec};
 use super::super::file::punch;
+use super::super::metadata::{ContentError, FileContent, Meter, each_entry, try_vec};
 use super::header::Header;
 use super::layout::L1Entry;
 use crate::engine::FlushState;
@@ -34,7 +34,7 @@ use zerocopy::FromBytes;
 
 /// The write order of one file.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct WriteOrder {
     /// The same file as the library's, through the page cache.
     file: File,
     cluster_bits: u32,
@@ -75,7 +75,7 @@ enum Part {
     Data,
 }
 
-impl Order {
+impl WriteOrder {
     /// Creates the order of an image that has no writer so far.
     ///
     /// # Errors
@@ -149,7 +149,7 @@ impl Order {
     }
 }
 
-impl pvio_imagefile::Order for Order {
+impl pvio_imagefile::WriteOrdering for WriteOrder {
     fn before(&self, change: &Change<'_>) -> io::Result<()> {
         match self.part(change.at, change.len) {
             Part::Data => return Ok(()),
@@ -239,11 +239,11 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pvio_imagefile::Order as _;
+    use pvio_imagefile::WriteOrdering as _;
 
     /// Returns the order of an image that has only metadata: clusters of 4 KiB, the first-level
     /// table in the third cluster, reference counts in the second.
-    fn order(dir: &std::path::Path) -> Order {
+    fn order(dir: &std::path::Path) -> WriteOrder {
         let path = dir.join("image");
         let mut bytes = alloc::vec![0; 16 << 12];
         bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x02");
@@ -261,7 +261,7 @@ mod tests {
         let file = File::options().read(true).write(true).open(&path).unwrap();
         let meter = Meter::default();
         let header = Header::read(&FileContent::new(&file, &meter).unwrap()).unwrap();
-        Order::new(file, &header, &meter).unwrap()
+        WriteOrder::new(file, &header, &meter).unwrap()
     }
 
     #[test]

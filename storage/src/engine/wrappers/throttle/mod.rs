@@ -15,11 +15,11 @@ mod share;
 pub use limits::{Quota, Rate, ThrottleLimits};
 pub use share::{SharedLimit, Throttles};
 
-use super::clock::{Clock, sooner};
-use super::lists::SpareLists;
-use super::uring::Watch;
-use super::wait::WaitEngine;
-use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
+use crate::engine::clock::{Clock, sooner};
+use crate::engine::lists::SpareLists;
+use crate::engine::uring::Watch;
+use crate::engine::wait::WaitEngine;
+use crate::engine::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use limits::Lane;

@@ -1,8 +1,9 @@
 //! Checks when a disk is opened whether its reads and writes can be polled. Otherwise guests would
 //! see errors that only the host's operator can resolve.
 
-use super::{Disk, ImageError, device};
+use super::device;
 use crate::engine::uring::{TransferLimits, UringEngine};
+use crate::image::{Disk, ImageError};
 use alloc::string::ToString;
 use rustix::fs::{OFlags, SeekFrom, fcntl_getfl, seek};
 use rustix::io::Errno;
@@ -16,7 +17,7 @@ const TRIAL: u64 = 4096;
 ///
 /// # Errors
 /// [`ImageError::PollBuffered`], [`ImageError::NoPoll`].
-pub(super) fn check(file: &File, disk: &Disk) -> Result<TransferLimits, ImageError> {
+pub(in crate::image) fn check(file: &File, disk: &Disk) -> Result<TransferLimits, ImageError> {
     let name = || disk.spec.to_string();
     let no = |error: io::Error| ImageError::NoPoll { disk: name(), error };
     if !fcntl_getfl(file).map_err(|e| no(e.into()))?.contains(OFlags::DIRECT) {

@@ -1,8 +1,9 @@
 //! Counters and levels of an open image.
 
-use super::{Image, Storage};
-use crate::engine::offload::Load;
-use crate::engine::thread_pool::ThreadPool;
+use super::Image;
+use super::storage::Storage;
+use crate::engine::offload::BudgetUsage;
+use crate::engine::offload::ThreadPool;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -12,7 +13,7 @@ impl Image {
     /// Returns the counters of rate-limited log lines, by name.
     pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
         let mut events = Vec::new();
-        match &self.kept {
+        match &self.storage {
             Storage::File { discards, .. } => {
                 events.push(("buffers-unregistered", Arc::clone(&self.unregistered)));
                 let failed =
@@ -30,8 +31,8 @@ impl Image {
 
     /// Returns the usage of the budgets of the open image.
     #[must_use]
-    pub fn load(&self) -> &Arc<Load> {
-        &self.load
+    pub fn usage(&self) -> &Arc<BudgetUsage> {
+        &self.usage
     }
 }
 

@@ -6,7 +6,7 @@
 //! 6.12, and has no secure discard.
 
 use super::clock::sooner;
-use super::offload::{Executor, Load, Offload};
+use super::offload::{BudgetUsage, Executor, Offload};
 use super::uring::{UringEngine, Watch};
 use super::wait::WaitEngine;
 use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
@@ -36,9 +36,9 @@ impl<B: IoBuf + SharedMemory> DeviceEngine<B> {
         executor: Arc<dyn Executor>,
         discards: bool,
         depth: u32,
-        load: &Arc<Load>,
+        usage: &Arc<BudgetUsage>,
     ) -> io::Result<Self> {
-        let blocking = Offload::new(executor, data.geometry(), depth, load)?;
+        let blocking = Offload::new(executor, data.geometry(), depth, usage)?;
         // The watch only ends a wait: completions are collected by every `reap`.
         data.watch(blocking.completions()?);
         Ok(Self { data, blocking, discards })

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 /// submitted to threads or to a server. Values that are read together may stem from different
 /// points in time.
 #[derive(Debug, Default)]
-pub struct Load {
+pub struct BudgetUsage {
     /// Bytes of tables, and their limit.
     tables: (u64, u64),
     jobs: AtomicUsize,
@@ -18,8 +18,8 @@ pub struct Load {
     bytes_limit: AtomicUsize,
 }
 
-impl Load {
-    /// Returns the load of a disk without queues. `tables`: bytes of tables in memory, and their limit.
+impl BudgetUsage {
+    /// Returns the usage of a disk without queues. `tables`: bytes of tables in memory, and their limit.
     #[must_use]
     pub fn new(tables: (u64, u64)) -> Self {
         Self { tables, ..Self::default() }
@@ -37,18 +37,18 @@ impl Load {
     }
 }
 
-/// Share of one queue in a [`Load`]. Dropping it subtracts the share.
+/// Share of one queue in a [`BudgetUsage`]. Dropping it subtracts the share.
 #[derive(Debug)]
-pub(super) struct QueueLoad {
-    of: Arc<Load>,
+pub(super) struct QueueUsage {
+    of: Arc<BudgetUsage>,
     jobs: usize,
     bytes: usize,
     jobs_limit: usize,
 }
 
-impl QueueLoad {
+impl QueueUsage {
     /// Adds the limits of a queue with at most `depth` operations.
-    pub fn new(of: Arc<Load>, depth: u32) -> Self {
+    pub fn new(of: Arc<BudgetUsage>, depth: u32) -> Self {
         // Each job either has a buffer or is the only job of its operation.
         let jobs_limit = (DATA_MOST / DATA_LEAST).saturating_add(depth as usize);
         of.jobs_limit.fetch_add(jobs_limit, Ordering::Relaxed);
@@ -70,7 +70,7 @@ impl QueueLoad {
     }
 }
 
-impl Drop for QueueLoad {
+impl Drop for QueueUsage {
     fn drop(&mut self) {
         self.set(0, 0);
         self.of.jobs_limit.fetch_sub(self.jobs_limit, Ordering::Relaxed);

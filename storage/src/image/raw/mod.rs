@@ -1,10 +1,15 @@
 //! Raw images: the disk's contents without metadata, in a file or on a block device.
 
+mod device;
+mod direct;
+pub(super) mod poll;
+
 use super::error::ImageError;
 use super::file::{self, Access};
-use super::{Disk, DiskOptions, ImageOptions, Storage, device, direct};
+use super::storage::Storage;
+use super::{Disk, DiskOptions, ImageOptions};
+use crate::engine::offload::ThreadPool;
 use crate::engine::store::FileStore;
-use crate::engine::thread_pool::ThreadPool;
 use crate::engine::{Discard, Geometry};
 use alloc::string::ToString;
 use alloc::sync::Arc;

@@ -1,8 +1,8 @@
 //! A thread pool that executes the operations of a [`Store`], for all queues of a disk.
 
-use super::offload::{Executor, Job};
-use super::store::{Store, engine_error};
-use super::{EngineError, Io};
+use super::{Executor, Job};
+use crate::engine::store::{Store, engine_error};
+use crate::engine::{EngineError, Io};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};

@@ -8,12 +8,14 @@
 //! device's [transfer limits](TransferLimits). While any are in flight, a wait polls both io_urings
 //! and does not sleep.
 
+mod io_mode;
 mod limits;
 
+pub use io_mode::IoMode;
 pub use limits::TransferLimits;
 
 use super::clock::sooner;
-use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, IoMode, Segments};
+use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_ring::shm::PoolMemory;

@@ -10,12 +10,12 @@
 //! available immediately, while the durable tables may still refer to them. Therefore no other call
 //! is made until the new tables are durable.
 
-use super::super::content::Meter;
 use super::super::file::Access;
 use super::super::library::{Library, LibraryImage, flush};
+use super::super::metadata::Meter;
 use super::super::{Format, ImageError};
 use super::chain::Layer;
-use super::order::Order;
+use super::write_order::WriteOrder;
 use super::{open_layer, refcounts};
 use crate::engine::FlushState;
 use crate::engine::store::Store;
@@ -25,10 +25,10 @@ use std::fs::File;
 use std::io;
 
 /// An image that is open for writing, and marked as not closed (version 2 has no such mark).
-pub(super) struct Written {
+pub(super) struct Writer {
     /// Declared before the mark, so that it is dropped first.
     library: Library,
-    order: Arc<Order>,
+    order: Arc<WriteOrder>,
     mark: Option<Mark>,
     cluster: u64,
 }
@@ -41,7 +41,7 @@ struct Mark {
     closed: bool,
 }
 
-impl Written {
+impl Writer {
     pub fn open(layer: &Layer, access: Access, meter: &Meter) -> Result<Self, ImageError> {
         let (path, header) = (layer.path(), &layer.header);
         let other = |error| ImageError::Other { path: path.into(), error };
@@ -61,8 +61,9 @@ impl Written {
         }
         // The library holds this table in memory when it writes; it does not use it when it only
         // reads.
-        meter.keep(header.refcounts.1).map_err(content)?;
-        let order = Order::new(file.try_clone().map_err(other)?, header, meter).map_err(content)?;
+        meter.retain(header.refcounts.1).map_err(content)?;
+        let order =
+            WriteOrder::new(file.try_clone().map_err(other)?, header, meter).map_err(content)?;
         let (order, cluster) = (Arc::new(order), header.cluster());
         let open = || open_layer(layer, access, Some((library_file, order.clone())));
         let library = Library::open(path, Format::Qcow2, true, open)?;
@@ -124,7 +125,7 @@ fn each(
     Ok(())
 }
 
-impl Store for Written {
+impl Store for Writer {
     fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
         self.library.read(at, into)
     }
@@ -178,7 +179,7 @@ impl Store for Written {
     }
 }
 
-impl Drop for Written {
+impl Drop for Writer {
     fn drop(&mut self) {
         let closed = self.library.close();
         if let Some(mark) = &mut self.mark {

@@ -7,9 +7,9 @@
 //! unit that the storage writes atomically, as given by the disk's geometry), and in any order with
 //! others. [`Record::after_power_loss`] constructs each of these states, for any point in time.
 
-use super::uring::Watch;
-use super::wait::WaitEngine;
-use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
+use crate::engine::uring::Watch;
+use crate::engine::wait::WaitEngine;
+use crate::engine::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -102,12 +102,12 @@ impl Record {
     /// Applies a power loss after `moment` events to `image`, which holds the initial contents of
     /// the storage and is changed to those after the loss.
     pub fn after_power_loss(&self, image: &mut [u8], moment: usize, loss: Loss) {
-        self.kept(moment, loss, &mut |at, data| put(image, at, data));
+        self.surviving_writes(moment, loss, &mut |at, data| put(image, at, data));
     }
 
     /// Passes the changes that survive a power loss after `moment` events to `put`, for storage of
     /// any kind: offset and data, in the order in which they were applied.
-    pub fn kept(&self, moment: usize, loss: Loss, put: &mut dyn FnMut(u64, &[u8])) {
+    pub fn surviving_writes(&self, moment: usize, loss: Loss, put: &mut dyn FnMut(u64, &[u8])) {
         let log = self.log();
         let events = log.events.get(..moment).unwrap_or(&log.events);
         let (durable, mut open) = tell_apart(events);
@@ -148,7 +148,7 @@ impl Record {
     /// Records that an operation begins: a write of bytes at an offset or, if `change` is `None`, a
     /// flush of all completed writes. Empty data extends a file up to the offset. For recorders
     /// other than [`Recorded`]. Returns the number to pass to [`end`](Self::end).
-    pub fn begin(&self, change: Option<(u64, Arc<[u8]>)>) -> u64 {
+    pub fn submit(&self, change: Option<(u64, Arc<[u8]>)>) -> u64 {
         let mut log = self.log();
         let id = log.next;
         log.next += 1;
@@ -157,7 +157,7 @@ impl Record {
     }
 
     /// Records that an operation ended, and whether it succeeded.
-    pub fn end(&self, id: u64, done: bool) {
+    pub fn complete(&self, id: u64, done: bool) {
         self.log().events.push(Event::Over { id, done });
     }
 
@@ -262,9 +262,9 @@ impl<B: SharedMemory, E: BlockEngine<B>> BlockEngine<B> for Recorded<E> {
             }
         };
         // Recorded before submission: when `submit` returns, the change may already be durable.
-        let id = self.record.begin(change);
+        let id = self.record.submit(change);
         if let Err(full) = self.engine.submit(tag, io, segments) {
-            self.record.end(id, false);
+            self.record.complete(id, false);
             return Err(full);
         }
         let tag = tag as usize;
@@ -293,7 +293,7 @@ impl<B: SharedMemory, E: BlockEngine<B>> BlockEngine<B> for Recorded<E> {
         let Self { engine, record, ids } = self;
         engine.reap(&mut |tag, result, segments| {
             if let Some(id) = ids.get_mut(tag as usize).and_then(Option::take) {
-                record.end(id, result.is_ok());
+                record.complete(id, result.is_ok());
             }
             done(tag, result, segments);
         });

@@ -1,11 +1,11 @@
 //! Fault injection: delays operations and makes some fail, reproducibly by a seed. The plan can be
 //! changed at runtime. Without a plan the cost is one check of a flag.
 
-use super::clock::{Clock, sooner};
-use super::lists::SpareLists;
-use super::uring::Watch;
-use super::wait::WaitEngine;
-use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
+use crate::engine::clock::{Clock, sooner};
+use crate::engine::lists::SpareLists;
+use crate::engine::uring::Watch;
+use crate::engine::wait::WaitEngine;
+use crate::engine::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};

@@ -1,6 +1,7 @@
 //! Alignment that bypassing the page cache (`O_DIRECT`) requires.
 
-use super::{ImageError, device};
+use super::device;
+use crate::image::ImageError;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use std::fs::File;
 use std::path::Path;

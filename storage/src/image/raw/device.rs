@@ -86,7 +86,7 @@ fn place(file: &File) -> io::Result<PathBuf> {
 fn number(file: &File, name: &str) -> io::Result<Option<u32>> {
     let device = place(file)?;
     // A partition's parent directory is its disk.
-    let said = [device.join(name), device.join("..").join(name)];
-    let said = said.iter().find_map(|path| read_to_string(path).ok());
-    Ok(said.and_then(|said| said.trim().parse().ok()))
+    let paths = [device.join(name), device.join("..").join(name)];
+    let found = paths.iter().find_map(|path| read_to_string(path).ok());
+    Ok(found.and_then(|text| text.trim().parse().ok()))
 }

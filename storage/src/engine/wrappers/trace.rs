@@ -3,10 +3,10 @@
 //! Version 3 of fio's format (fio 3.31 and later): a line for each operation when it is submitted,
 //! in microseconds since the start of the trace. The operations of all queues are in one trace.
 
-use super::clock::Clock;
-use super::uring::Watch;
-use super::wait::WaitEngine;
-use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
+use crate::engine::clock::Clock;
+use crate::engine::uring::Watch;
+use crate::engine::wait::WaitEngine;
+use crate::engine::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -24,7 +24,7 @@ pub struct Trace {
 
 struct Out {
     write: BufWriter<Box<dyn Write + Send>>,
-    begin: Duration,
+    start: Duration,
     /// Whether writing has failed; logged once.
     failed: bool,
 }
@@ -43,7 +43,7 @@ impl Trace {
         let name = name.into();
         let mut write = BufWriter::new(out);
         write!(write, "fio version 3 iolog\n0 {name} add\n0 {name} open\n")?;
-        let out = Out { write, begin: clock.now(), failed: false };
+        let out = Out { write, start: clock.now(), failed: false };
         Ok(Self { out: Mutex::new(out), name })
     }
 
@@ -57,7 +57,7 @@ impl Trace {
             Io::WriteZeroes { sector, sectors } => ("write", sector, sectors.wrapping_mul(512)),
         };
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = now.saturating_sub(out.begin).as_micros();
+        let at = now.saturating_sub(out.start).as_micros();
         let (name, from) = (&self.name, sector.wrapping_mul(512));
         let written = writeln!(out.write, "{at} {name} {what} {from} {len}");
         if let Err(error) = written

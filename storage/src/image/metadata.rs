@@ -31,7 +31,7 @@ pub trait Content {
 pub struct Meter {
     reads: AtomicU64,
     bytes: AtomicU64,
-    kept: AtomicU64,
+    retained: AtomicU64,
 }
 
 /// Maximum number of system calls to read tables: a quarter of a second, if each is short.
@@ -41,7 +41,7 @@ const MOST_READS: u64 = 1 << 18;
 const MOST_BYTES: u64 = 384 << 20;
 /// Maximum bytes of tables in memory while the disk is open. During opening, derived and temporary
 /// data take up to three times as much in addition.
-const MOST_KEPT: u64 = 16 << 20;
+const MAX_RETAINED: u64 = 16 << 20;
 /// Bytes to read at a time.
 const PART: usize = 128 << 10;
 
@@ -61,16 +61,16 @@ impl Meter {
 
     /// Returns the bytes of tables that stay in memory, and their limit.
     #[must_use]
-    pub fn kept(&self) -> (u64, u64) {
-        (self.kept.load(Ordering::Relaxed), MOST_KEPT)
+    pub fn retained(&self) -> (u64, u64) {
+        (self.retained.load(Ordering::Relaxed), MAX_RETAINED)
     }
 
     /// Counts bytes that stay in memory.
     ///
     /// # Errors
     /// [`ContentError::Unsupported`] if the limit is exceeded.
-    pub fn keep(&self, bytes: u64) -> Result<(), ContentError> {
-        Self::add(&self.kept, bytes, MOST_KEPT, "bytes of tables to be kept in memory")
+    pub fn retain(&self, bytes: u64) -> Result<(), ContentError> {
+        Self::add(&self.retained, bytes, MAX_RETAINED, "bytes of tables to be kept in memory")
     }
 }
 

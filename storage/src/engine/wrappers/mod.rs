@@ -1,0 +1,6 @@
+//! Engines around another engine, which change or record its operations.
+
+pub mod faults;
+pub mod record;
+pub mod throttle;
+pub mod trace;
