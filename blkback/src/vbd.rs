@@ -23,7 +23,7 @@ use pvio_grant_table::policy::MappingBudget;
 use pvio_grant_table::{Access, DomId, GrantRef};
 use pvio_ring::BackRing;
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{BackendClass, Ends, Fault, Prepared, hotplug};
+use pvio_xenbus::driver::{BackendClass, BackendContext, Fault, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::clear_error;
 use pvio_xenbus::handshake::vbd::{
@@ -221,12 +221,12 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
 
     /// Attaches every queue that the frontend requests and starts serving them: all of them or
     /// none.
-    fn serve(&mut self, ends: &Ends, begin: Begin) -> Result<(), Fault> {
+    fn serve(&mut self, context: &BackendContext, begin: Begin) -> Result<(), Fault> {
         let Some((offer, request)) = &self.asked else { return Ok(()) };
         let agreed = Negotiated::new(offer, request);
         if begin != Begin::Again {
-            let key = session::key(ends.addr, abi(agreed.protocol), request)?;
-            self.session = Some(Session::begin(&mut self.server, ends.addr, key, begin)?);
+            let key = session::key(context.addr, abi(agreed.protocol), request)?;
+            self.session = Some(Session::begin(&mut self.server, context.addr, key, begin)?);
         }
         while self.stats.len() < request.queues.len() {
             self.stats.push(Arc::default());
@@ -234,13 +234,13 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
         // If one fails, the queues attached or started before it are dropped.
         let attached = request.queues.iter().enumerate();
         let attached: Vec<_> = attached
-            .map(|queue| self.attach(ends.addr.front, queue, &agreed, begin))
+            .map(|queue| self.attach(context.addr.front, queue, &agreed, begin))
             .collect::<Result<_, _>>()?;
         if let (Some(session), Some((_, disk))) = (&self.session, &self.disk) {
             let path = self.config.policy.path(agreed.persistent);
             session.commit(disk.flush_state(), path, begin);
         }
-        let disk = format!("vbd-{}-{}", ends.addr.front, ends.addr.index);
+        let disk = format!("vbd-{}-{}", context.addr.front, context.addr.index);
         let several = attached.len() > 1;
         for (n, parts) in attached.into_iter().enumerate() {
             let name: String = if several { format!("{disk}-q{n}") } else { disk.clone() };
@@ -265,33 +265,37 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
     }
 
     /// Announces the disk size that was looked up last to the frontend, if it changed.
-    fn announce_size(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn announce_size(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<(), HandshakeError> {
         match self.measure() {
             Some(sectors) if self.negotiated.is_some() => {
                 #[cfg(feature = "std")]
                 if let Some(unlogged) = self.resizes.admit() {
-                    let device = &ends.back;
+                    let device = &context.back;
                     tracing::info!(device, sectors, unlogged, "the disk has another size");
                 }
-                announce_resize(xs, &ends.back, sectors)
+                announce_resize(xs, &context.back, sectors)
             }
             _ => Ok(()),
         }
     }
 
     /// Begins a session with the features that the frontend requests.
-    fn begin(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    fn begin(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
         // Read from xenstore, because the features may have been advertised by an earlier process,
         // and the frontend knows only those.
-        let mut offer = BackOffer::read(xs, &ends.back)?;
-        if !ends.resumed {
+        let mut offer = BackOffer::read(xs, &context.back)?;
+        if !context.resumed {
             // It is not known before the disk is opened.
             offer.discard = self.features().discard;
         }
-        let request = FrontRequest::read(xs, &ends.front, &offer)?;
+        let request = FrontRequest::read(xs, &context.front, &offer)?;
         self.asked = Some((offer, request));
         self.measure();
-        self.serve(ends, if ends.resumed { Begin::Resumed } else { Begin::New })
+        self.serve(context, if context.resumed { Begin::Resumed } else { Begin::New })
     }
 
     /// Stops all queues in parallel. Ready when all have ended.
@@ -303,50 +307,54 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
 }
 
 impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
-        let disk = ToolstackBack::read(xs, &ends.back)?;
+    fn prepare(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<Prepared, Fault> {
+        let disk = ToolstackBack::read(xs, &context.back)?;
         self.config = self.server.configure(&disk, self.usual)?.bounded();
-        if hotplug(xs, ends, disk.script.as_deref())? == Prepared::AfterOffer {
+        if hotplug(xs, context, disk.script.as_deref())? == Prepared::AfterOffer {
             return Ok(Prepared::AfterOffer);
         }
         match self.poll_open(&disk)? {
             Opening::Done(_) => {
                 if self.told_busy {
-                    clear_error(xs, &ends.back)?;
+                    clear_error(xs, &context.back)?;
                 }
                 Ok(Prepared::Yes)
             }
             Opening::Pending => Ok(Prepared::Pending),
             Opening::Busy(fault) => {
                 if !core::mem::replace(&mut self.told_busy, true) {
-                    fault.report(xs, &ends.back)?;
+                    fault.report(xs, &context.back)?;
                 }
                 Ok(Prepared::AfterOffer)
             }
         }
     }
 
-    fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn offer(&self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), HandshakeError> {
         // From the next session on, this process advertises its own features.
-        if ends.keeps_offer(xs)? && BackOffer::read(xs, &ends.back)? != BackOffer::default() {
+        if context.keeps_offer(xs)? && BackOffer::read(xs, &context.back)? != BackOffer::default() {
             return Ok(());
         }
-        self.features().write(xs, &ends.back)
+        self.features().write(xs, &context.back)
     }
 
-    fn forget_session(&mut self, ends: &Ends) {
-        self.server.remove_record(&session::device(ends.addr));
+    fn forget_session(&mut self, context: &BackendContext) {
+        self.server.remove_record(&session::device(context.addr));
     }
 
-    fn resumable(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let offer = BackOffer::read(xs, &ends.back)?;
-        let request = FrontRequest::read(xs, &ends.front, &offer)?;
-        let key = session::key(ends.addr, abi(request.protocol), &request)?;
-        let found = Session::begin(&mut self.server, ends.addr, key, Begin::Resumed);
+    fn resumable(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
+        let offer = BackOffer::read(xs, &context.back)?;
+        let request = FrontRequest::read(xs, &context.front, &offer)?;
+        let key = session::key(context.addr, abi(request.protocol), &request)?;
+        let found = Session::begin(&mut self.server, context.addr, key, Begin::Resumed);
         #[cfg(feature = "std")]
         if let Err(fault) = &found {
-            let (device, reason) = (&ends.back, fault.code);
-            if ends.was_unserved(fault) {
+            let (device, reason) = (&context.back, fault.code);
+            if context.was_unserved(fault) {
                 tracing::info!(device, reason, %fault, "the earlier process had not served the frontend; connecting it");
             } else {
                 tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
@@ -356,15 +364,19 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
         Ok(())
     }
 
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Poll<()>, Fault> {
+    fn connect(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<Poll<()>, Fault> {
         if self.change.is_some() {
-            self.go_on(xs, ends)?;
+            self.go_on(xs, context)?;
             if self.change.is_some() {
                 return Ok(Poll::Pending);
             }
         }
         if self.negotiated.is_none() {
-            self.begin(xs, ends)?;
+            self.begin(xs, context)?;
         }
         let Self { server, running, .. } = self;
         for queue in running {
@@ -375,38 +387,46 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
         Ok(Poll::Ready(()))
     }
 
-    fn is_superseded(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> bool {
+    fn is_superseded(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> bool {
         let Some((offer, asked)) = &self.asked else { return false };
         // A frontend that removed its keys, as firmware does when it ends, is not a new one.
-        FrontRequest::read(xs, &ends.front, offer).is_ok_and(|now| now != *asked)
+        FrontRequest::read(xs, &context.front, offer).is_ok_and(|now| now != *asked)
     }
 
-    fn refresh(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let told = ToolstackBack::read(xs, &ends.back)?;
+    fn refresh(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
+        let told = ToolstackBack::read(xs, &context.back)?;
         let Some((disk, _)) = &self.disk else { return Ok(()) };
         if (&told.params, &told.kind) == (&disk.params, &disk.kind) {
             self.server.refresh(&told)?;
-            return Ok(self.look(xs, ends)?);
+            return Ok(self.check_for_changes(xs, context)?);
         }
         if !told.is_drive() {
             let text = "the media cannot be changed: the disk is not removable";
             let remedy = "detach it and attach another";
             return Err(Fault::new("medium-fixed", text).with_remedy(remedy));
         }
-        self.change_medium(xs, ends, told)
+        self.change_media(xs, context, told)
     }
 
-    fn proceed(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        self.go_on(xs, ends)?;
-        Ok(self.announce_size(xs, ends)?)
+    fn proceed(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
+        self.go_on(xs, context)?;
+        Ok(self.announce_size(xs, context)?)
     }
 
-    fn look(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn check_for_changes(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<(), HandshakeError> {
         self.server.look_up_size();
-        self.announce_size(xs, ends)
+        self.announce_size(xs, context)
     }
 
-    fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn describe(
+        &self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<(), HandshakeError> {
         let Some((disk, live)) = &self.disk else {
             return Err(HandshakeError::Unwritable("a disk that was never opened"));
         };
@@ -423,7 +443,7 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
             physical_sector_size: geometry.physical_sector_size,
             offer: self.features(),
         };
-        disk.write(xs, &ends.back)
+        disk.write(xs, &context.back)
     }
 
     fn disconnect(&mut self) -> Poll<()> {

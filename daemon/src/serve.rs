@@ -177,7 +177,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let host = Host::open()?;
     let kinds = kinds(args, host.id())?;
     let _lock = ServiceLock::take(Path::new(control::FOLDER), &kinds, Scope::AllGuests)?;
-    let surroundings = match (args.hotplug, host.id()) {
+    let hotplug_mode = match (args.hotplug, host.id()) {
         (Some(HotplugArg::Toolstack), _) | (None, DomId::DOM0) => HotplugMode::Scripts,
         (Some(HotplugArg::Itself), _) | (None, _) => HotplugMode::DriverDomain,
     };
@@ -193,7 +193,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let records = driver::records(&args.records)?;
     let options = Options {
         kinds,
-        surroundings,
+        hotplug_mode,
         resume: true,
         leave,
         records: Some(records),

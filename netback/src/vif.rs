@@ -17,7 +17,7 @@ use core::task::Poll;
 use pvio_event_channel::{BackendPlatform, EventChannel, Port};
 use pvio_grant_table::GrantRef;
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{BackendClass, Ends, Fault, HotplugMode, Prepared, hotplug};
+use pvio_xenbus::driver::{BackendClass, BackendContext, Fault, HotplugMode, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, read_hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
@@ -123,7 +123,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
 
     fn attach(
         &self,
-        ends: &Ends,
+        context: &BackendContext,
         (index, refs): (usize, &QueueRefs),
         features: Features,
         session: &Recorded<S::Record>,
@@ -132,7 +132,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
         P: Clone,
     {
         let stats = self.stats.get(index).map(Arc::clone).unwrap_or_default();
-        let peer = ends.addr.front;
+        let peer = context.addr.front;
         let platform = self.platform.clone();
         let part = (&session.record, index, &session.groups);
         let mut queue = Queue::attach_recorded(platform, peer, refs, features, stats, part)?;
@@ -164,11 +164,15 @@ fn features_offered(queues: u32) -> BackOffer {
 }
 
 impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
-        let vif = ToolstackBack::read(xs, &ends.back)?;
+    fn prepare(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<Prepared, Fault> {
+        let vif = ToolstackBack::read(xs, &context.back)?;
         let attach = match self.attach {
             Some(attach) => attach,
-            None => *self.attach.insert(attach_by(xs, ends, &vif)?),
+            None => *self.attach.insert(attach_by(xs, context, &vif)?),
         };
         if attach == Attach::ByScript {
             // The script attaches the interface; the backend only creates it.
@@ -176,7 +180,7 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
                 return Ok(Prepared::Pending);
             }
             self.opened = true;
-            return hotplug(xs, ends, vif.script.as_deref());
+            return hotplug(xs, context, vif.script.as_deref());
         }
         let opened = match self.server.poll_open(&vif, Attach::Here) {
             Ok(Poll::Pending) => return Ok(Prepared::Pending),
@@ -189,32 +193,32 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
             Err(fault) => Hotplug::Failed(fault.to_string().into()),
         };
         // The process that creates the interface reports its state; toolstacks wait for this key.
-        write_hotplug(xs, &ends.back, &status)?;
+        write_hotplug(xs, &context.back, &status)?;
         opened.map(|()| Prepared::Yes)
     }
 
-    fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn offer(&self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), HandshakeError> {
         // The offer of an earlier process stays until its session ends; later sessions get this
         // one.
-        if ends.keeps_offer(xs)? && BackOffer::read(xs, &ends.back)? != BackOffer::default() {
+        if context.keeps_offer(xs)? && BackOffer::read(xs, &context.back)? != BackOffer::default() {
             return Ok(());
         }
-        features_offered(queues_offered(&self.server)).write(xs, &ends.back)
+        features_offered(queues_offered(&self.server)).write(xs, &context.back)
     }
 
-    fn forget_session(&mut self, ends: &Ends) {
-        self.server.remove_record(&session::device(ends.addr));
+    fn forget_session(&mut self, context: &BackendContext) {
+        self.server.remove_record(&session::device(context.addr));
     }
 
-    fn resumable(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let (request, negotiated) = request(xs, ends)?;
+    fn resumable(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
+        let (request, negotiated) = request(xs, context)?;
         self.server.expect_queues(request.queues.len());
-        let rings = Rings::new(ends, &request, &negotiated);
+        let rings = Rings::new(context, &request, &negotiated);
         let found = Recorded::begin(&mut self.server, &rings, true);
         #[cfg(feature = "std")]
         if let Err(fault) = &found {
-            let (device, reason) = (&ends.back, fault.code);
-            if ends.was_unserved(fault) {
+            let (device, reason) = (&context.back, fault.code);
+            if context.was_unserved(fault) {
                 tracing::info!(device, reason, %fault, "the earlier process had not served the frontend; connecting it");
             } else {
                 tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
@@ -223,9 +227,13 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
         found.map(drop)
     }
 
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Poll<()>, Fault> {
+    fn connect(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<Poll<()>, Fault> {
         if self.negotiated.is_none() {
-            self.begin(xs, ends)?;
+            self.begin(xs, context)?;
         }
         let Self { server, running, .. } = self;
         for queue in running {
@@ -237,26 +245,34 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
         Ok(Poll::Ready(()))
     }
 
-    fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        write_carrier(xs, &ends.back, true)
+    fn describe(
+        &self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<(), HandshakeError> {
+        write_carrier(xs, &context.back, true)
     }
 
-    fn refresh(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        self.set_rate(read_rate(xs, &ends.back)?);
+    fn refresh(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
+        self.set_rate(read_rate(xs, &context.back)?);
         if !self.opened {
             return Ok(());
         }
-        let vif = ToolstackBack::read(xs, &ends.back)?;
+        let vif = ToolstackBack::read(xs, &context.back)?;
         self.server.refresh(&vif)
     }
 
-    fn watches(&self, ends: &Ends) -> Vec<String> {
-        Vec::from([multicast_request_path(&ends.front)])
+    fn watches(&self, context: &BackendContext) -> Vec<String> {
+        Vec::from([multicast_request_path(&context.front)])
     }
 
-    fn reread_keys(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
+    fn reread_keys(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<(), HandshakeError> {
         if self.negotiated.as_ref().is_some_and(|negotiated| negotiated.dynamic_multicast) {
-            self.choose_groups(read_multicast_request(xs, &ends.front)?);
+            self.choose_groups(read_multicast_request(xs, &context.front)?);
         }
         Ok(())
     }
@@ -265,8 +281,12 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
         true
     }
 
-    fn reconfigure(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let bytes = read_xdp_headroom(xs, &ends.front)?;
+    fn reconfigure(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<(), Fault> {
+        let bytes = read_xdp_headroom(xs, &context.front)?;
         self.headroom.set(u16::try_from(bytes).unwrap_or(u16::MAX));
         Ok(())
     }
@@ -306,16 +326,16 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
 
 impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
     /// Starts a session with the features and queues that the frontend requested.
-    fn begin(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
-        let (request, negotiated) = request(xs, ends)?;
+    fn begin(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
+        let (request, negotiated) = request(xs, context)?;
         // An earlier process may have offered more queues.
         self.stats.resize_with(request.queues.len().max(self.stats.len()), Arc::default);
         let features = features(&negotiated);
-        let rings = Rings::new(ends, &request, &negotiated);
-        let session = Recorded::begin(&mut self.server, &rings, ends.resumed)?;
+        let rings = Rings::new(context, &request, &negotiated);
+        let session = Recorded::begin(&mut self.server, &rings, context.resumed)?;
         // Every ring is mapped before the first packet: either all are served or none.
         let refs = rings.queues.iter().enumerate();
-        let queues = refs.map(|queue| self.attach(ends, queue, features, &session));
+        let queues = refs.map(|queue| self.attach(context, queue, features, &session));
         let mut queues = queues.collect::<Result<Vec<_>, Fault>>()?;
         self.headroom = Arc::default();
         self.headroom.set(u16::try_from(negotiated.xdp_headroom).unwrap_or(u16::MAX));
@@ -325,14 +345,14 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
         }
         session.groups.choose(negotiated.multicast_control);
         queues.iter_mut().for_each(|queue| queue.share_limit(&self.limit));
-        self.set_rate(read_rate(xs, &ends.back)?);
-        if ends.resumed {
+        self.set_rate(read_rate(xs, &context.back)?);
+        if context.resumed {
             #[cfg(feature = "std")]
             {
                 let given_up =
                     queues.iter().fold(0, |sum: u64, q| sum.saturating_add(q.given_up()));
                 tracing::info!(
-                    device = ends.back,
+                    device = context.back,
                     queues = queues.len(),
                     given_up,
                     "session resumed"
@@ -347,7 +367,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
             session.record.commit();
         }
         (self.negotiated, self.session) = (Some(negotiated), Some(session));
-        self.start(ends, features, queues)
+        self.start(context, features, queues)
     }
 
     fn serve_control(
@@ -372,12 +392,12 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
 
     fn start(
         &mut self,
-        ends: &Ends,
+        context: &BackendContext,
         features: Features,
         queues: Vec<Queue<P, S::Buf, S::Record>>,
     ) -> Result<(), Fault> {
         self.server.begin(&Session { queues: queues.len(), features })?;
-        let device = format!("vif-{}-{}", ends.addr.front, ends.addr.index);
+        let device = format!("vif-{}-{}", context.addr.front, context.addr.index);
         for (index, queue) in queues.into_iter().enumerate() {
             let name = if index == 0 { device.clone() } else { format!("{device}-q{index}") };
             let running = self.server.start(index, &name, queue)?;
@@ -391,12 +411,12 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
 /// a session taken over from an earlier process.
 fn attach_by(
     xs: &mut dyn Xenstore,
-    ends: &Ends,
+    context: &BackendContext,
     vif: &ToolstackBack,
 ) -> Result<Attach, HandshakeError> {
-    let scripts = ends.surroundings == HotplugMode::Scripts && vif.script.is_some();
+    let scripts = context.hotplug_mode == HotplugMode::Scripts && vif.script.is_some();
     let by_script =
-        scripts && !ends.resumed && read_hotplug(xs, &ends.back)? != Some(Hotplug::Connected);
+        scripts && !context.resumed && read_hotplug(xs, &context.back)? != Some(Hotplug::Connected);
     Ok(if by_script { Attach::ByScript } else { Attach::Here })
 }
 
@@ -404,10 +424,10 @@ fn attach_by(
 /// xenstore, which an earlier process may have written.
 fn request(
     xs: &mut dyn Xenstore,
-    ends: &Ends,
+    context: &BackendContext,
 ) -> Result<(FrontRequest, Negotiated), HandshakeError> {
-    let offer = BackOffer::read(xs, &ends.back)?;
-    let request = FrontRequest::read(xs, &ends.front, &offer)?;
+    let offer = BackOffer::read(xs, &context.back)?;
+    let request = FrontRequest::read(xs, &context.front, &offer)?;
     let negotiated = Negotiated::new(&offer, &request);
     Ok((request, negotiated))
 }

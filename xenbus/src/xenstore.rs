@@ -257,8 +257,8 @@ pub trait Xenstore {
     /// # Errors
     /// As [`Xenstore::request`].
     fn transaction_start(&mut self) -> Result<u32, XsError> {
-        let answer = self.request(Op::TransactionStart, 0, &[NUL])?;
-        let id = split_string(&answer).and_then(|(id, _)| crate::wire::parse_u32(id));
+        let response = self.request(Op::TransactionStart, 0, &[NUL])?;
+        let id = split_string(&response).and_then(|(id, _)| crate::wire::parse_u32(id));
         id.filter(|&id| id != 0).ok_or(XsError::Protocol("a transaction without a number"))
     }
 
@@ -276,8 +276,8 @@ pub trait Xenstore {
     /// # Errors
     /// As [`Xenstore::request`].
     fn domain_path(&mut self, domid: DomId) -> Result<String, XsError> {
-        let answer = self.request(Op::GetDomainPath, 0, &[domid.to_string().as_bytes(), NUL])?;
-        let path = split_string(&answer).map_or(&*answer, |(path, _)| path);
+        let response = self.request(Op::GetDomainPath, 0, &[domid.to_string().as_bytes(), NUL])?;
+        let path = split_string(&response).map_or(&*response, |(path, _)| path);
         String::from_utf8(path.to_vec()).map_err(|_| XsError::Protocol("a path that is not text"))
     }
 }
@@ -373,8 +373,8 @@ pub fn concat_payload(parts: &[&[u8]]) -> Result<Vec<u8>, XsError> {
 }
 
 /// Converts an `ERROR` response into an error of its request.
-pub(crate) fn refusal(op: Op, parts: &[&[u8]], answer: &[u8]) -> XsError {
-    let name = split_string(answer).map_or(answer, |(name, _)| name);
+pub(crate) fn refusal(op: Op, parts: &[&[u8]], response: &[u8]) -> XsError {
+    let name = split_string(response).map_or(response, |(name, _)| name);
     // An undefined error is still a rejection.
     XsError::refused(op, parts, XsErrno::from_name(name).unwrap_or(XsErrno::Inval))
 }
@@ -395,13 +395,13 @@ fn directory_in_parts<X: Xenstore + ?Sized>(
         let mut list = Vec::new();
         for _ in 0..DIRECTORY_PARTS {
             let offset = list.len().to_string();
-            let answer = xs.request(
+            let response = xs.request(
                 Op::DirectoryPart,
                 xs.tx_id(),
                 &[path.as_bytes(), NUL, offset.as_bytes(), NUL],
             )?;
             let (now, part) =
-                split_string(&answer).ok_or(XsError::Protocol("a list without a generation"))?;
+                split_string(&response).ok_or(XsError::Protocol("a list without a generation"))?;
             if generation.as_deref().is_some_and(|then| then != now) {
                 continue 'again;
             }

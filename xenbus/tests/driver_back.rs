@@ -8,13 +8,13 @@ mod taking_over;
 use common::{World, disk};
 use pvio_ring::DomId;
 use pvio_xenbus::driver::{
-    BackendClass, BackendDriver, Ends, Fault, HotplugMode, Life, MOST_TRANSITIONS, Prepared,
-    hotplug,
+    BackendClass, BackendContext, BackendDriver, Fault, HotplugMode, Life, MOST_TRANSITIONS,
+    Prepared, hotplug,
 };
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, Hotplug, find_domain, is_revived, read_error, read_state,
-    remove_backend_end, request_removal, revive_backends, write_hotplug, write_state,
+    remove_backend, request_removal, revive_backends, write_hotplug, write_state,
 };
 use pvio_xenbus::wire::{Op, XsErrno};
 use pvio_xenbus::{TRANSACTION_RETRIES, WatchEvent, XenbusState, Xenstore, XsError};
@@ -52,9 +52,13 @@ impl Class {
 }
 
 impl BackendClass for Class {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault> {
+    fn prepare(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<Prepared, Fault> {
         let said = self.says.borrow().clone();
-        let script = || hotplug(xs, ends, Some(b"/etc/xen/scripts/block"));
+        let script = || hotplug(xs, context, Some(b"/etc/xen/scripts/block"));
         let prepared = said.unwrap_or_else(script)?;
         if prepared == Prepared::Yes {
             self.prepared.set(self.prepared.get() + 1);
@@ -62,32 +66,36 @@ impl BackendClass for Class {
         Ok(prepared)
     }
 
-    fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        Ok(xs.write(&format!("{}/offered", ends.back), b"1")?)
+    fn offer(&self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), HandshakeError> {
+        Ok(xs.write(&format!("{}/offered", context.back), b"1")?)
     }
 
-    fn forget_session(&mut self, _: &Ends) {
+    fn forget_session(&mut self, _: &BackendContext) {
         self.forgotten.set(true);
     }
 
-    fn resumable(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), Fault> {
+    fn resumable(&mut self, _: &mut dyn Xenstore, _: &BackendContext) -> Result<(), Fault> {
         assert!(!self.forgotten.get(), "a session that was forgotten before");
         self.unresumable.get().map_or(Ok(()), |code| Err(Fault::new(code, "the test's")))
     }
 
-    fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<Poll<()>, Fault> {
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &BackendContext) -> Result<Poll<()>, Fault> {
         assert_eq!(self.prepared.get(), 1, "connected before it was prepared");
         self.connected.set(true);
         Ok(self.poll("connect"))
     }
 
-    fn is_superseded(&mut self, _: &mut dyn Xenstore, _: &Ends) -> bool {
+    fn is_superseded(&mut self, _: &mut dyn Xenstore, _: &BackendContext) -> bool {
         self.superseded.set(self.superseded.get() + u32::from(self.flips.get()));
         self.flips.get()
     }
 
-    fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError> {
-        Ok(xs.write(&format!("{}/described", ends.back), b"1")?)
+    fn describe(
+        &self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<(), HandshakeError> {
+        Ok(xs.write(&format!("{}/described", context.back), b"1")?)
     }
 
     fn disconnect(&mut self) -> Poll<()> {
@@ -117,11 +125,11 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(surroundings: HotplugMode) -> Self {
+    fn new(hotplug_mode: HotplugMode) -> Self {
         let (world, back, front) = disk();
         let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 51712);
         let class = Class::default();
-        let driver = BackendDriver::new(addr, class.clone()).within(surroundings);
+        let driver = BackendDriver::new(addr, class.clone()).with_hotplug_mode(hotplug_mode);
         Self { world, back, front, class, driver }
     }
 
@@ -230,18 +238,18 @@ fn a_failed_script_closes_the_device_with_its_reason() {
 
 #[test]
 fn without_scripts_nobody_is_waited_for() {
-    for surroundings in [HotplugMode::Plain, HotplugMode::DriverDomain] {
-        let mut b = Bench::new(surroundings);
+    for hotplug_mode in [HotplugMode::Plain, HotplugMode::DriverDomain] {
+        let mut b = Bench::new(hotplug_mode);
         b.frontend(XenbusState::Initialised);
         b.step();
-        assert_eq!(b.state(), XenbusState::Connected, "{surroundings:?}");
+        assert_eq!(b.state(), XenbusState::Connected, "{hotplug_mode:?}");
     }
 }
 
 #[test]
 fn a_device_that_is_gone_is_left_closed_for_the_toolstack_to_see() {
-    for surroundings in [HotplugMode::Plain, HotplugMode::Scripts, HotplugMode::DriverDomain] {
-        let mut b = Bench::new(surroundings);
+    for hotplug_mode in [HotplugMode::Plain, HotplugMode::Scripts, HotplugMode::DriverDomain] {
+        let mut b = Bench::new(hotplug_mode);
         b.script_says(&Hotplug::Connected);
         b.frontend(XenbusState::Initialised);
         b.step();
@@ -249,14 +257,14 @@ fn a_device_that_is_gone_is_left_closed_for_the_toolstack_to_see() {
         b.frontend(XenbusState::Closed);
         assert_eq!(b.step(), Life::Gone);
         assert!(!b.class.connected.get());
-        assert_eq!(b.state(), XenbusState::Closed, "{surroundings:?}");
+        assert_eq!(b.state(), XenbusState::Closed, "{hotplug_mode:?}");
     }
 }
 
 #[test]
 fn a_driver_domain_may_remove_what_is_its_own() {
     let mut b = Bench::new(HotplugMode::DriverDomain);
-    remove_backend_end(&mut b.world.back, b.driver.addr()).unwrap();
+    remove_backend(&mut b.world.back, b.driver.addr()).unwrap();
     assert_eq!(b.world.dom0.read_opt(&format!("{}/state", b.back)).unwrap(), None);
 }
 
@@ -283,7 +291,7 @@ fn a_session_is_taken_over_without_a_word_in_xenstore() {
     // The process dies and another replaces it.
     let (addr, class) = (b.driver.addr(), Class::default());
     b.class = class.clone();
-    b.driver = BackendDriver::resuming(addr, class).within(HotplugMode::Scripts);
+    b.driver = BackendDriver::resuming(addr, class).with_hotplug_mode(HotplugMode::Scripts);
     b.world.front.watch(&b.back, "back").unwrap();
     while b.world.front.poll_event().unwrap().is_some() {}
     b.step();
@@ -308,7 +316,8 @@ fn backends_that_went_with_their_domain_are_made_again_from_what_libxl_keeps() {
     assert_eq!(revive_backends(&mut b.world.dom0, DomId(9)).unwrap(), [], "another's");
     assert_eq!(revive_backends(&mut b.world.dom0, BACK).unwrap(), [addr]);
     let class = Class::default();
-    b.driver = BackendDriver::resuming(addr, class.clone()).within(HotplugMode::DriverDomain);
+    b.driver =
+        BackendDriver::resuming(addr, class.clone()).with_hotplug_mode(HotplugMode::DriverDomain);
     assert!(is_revived(&mut b.world.dom0, &b.back).unwrap());
     b.step();
     assert!(class.connected.get());

@@ -2,7 +2,7 @@
 //! disappear. The devices themselves are tested in `platforms/sim`.
 
 use pvio_ring::DomId;
-use pvio_xenbus::driver::{Fault, FrontendClass, FrontendDriver, FrontendEnds, Life};
+use pvio_xenbus::driver::{Fault, FrontendClass, FrontendContext, FrontendDriver, Life};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, create_domain, read_error, read_state, remove_device, remove_domain,
@@ -26,15 +26,15 @@ struct Class {
 }
 
 impl FrontendClass for Class {
-    fn prepare(&mut self, _: &mut dyn Xenstore, _: &FrontendEnds) -> Result<(), Fault> {
+    fn prepare(&mut self, _: &mut dyn Xenstore, _: &FrontendContext) -> Result<(), Fault> {
         Ok(())
     }
 
-    fn request(&self, _: &mut dyn Xenstore, _: &FrontendEnds) -> Result<(), HandshakeError> {
+    fn request(&self, _: &mut dyn Xenstore, _: &FrontendContext) -> Result<(), HandshakeError> {
         Ok(())
     }
 
-    fn connect(&mut self, _: &mut dyn Xenstore, _: &FrontendEnds) -> Result<(), Fault> {
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &FrontendContext) -> Result<(), Fault> {
         if let Some(happens) = self.meanwhile.take() {
             happens();
             return Err(Fault::new("handshake", "a key is missing"));

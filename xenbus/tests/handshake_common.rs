@@ -29,10 +29,10 @@ fn a_disk_is_made_with_libxls_rights_and_found_by_both_ends() {
     assert_eq!(dev::list_backends(&mut w.back, BackendKind::Vbd, BACK).unwrap(), [addr]);
     assert_eq!(dev::list_backends(&mut w.back, BackendKind::Vif, BACK).unwrap(), []);
     assert_eq!(dev::list_frontends(&mut w.front, DeviceClass::Vbd, FRONT).unwrap(), [51712]);
-    let told = vbd::ToolstackBack::read(&mut w.back, &back).unwrap();
-    assert_eq!(told, vbd::ToolstackBack::new(addr, "/srv/disk.img"));
-    let told = vbd::ToolstackFront::read(&mut w.front, &front).unwrap();
-    assert_eq!(told, vbd::ToolstackFront::new(addr, vbd::DeviceType::Disk));
+    let keys = vbd::ToolstackBack::read(&mut w.back, &back).unwrap();
+    assert_eq!(keys, vbd::ToolstackBack::new(addr, "/srv/disk.img"));
+    let keys = vbd::ToolstackFront::read(&mut w.front, &front).unwrap();
+    assert_eq!(keys, vbd::ToolstackFront::new(addr, vbd::DeviceType::Disk));
     for (xs, base) in [(&mut w.back, &front), (&mut w.front, &back)] {
         assert_eq!(dev::read_state(xs, base).unwrap(), XenbusState::Initialising);
         let refused = dev::write_state(xs, base, XenbusState::Closed).unwrap_err();
@@ -40,7 +40,7 @@ fn a_disk_is_made_with_libxls_rights_and_found_by_both_ends() {
             matches!(refused, HandshakeError::Xenstore(ref e) if e.errno() == Some(XsErrno::Acces))
         );
     }
-    let again = vbd::create_device(&mut w.dom0, addr, &told_back(addr)).unwrap_err();
+    let again = vbd::create_device(&mut w.dom0, addr, &full_back(addr)).unwrap_err();
     assert_eq!(again, HandshakeError::Exists { path: front.clone().into() });
 
     assert!(dev::read_online(&mut w.back, &back).unwrap());
@@ -54,11 +54,11 @@ fn a_disk_is_made_with_libxls_rights_and_found_by_both_ends() {
     assert_eq!(dev::read_error(&mut w.dom0, &back).unwrap(), None);
     dev::request_removal(&mut w.dom0, addr).unwrap();
     assert_eq!(dev::list_backends(&mut w.back, BackendKind::Vbd, BACK).unwrap(), [], "no ghost");
-    vbd::create_device(&mut w.dom0, addr, &told_back(addr)).unwrap();
+    vbd::create_device(&mut w.dom0, addr, &full_back(addr)).unwrap();
     w.store.borrow().check().unwrap();
 }
 
-fn told_back(addr: DeviceAddr) -> vbd::ToolstackBack {
+fn full_back(addr: DeviceAddr) -> vbd::ToolstackBack {
     vbd::ToolstackBack {
         online: false,
         removable: true,
@@ -80,10 +80,10 @@ fn libxl_is_told_of_a_device_and_that_it_is_gone_and_options_are_changed() {
         trusted: false,
         ..vbd::ToolstackFront::new(addr, vbd::DeviceType::Disk)
     };
-    let mut told = told_back(addr);
-    told.device_type = vbd::DeviceType::Disk;
-    vbd::create_both_ends(&mut w.dom0, addr, &front, &told).unwrap();
-    dev::tell_libxl(&mut w.dom0, addr).unwrap();
+    let mut keys = full_back(addr);
+    keys.device_type = vbd::DeviceType::Disk;
+    vbd::create_device_with(&mut w.dom0, addr, &front, &keys).unwrap();
+    dev::record_for_libxl(&mut w.dom0, addr).unwrap();
     assert_eq!(vbd::ToolstackFront::read(&mut w.front, &addr.frontend_path()), Ok(front));
     let kept = format!("/libxl/{FRONT}/device/vbd/51728");
     assert_eq!(w.dom0.read(&format!("{kept}/backend")).unwrap(), addr.backend_path().into_bytes());
@@ -135,16 +135,16 @@ fn how_a_disk_is_named() {
     // A path is bytes, and xenstore preserves them.
     let (mut w, path) = (world(), b"qcow2:/srv/\xff\t\xc3.img");
     let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 51728);
-    let told = vbd::ToolstackBack {
+    let keys = vbd::ToolstackBack {
         kind: "qdisk".into(),
         physical_device_path: Some(b"/dev/\x80".into()),
         script: Some(b"/\xfe/block".into()),
         options: Some(b"trace=/\xfd".into()),
         ..vbd::ToolstackBack::new(addr, path)
     };
-    vbd::create_device(&mut w.dom0, addr, &told).unwrap();
+    vbd::create_device(&mut w.dom0, addr, &keys).unwrap();
     let read = vbd::ToolstackBack::read(&mut w.back, &addr.backend_path()).unwrap();
-    assert_eq!(read, told);
+    assert_eq!(read, keys);
     assert_eq!(read.backing(), vbd::Backing::Format("qcow2", b"/srv/\xff\t\xc3.img"));
     assert!(vbd::changes_live("pvio-options") && !vbd::changes_live("params"));
 }
@@ -206,8 +206,8 @@ fn paths_are_taken_apart() {
 fn errors_and_surroundings_are_told() {
     let (mut w, back, front) = disk();
     dev::write_error(&mut w.front, &front, 5, &"é".repeat(2000)).unwrap();
-    let told = dev::read_error(&mut w.dom0, &front).unwrap().unwrap();
-    assert!(told.starts_with("5 éé") && told.len() <= 1026);
+    let keys = dev::read_error(&mut w.dom0, &front).unwrap().unwrap();
+    assert!(keys.starts_with("5 éé") && keys.len() <= 1026);
     dev::clear_error(&mut w.front, &front).unwrap();
     dev::clear_error(&mut w.front, &front).unwrap();
     assert_eq!(dev::read_error(&mut w.dom0, &front).unwrap(), None);

@@ -56,7 +56,7 @@ fn net_request() -> vif::FrontRequest {
 fn an_interface_is_made_and_agreed_on() {
     let mut w = world();
     let addr = DeviceAddr::new(BackendKind::Vif, BACK, FRONT, 1);
-    let told = vif::ToolstackBack {
+    let keys = vif::ToolstackBack {
         mtu: Some(9000),
         bridge: Some("xenbr0".into()),
         script: Some("/etc/xen/scripts/vif-bridge".into()),
@@ -65,12 +65,12 @@ fn an_interface_is_made_and_agreed_on() {
         rate: Some(vif::VifRate { bytes: 1 << 40, usec: 50_000 }),
         ..vif::ToolstackBack::new(addr, "00:16:3e:01:02:03".parse().unwrap())
     };
-    vif::create_device(&mut w.dom0, addr, &told).unwrap();
+    vif::create_device(&mut w.dom0, addr, &keys).unwrap();
     let (back, front) = (addr.backend_path(), addr.frontend_path());
-    assert_eq!(vif::ToolstackBack::read(&mut w.back, &back).unwrap(), told);
-    let front_told = vif::ToolstackFront::read(&mut w.front, &front).unwrap();
-    assert_eq!((front_told.mtu, front_told.mac, front_told.handle), (Some(9000), told.mac, 1));
-    assert_eq!((front_told.backend.as_str(), front_told.backend_id), (back.as_str(), BACK));
+    assert_eq!(vif::ToolstackBack::read(&mut w.back, &back).unwrap(), keys);
+    let front_keys = vif::ToolstackFront::read(&mut w.front, &front).unwrap();
+    assert_eq!((front_keys.mtu, front_keys.mac, front_keys.handle), (Some(9000), keys.mac, 1));
+    assert_eq!((front_keys.backend.as_str(), front_keys.backend_id), (back.as_str(), BACK));
 
     net_offer().write(&mut w.back, &back).unwrap();
     assert_eq!(vif::BackOffer::read(&mut w.front, &back).unwrap(), net_offer());

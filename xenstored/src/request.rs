@@ -56,7 +56,7 @@ impl Store {
                 return Err(XsErrno::NoEnt);
             }
         }
-        let answer = match op {
+        let response = match op {
             Op::Read
             | Op::Write
             | Op::Mkdir
@@ -90,7 +90,7 @@ impl Store {
             | Op::GetQuota
             | Op::SetQuota => Err(XsErrno::NoSys),
         }?;
-        if answer.len() > PAYLOAD_MAX { Err(XsErrno::TooBig) } else { Ok(answer) }
+        if response.len() > PAYLOAD_MAX { Err(XsErrno::TooBig) } else { Ok(response) }
     }
 
     fn node_request(&mut self, conn: ConnId, op: Op, tx_id: u32, payload: &[u8]) -> Response {

@@ -23,7 +23,7 @@ pub enum StoreError {
     #[error("the connection is closed")]
     Closed,
     /// The number of responses not taken has reached [`Quota::outstanding`]: take the output first.
-    #[error("too many answers wait to be taken")]
+    #[error("too many responses wait to be taken")]
     Backpressure,
 }
 
@@ -36,8 +36,8 @@ pub(crate) struct Conn {
     pub(crate) watches: BTreeSet<(Box<str>, Box<[u8]>)>,
     pub(crate) events: EventQueue,
     /// Complete responses, with headers.
-    pub(crate) answers: Vec<u8>,
-    pub(crate) answer_count: usize,
+    pub(crate) responses: Vec<u8>,
+    pub(crate) response_count: usize,
 }
 
 /// The store and its connections.
@@ -102,8 +102,8 @@ impl Store {
             last_tx: 0,
             watches: BTreeSet::new(),
             events: EventQueue::default(),
-            answers: Vec::new(),
-            answer_count: 0,
+            responses: Vec::new(),
+            response_count: 0,
         };
         self.conns.insert(id, conn);
         self.domains.entry(domid).or_default();
@@ -121,7 +121,7 @@ impl Store {
     /// Returns whether the connection exists and a request would be accepted.
     #[must_use]
     pub fn can_accept(&self, conn: ConnId) -> bool {
-        self.conns.get(&conn).is_some_and(|c| c.answer_count < self.quota.outstanding)
+        self.conns.get(&conn).is_some_and(|c| c.response_count < self.quota.outstanding)
     }
 
     /// Executes one request and queues its response. The payload should be `header.len` bytes long;
@@ -136,7 +136,7 @@ impl Store {
         payload: &[u8],
     ) -> Result<(), StoreError> {
         let c = self.conns.get(&conn).ok_or(StoreError::Closed)?;
-        if c.answer_count >= self.quota.outstanding {
+        if c.response_count >= self.quota.outstanding {
             return Err(StoreError::Backpressure);
         }
         let result = match header.op() {
@@ -150,17 +150,17 @@ impl Store {
             Ok(body) => (header.kind, body),
             Err(errno) => (Op::Error.code(), response::text(errno.name())),
         };
-        push_frame(&mut c.answers, kind, header.req_id, header.tx_id, |out| {
+        push_frame(&mut c.responses, kind, header.req_id, header.tx_id, |out| {
             out.extend_from_slice(&body)
         });
-        c.answer_count = c.answer_count.saturating_add(1);
+        c.response_count = c.response_count.saturating_add(1);
         Ok(())
     }
 
     /// Returns whether [`Store::take_output`] would append anything.
     #[must_use]
     pub fn has_output(&self, conn: ConnId) -> bool {
-        self.conns.get(&conn).is_some_and(|c| !c.answers.is_empty() || !c.events.is_empty())
+        self.conns.get(&conn).is_some_and(|c| !c.responses.is_empty() || !c.events.is_empty())
     }
 
     /// Appends a connection's output to `out`: all its responses (at most [`Quota::outstanding`]
@@ -169,8 +169,8 @@ impl Store {
         let Some(c) = self.conns.get_mut(&conn) else {
             return;
         };
-        out.append(&mut c.answers);
-        c.answer_count = 0;
+        out.append(&mut c.responses);
+        c.response_count = 0;
         while out.len() < limit {
             let Some(event) = c.events.pop() else { break };
             push_frame(out, Op::WatchEvent.code(), 0, 0, |out| event.emit(out));

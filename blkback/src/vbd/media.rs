@@ -7,7 +7,7 @@ use alloc::format;
 use alloc::vec::Vec;
 use pvio_event_channel::BackendPlatform;
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{BackendClass, Ends, Fault};
+use pvio_xenbus::driver::{BackendClass, BackendContext, Fault};
 use pvio_xenbus::handshake::vbd::{ToolstackBack, announce_resize};
 
 /// A media change in progress.
@@ -25,10 +25,10 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
     /// The frontend sees an empty drive, then the new media, as changes of the disk's size: the
     /// protocol has no other notification. The rings stay connected, and requests that arrive
     /// during the change wait in them.
-    pub(super) fn change_medium(
+    pub(super) fn change_media(
         &mut self,
         xs: &mut dyn Xenstore,
-        ends: &Ends,
+        context: &BackendContext,
         mut told: ToolstackBack,
     ) -> Result<(), Fault> {
         let before = self.disk.as_ref().map(|(disk, live)| (disk.clone(), live.geometry()));
@@ -38,20 +38,24 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
             // The toolstack's script created this path for the previous media.
             told.physical_device_path = None;
         }
-        announce_resize(xs, &ends.back, 0)?;
+        announce_resize(xs, &context.back, 0)?;
         let before = before.map(|(_, geometry)| geometry);
         self.change = Some(Change { told, before, refused: None });
-        self.go_on(xs, ends)
+        self.go_on(xs, context)
     }
 
     /// Continues a media change, if one is in progress.
-    pub(super) fn go_on(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), Fault> {
+    pub(super) fn go_on(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<(), Fault> {
         // Every taken request is completed before the media is removed.
         if self.change.is_none() || self.stop().is_pending() {
             return Ok(());
         }
         let Some(change) = self.change.take() else { return Ok(()) };
-        let changed = self.carry_out(xs, ends, change);
+        let changed = self.carry_out(xs, context, change);
         if self.change.is_some() {
             return Ok(());
         }
@@ -62,13 +66,13 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
             self.failed = Some(fault.clone());
         }
         // The toolstack may have changed the media again in the meantime.
-        changed.and(self.refresh(xs, ends))
+        changed.and(self.refresh(xs, context))
     }
 
     fn carry_out(
         &mut self,
         xs: &mut dyn Xenstore,
-        ends: &Ends,
+        context: &BackendContext,
         mut change: Change,
     ) -> Result<(), Fault> {
         let told = &change.told;
@@ -94,9 +98,9 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
             }
         }
         if self.negotiated.is_some() {
-            self.serve(ends, Begin::Again)?;
+            self.serve(context, Begin::Again)?;
             if let Some(geometry) = self.geometry() {
-                announce_resize(xs, &ends.back, geometry.sectors)?;
+                announce_resize(xs, &context.back, geometry.sectors)?;
             }
         }
         change.refused.map_or(Ok(()), Err)

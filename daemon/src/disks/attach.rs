@@ -9,8 +9,8 @@ use pvio_grant_table::DomId;
 use pvio_storage::image::Shown;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{
-    BackendKind, DeviceAddr, DeviceClass, list_frontends, read_state, remove_device,
-    request_removal, state_path, tell_libxl,
+    BackendKind, DeviceAddr, DeviceClass, list_frontends, read_state, record_for_libxl,
+    remove_device, request_removal, state_path,
 };
 use pvio_xenbus::handshake::{HandshakeError, vbd};
 use pvio_xenbus::{XenbusState, Xenstore};
@@ -75,7 +75,7 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
         trusted: options.trusted.unwrap_or(true),
         ..vbd::ToolstackFront::new(addr, words.device_type)
     };
-    vbd::create_both_ends(&mut xs, addr, &front, &words).map_err(|e| match e {
+    vbd::create_device_with(&mut xs, addr, &front, &words).map_err(|e| match e {
         HandshakeError::Exists { .. } => Failure::input(
             format!("domain {guest} has a disk {vdev} already"),
             "name another with --vdev, or leave --vdev out",
@@ -83,7 +83,7 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
         other => Failure::of(other),
     })?;
     if addr.kind == BackendKind::Vbd && args.store.state_dir.is_none() {
-        tell_libxl(&mut xs, addr).map_err(Failure::of)?;
+        record_for_libxl(&mut xs, addr).map_err(Failure::of)?;
     }
     let by = Instant::now() + Duration::from_secs(args.wait);
     if let Err(failure) = until_offered(&mut xs, addr, by) {

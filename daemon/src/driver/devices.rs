@@ -9,7 +9,7 @@ use pvio_xenbus::driver::{BackendClass, BackendDriver, Fault, Life};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, backend_root, list_backends, read_error, read_online, read_state,
-    remove_backend_end, state_path,
+    remove_backend, state_path,
 };
 use pvio_xenbus::handshake::vbd::changes_live;
 use pvio_xenbus::handshake::vif::is_live;
@@ -138,7 +138,7 @@ where
             leftovers.remove(&addr);
             // The toolstack may have created a device with the same address again.
             if is_over(xs, &addr)?
-                && let Err(error) = remove_backend_end(xs, addr)
+                && let Err(error) = remove_backend(xs, addr)
             {
                 tracing::warn!(device = addr.backend_path(), %error, "cannot be removed");
             }
@@ -229,8 +229,8 @@ where
         if self.devices.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Returns when to call [`look`](Self::look), if there is anything to check.
-    pub fn next_look(&self) -> Option<Instant> {
+    /// Returns when to call [`check_for_changes`](Self::check_for_changes), if there is anything to check.
+    pub fn next_check(&self) -> Option<Instant> {
         let closing = self.devices.values().filter_map(|device| device.closing).min();
         self.next_change().into_iter().chain(closing.map(|since| since + CLOSING)).min()
     }
@@ -241,7 +241,7 @@ where
 
     /// Polls images and ports for changes, and reports guests that do not close a device; does
     /// nothing before the time is due.
-    pub fn look(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
+    pub fn check_for_changes(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         let now = Instant::now();
         self.complain(xs, now)?;
         if self.next_change().is_none_or(|when| when > now) {
@@ -251,7 +251,7 @@ where
         for Device { driver: device, step, untold, .. } in self.devices.values_mut() {
             // A device may wait for a deadline, which causes no event.
             *step |= device.is_waiting();
-            match device.look(xs) {
+            match device.check_for_changes(xs) {
                 Ok(()) => {}
                 Err(HandshakeError::Xenstore(error)) if error.is_connection_lost() => {
                     return Err(error);

@@ -54,7 +54,7 @@ pub struct Options {
     /// Serve only this domain's devices.
     pub only: Option<DomId>,
     /// Whether hotplug scripts of the toolstack or this daemon set up the devices.
-    pub surroundings: HotplugMode,
+    pub hotplug_mode: HotplugMode,
     /// Resume the sessions of an earlier process, without a reconnection of the frontends.
     pub resume: bool,
     /// On stop, leave the sessions open for the next process.
@@ -82,7 +82,7 @@ impl Default for Options {
             host: None,
             kinds: vec![BackendKind::Vbd, BackendKind::Vif],
             only: None,
-            surroundings: HotplugMode::Plain,
+            hotplug_mode: HotplugMode::Plain,
             resume: false,
             leave: false,
             records: None,
@@ -123,7 +123,7 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
     (stop, bell): (&Stop, &Bell),
     ready: impl FnOnce(),
 ) -> Result<(), XsError> {
-    let within = options.surroundings;
+    let within = options.hotplug_mode;
     let of_class = |class| options.kinds.iter().copied().filter(move |k| k.class() == class);
     let woken = Woken::new(bell);
     let (shared, wakes) = (platform.clone(), woken.clone());
@@ -173,8 +173,8 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
     while !stop.is_told() {
         disks.clear_up(xs)?;
         nics.clear_up(xs)?;
-        disks.look(xs)?;
-        nics.look(xs)?;
+        disks.check_for_changes(xs)?;
+        nics.check_for_changes(xs)?;
         let mut events = 0;
         while events < EVENTS
             && let Some(event) = xs.poll_event()?
@@ -193,9 +193,9 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
             continue;
         }
         let clearing = disks.next_clearing().into_iter().chain(nics.next_clearing()).min();
-        let looks = disks.next_look().into_iter().chain(nics.next_look());
+        let checks = disks.next_check().into_iter().chain(nics.next_check());
         let turns = disks.next_turn().into_iter().chain(nics.next_turn());
-        let next = clearing.into_iter().chain(looks).chain(turns).min();
+        let next = clearing.into_iter().chain(checks).chain(turns).min();
         let time = next.map(|when| when.saturating_duration_since(Instant::now()));
         // The wait fails only for lack of memory. Continuing would be a busy loop.
         sleep(&[xs.as_fd(), bell.as_fd()], time).map_err(|_| XsError::Closed)?;
@@ -257,5 +257,5 @@ fn begin<C: BackendClass>(
     } else {
         BackendDriver::restarted(addr, class)
     };
-    driver.within(options.surroundings)
+    driver.with_hotplug_mode(options.hotplug_mode)
 }

@@ -11,12 +11,12 @@ use pvio_grant_table::DomId;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_storage::host::ImageServer;
 use pvio_xenbus::client::Client;
-use pvio_xenbus::driver::{BackendClass, BackendDriver, Ends, Fault, Prepared};
+use pvio_xenbus::driver::{BackendClass, BackendContext, BackendDriver, Fault, Prepared};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, read_error, read_state, request_removal, write_state,
 };
-use pvio_xenbus::handshake::vbd::{ToolstackBack, change_medium, create_device};
+use pvio_xenbus::handshake::vbd::{ToolstackBack, change_media, create_device};
 use pvio_xenbus::{XenbusState, Xenstore};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -49,7 +49,7 @@ fn serve(
         .looking();
         disks.watch(&mut xs).unwrap();
         while !stop.load(Ordering::SeqCst) {
-            disks.look(&mut xs).unwrap();
+            disks.check_for_changes(&mut xs).unwrap();
             if let Some(event) = xs.wait_event(Some(Duration::from_millis(20))).unwrap() {
                 disks.event(&event);
             }
@@ -126,9 +126,9 @@ fn a_disk_that_grew_and_a_medium_that_was_changed_are_noticed() {
     // Only the file's size shows the change; there is no event.
     image.as_file().set_len(2 << 20).unwrap();
     becomes(&mut session, 2 << 20);
-    change_medium(dom0, addr, other.path().to_str().unwrap()).unwrap();
+    change_media(dom0, addr, other.path().to_str().unwrap()).unwrap();
     becomes(&mut session, 5 << 20);
-    change_medium(dom0, addr, "").unwrap();
+    change_media(dom0, addr, "").unwrap();
     becomes(&mut session, 0);
     session.close().unwrap();
     machine.end();
@@ -189,28 +189,32 @@ struct Restless {
 }
 
 impl BackendClass for Restless {
-    fn prepare(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<Prepared, Fault> {
+    fn prepare(&mut self, _: &mut dyn Xenstore, _: &BackendContext) -> Result<Prepared, Fault> {
         Ok(Prepared::Yes)
     }
 
-    fn offer(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+    fn offer(&self, _: &mut dyn Xenstore, _: &BackendContext) -> Result<(), HandshakeError> {
         Ok(())
     }
 
-    fn connect(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<Poll<()>, Fault> {
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &BackendContext) -> Result<Poll<()>, Fault> {
         self.sessions.set(self.sessions.get() + 1);
         Ok(Poll::Ready(()))
     }
 
-    fn describe(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+    fn describe(&self, _: &mut dyn Xenstore, _: &BackendContext) -> Result<(), HandshakeError> {
         Ok(())
     }
 
-    fn is_superseded(&mut self, _: &mut dyn Xenstore, _: &Ends) -> bool {
+    fn is_superseded(&mut self, _: &mut dyn Xenstore, _: &BackendContext) -> bool {
         !self.settles
     }
 
-    fn look(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+    fn check_for_changes(
+        &mut self,
+        _: &mut dyn Xenstore,
+        _: &BackendContext,
+    ) -> Result<(), HandshakeError> {
         Err(HandshakeError::Unwritable("a change of the test's"))
     }
 
@@ -289,7 +293,7 @@ fn change_that_cannot_be_announced_to_a_guest_is_counted() {
             devices.event(&event);
         }
         devices.turn(&mut xs).unwrap();
-        devices.look(&mut xs).unwrap();
+        devices.check_for_changes(&mut xs).unwrap();
         let counters = served.counters();
         untold = counters.first().map_or(0, |device| {
             device["events"]["untold-changes"].as_u64().expect("the counter is shown")

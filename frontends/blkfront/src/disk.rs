@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{DomId, Granter};
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{Fault, FrontendClass, FrontendEnds};
+use pvio_xenbus::driver::{Fault, FrontendClass, FrontendContext};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, FrontRequest, Protocol, Queue as QueueKeys, ToolstackFront,
@@ -242,9 +242,9 @@ fn begin<P: Granter + EventChannels>(queue: &mut Queue<P>, disk: &BackDisk) -> R
 }
 
 impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
-        let toolstack = ToolstackFront::read(xs, &ends.front)?;
-        let offer = BackOffer::read(xs, &ends.back)?;
+    fn prepare(&mut self, xs: &mut dyn Xenstore, context: &FrontendContext) -> Result<(), Fault> {
+        let toolstack = ToolstackFront::read(xs, &context.front)?;
+        let offer = BackOffer::read(xs, &context.back)?;
         let handle = (toolstack.virtual_device & 0xffff) as u16;
         self.release();
         if self.old.len() >= MAX_OLD * self.seats.len().max(1) {
@@ -254,17 +254,21 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
         }
         self.shared.end();
         self.shared = Arc::default();
-        self.make(ends.back_id, handle, &offer, toolstack.trusted)?;
+        self.make(context.back_id, handle, &offer, toolstack.trusted)?;
         self.asked = Some(offer);
         Ok(())
     }
 
-    fn is_outdated(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> bool {
-        let now = BackOffer::read(xs, &ends.back);
+    fn is_outdated(&mut self, xs: &mut dyn Xenstore, context: &FrontendContext) -> bool {
+        let now = BackOffer::read(xs, &context.back);
         self.asked.as_ref().is_some_and(|asked| now.is_ok_and(|now| now != *asked))
     }
 
-    fn request(&self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError> {
+    fn request(
+        &self,
+        xs: &mut dyn Xenstore,
+        context: &FrontendContext,
+    ) -> Result<(), HandshakeError> {
         let queues = self.seats.iter().filter_map(|seat| seat.queue.as_ref());
         let keys = |queue: &Queue<P>| QueueKeys {
             ring_refs: queue.ring_grefs().iter().map(|gref| gref.0).collect(),
@@ -280,11 +284,11 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Disk<P> {
         if request.queues.is_empty() {
             return Err(HandshakeError::Unwritable("a ring that was never made"));
         }
-        request.write(xs, &ends.front)
+        request.write(xs, &context.front)
     }
 
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
-        let now = BackDisk::read(xs, &ends.back)?;
+    fn connect(&mut self, xs: &mut dyn Xenstore, context: &FrontendContext) -> Result<(), Fault> {
+        let now = BackDisk::read(xs, &context.back)?;
         if self.connected
             && let Some(served) = &mut self.served
         {

@@ -11,7 +11,7 @@ use pvio_event_channel::{BackendPlatform, Port};
 use pvio_grant_table::GrantRef;
 use pvio_ring::inflight::RecordError;
 use pvio_ring::shm::{Part, SharedMemory};
-use pvio_xenbus::driver::{Ends, Fault};
+use pvio_xenbus::driver::{BackendContext, Fault};
 use pvio_xenbus::handshake::common::DeviceAddr;
 use pvio_xenbus::handshake::vif::{FrontRequest, Negotiated};
 
@@ -30,14 +30,14 @@ pub(super) struct Rings {
 }
 
 impl Rings {
-    pub fn new(ends: &Ends, request: &FrontRequest, negotiated: &Negotiated) -> Self {
+    pub fn new(context: &BackendContext, request: &FrontRequest, negotiated: &Negotiated) -> Self {
         let control = request.ctrl.filter(|_| negotiated.ctrl_ring);
         let control = control.map(|keys| ControlRefs {
             ring: GrantRef(keys.ring_ref),
             event: Port(keys.event_channel),
         });
         let queues = request.queues.iter().map(super::refs).collect();
-        Self { addr: ends.addr, queues, control }
+        Self { addr: context.addr, queues, control }
     }
 }
 

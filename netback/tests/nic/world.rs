@@ -133,7 +133,7 @@ pub struct World {
     records: Records,
     record_len: Rc<Cell<usize>>,
     attached: Rc<Cell<Option<Attach>>>,
-    surroundings: HotplugMode,
+    hotplug_mode: HotplugMode,
     back: Option<BackendDriver<Vif<Platform, Server>>>,
     front: FrontendDriver<Nic<LocalDomain>>,
     back_xs: Mortal<LocalClient>,
@@ -166,7 +166,7 @@ impl World {
             records: Records::default(),
             record_len: Rc::default(),
             attached: Rc::default(),
-            surroundings: HotplugMode::default(),
+            hotplug_mode: HotplugMode::default(),
             back: None,
             front: FrontendDriver::new(addr, nic),
             back_xs,
@@ -227,13 +227,13 @@ impl World {
         self.die();
         let left = self.back_state();
         let back = BackendDriver::taking_over(self.addr, self.vif(), left);
-        self.back = Some(back.within(self.surroundings));
+        self.back = Some(back.with_hotplug_mode(self.hotplug_mode));
     }
 
     pub fn step_back(&mut self) {
         if self.back.is_none() {
             let back = BackendDriver::new(self.addr, self.vif());
-            self.back = Some(back.within(self.surroundings));
+            self.back = Some(back.with_hotplug_mode(self.hotplug_mode));
         }
         let back = self.back.as_mut().expect("made");
         assert_eq!(back.step(&mut self.back_xs).unwrap(), Life::Alive);
@@ -241,7 +241,7 @@ impl World {
 
     /// Makes the toolstack run a hotplug script for the NIC, as `xl` does.
     pub fn with_script(mut self) -> Self {
-        self.surroundings = HotplugMode::Scripts;
+        self.hotplug_mode = HotplugMode::Scripts;
         let script = format!("{}/script", self.addr.backend_path());
         self.tool.write(&script, b"/etc/xen/scripts/vif-bridge").unwrap();
         self

@@ -13,7 +13,7 @@ use pvio_netfront::{Checksum, Nic};
 use pvio_ports::host::NicConfig;
 use pvio_ring::proto::checksum::Transport;
 use pvio_ring::shm::Region;
-use pvio_xenbus::driver::{Fault, FrontendClass, FrontendEnds};
+use pvio_xenbus::driver::{Fault, FrontendClass, FrontendContext};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{Hotplug, read_hotplug, read_state};
 use pvio_xenbus::handshake::vif::{EventChannels, FrontRequest, Queue};
@@ -213,25 +213,29 @@ struct Raw {
 }
 
 impl FrontendClass for Raw {
-    fn prepare(&mut self, _: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
+    fn prepare(&mut self, _: &mut dyn Xenstore, context: &FrontendContext) -> Result<(), Fault> {
         let pages = || self.domain.alloc_pages(1).unwrap();
-        let channel = self.domain.alloc_unbound(ends.back_id).unwrap();
+        let channel = self.domain.alloc_unbound(context.back_id).unwrap();
         self.rings = Some((pages(), pages(), channel));
         Ok(())
     }
 
-    fn request(&self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError> {
+    fn request(
+        &self,
+        xs: &mut dyn Xenstore,
+        context: &FrontendContext,
+    ) -> Result<(), HandshakeError> {
         let (tx, rx, channel) = self.rings.as_ref().unwrap();
-        let grant = |page| self.domain.grant(ends.back_id, page, 0, Access::ReadWrite);
+        let grant = |page| self.domain.grant(context.back_id, page, 0, Access::ReadWrite);
         let keys = Queue {
             tx_ring_ref: grant(tx).unwrap().0,
             rx_ring_ref: grant(rx).unwrap().0,
             events: EventChannels::Shared(channel.port().0),
         };
-        FrontRequest { queues: vec![keys], ..FrontRequest::default() }.write(xs, &ends.front)
+        FrontRequest { queues: vec![keys], ..FrontRequest::default() }.write(xs, &context.front)
     }
 
-    fn connect(&mut self, _: &mut dyn Xenstore, _: &FrontendEnds) -> Result<(), Fault> {
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &FrontendContext) -> Result<(), Fault> {
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use pvio_hosted::Domain;
 use pvio_netfront::{Checksum, Nic, Queue};
 use pvio_ports::host::NicConfig;
 use pvio_ring::proto::checksum::Transport;
-use pvio_xenbus::driver::{Fault, FrontendClass, FrontendEnds};
+use pvio_xenbus::driver::{Fault, FrontendClass, FrontendContext};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::vif::{BackOffer, EventChannels, FrontRequest, Queue as Keys};
 use pvio_xenbus::{XenbusState, Xenstore};
@@ -32,24 +32,29 @@ impl Many {
 }
 
 impl FrontendClass for Many {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
-        assert_eq!(BackOffer::read(xs, &ends.back)?.queues(), OFFERED);
-        let back: DomId = ends.back_id;
+    fn prepare(&mut self, xs: &mut dyn Xenstore, context: &FrontendContext) -> Result<(), Fault> {
+        assert_eq!(BackOffer::read(xs, &context.back)?.queues(), OFFERED);
+        let back: DomId = context.back_id;
         self.queues = (0..self.count).map(|_| Queue::new(&self.domain, back).unwrap()).collect();
         Ok(())
     }
 
-    fn request(&self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError> {
+    fn request(
+        &self,
+        xs: &mut dyn Xenstore,
+        context: &FrontendContext,
+    ) -> Result<(), HandshakeError> {
         let keys = |(n, queue): (usize, &Queue<Domain>)| Keys {
             tx_ring_ref: queue.tx_gref().0,
             rx_ring_ref: if self.broken && n + 1 == self.count { 4000 } else { queue.rx_gref().0 },
             events: EventChannels::Shared(queue.channel().port().0),
         };
         let queues = self.queues.iter().enumerate().map(keys).collect();
-        FrontRequest { queues, rx_notify: true, ..FrontRequest::default() }.write(xs, &ends.front)
+        FrontRequest { queues, rx_notify: true, ..FrontRequest::default() }
+            .write(xs, &context.front)
     }
 
-    fn connect(&mut self, _: &mut dyn Xenstore, _: &FrontendEnds) -> Result<(), Fault> {
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &FrontendContext) -> Result<(), Fault> {
         self.queues.iter_mut().for_each(|queue| queue.publish().unwrap());
         Ok(())
     }

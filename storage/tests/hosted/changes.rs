@@ -9,7 +9,7 @@ use pvio_hosted::Domain;
 use pvio_ring::proto::blkif::{RefusalReason, Status};
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::vbd::{
-    BackDisk, DeviceType, DiskInfo, Mode, ToolstackBack, ToolstackFront, change_medium,
+    BackDisk, DeviceType, DiskInfo, Mode, ToolstackBack, ToolstackFront, change_media,
 };
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -90,21 +90,21 @@ fn media(config: Config) {
     assert_eq!(session.device().served().unwrap().info, is);
 
     // From one media to another, ejected, and the same one inserted again.
-    change_medium(&mut xs, addr, &path(&second)).unwrap();
+    change_media(&mut xs, addr, &path(&second)).unwrap();
     holds(&mut session, &second);
-    change_medium(&mut xs, addr, "").unwrap();
+    change_media(&mut xs, addr, "").unwrap();
     becomes(&mut session, 0);
     assert!(matches!(session.read_at(0, &mut [0; 512]), Err(DiskError::OutOfRange(..))));
-    change_medium(&mut xs, addr, &path(&second)).unwrap();
+    change_media(&mut xs, addr, &path(&second)).unwrap();
     holds(&mut session, &second);
 
     // Unreadable media leave the drive empty, and served.
     assert!(driver.faults.lock().unwrap().is_empty());
-    change_medium(&mut xs, addr, "/nowhere/disc.iso").unwrap();
+    change_media(&mut xs, addr, "/nowhere/disc.iso").unwrap();
     becomes(&mut session, 0);
     // Long enough for several retries.
     std::thread::sleep(Duration::from_millis(100));
-    change_medium(&mut xs, addr, &path(&first)).unwrap();
+    change_media(&mut xs, addr, &path(&first)).unwrap();
     holds(&mut session, &first);
     assert_eq!(*driver.faults.lock().unwrap(), ["image-missing"], "told once");
     // The other queue continues as well.
@@ -130,7 +130,7 @@ fn an_empty_drive_is_attached_and_filled_later() {
     let driver = machine.serve();
     let mut session = machine.attach().unwrap();
     assert_eq!(session.size(), 0);
-    change_medium(&mut machine.xenstore(), addr, file.path().to_str().unwrap()).unwrap();
+    change_media(&mut machine.xenstore(), addr, file.path().to_str().unwrap()).unwrap();
     becomes(&mut session, 1 << 20);
     session.read_at(4096, &mut [0; 8192]).unwrap();
     session.close().unwrap();
@@ -145,7 +145,7 @@ fn what_is_in_a_disk_that_is_not_removable_stays() {
     let driver = machine.serve();
     let mut session = machine.attach().unwrap();
     let (mut xs, path) = (machine.xenstore(), other.path().to_str().unwrap());
-    assert!(change_medium(&mut xs, addr, path).is_err());
+    assert!(change_media(&mut xs, addr, path).is_err());
     // A toolstack that does it nevertheless.
     ToolstackBack::new(addr, path).write(&mut xs, &addr.backend_path()).unwrap();
     let begin = Instant::now();

@@ -146,12 +146,12 @@ fn storage_that_does_not_tell_a_size_holds_up_its_own_disk_only() {
         hung.release_attributes();
         rescued
     });
-    daemon.devices[0].look(&mut daemon.xs).unwrap();
+    daemon.devices[0].check_for_changes(&mut daemon.xs).unwrap();
     daemon.until("the storage is asked", |_| storage.holds_attributes());
     let file = image(1 << 20);
     let other = daemon.add(text(file.path()), "");
     let second = daemon.attached(other);
-    daemon.devices[0].look(&mut daemon.xs).unwrap();
+    daemon.devices[0].check_for_changes(&mut daemon.xs).unwrap();
     assert!(storage.holds_attributes(), "it does not answer all the while");
     storage.set_len(3 << 20);
     drop(late.0);

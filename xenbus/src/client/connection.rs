@@ -43,7 +43,7 @@ impl<T: Transport> Connection<T> {
                     self.transport.wait(Wait::ReadOrWrite, None)?;
                     // A response cannot arrive before its request was sent.
                     if self.receive()? && self.take_messages(None)?.is_some() {
-                        return Err(XsError::Protocol("an answer to no request").into());
+                        return Err(XsError::Protocol("a response to no request").into());
                     }
                 }
             }
@@ -86,7 +86,7 @@ impl<T: Transport> Connection<T> {
             if req_id == Some(header.req_id) {
                 return Ok(Some((header, payload)));
             }
-            return Err(XsError::Protocol("an answer to no request"));
+            return Err(XsError::Protocol("a response to no request"));
         }
     }
 
@@ -108,11 +108,11 @@ impl<T: Transport> Connection<T> {
             Err(SendError::Lost(error)) => return Err(error),
         }
         loop {
-            if let Some((header, answer)) = self.take_messages(Some(req_id))? {
+            if let Some((header, response)) = self.take_messages(Some(req_id))? {
                 return match header.op() {
-                    Some(Op::Error) => Err(refusal(op, parts, &answer)),
-                    Some(answered) if answered == op => Ok(answer),
-                    _ => Err(XsError::Protocol("an answer of another kind")),
+                    Some(Op::Error) => Err(refusal(op, parts, &response)),
+                    Some(kind) if kind == op => Ok(response),
+                    _ => Err(XsError::Protocol("a response of another kind")),
                 };
             }
             if !self.receive()? {
@@ -123,7 +123,7 @@ impl<T: Transport> Connection<T> {
 
     /// Stores a failure of the connection, which all later calls return; a rejected request is not
     /// one.
-    fn note<R>(&mut self, result: Result<R, XsError>) -> Result<R, XsError> {
+    fn remember<R>(&mut self, result: Result<R, XsError>) -> Result<R, XsError> {
         if let Err(e) = &result
             && !matches!(e, XsError::Refused { .. } | XsError::TooLong)
         {
@@ -168,25 +168,25 @@ impl<T: Transport> Xenstore for Connection<T> {
         }
         let body = concat_payload(parts)?;
         let result = self.exchange(op, tx_id, parts, &body);
-        let answer = self.note(result)?;
+        let response = self.remember(result)?;
         match op {
             Op::Watch => self.events.watched(&body),
             Op::Unwatch => self.events.unwatched(&body),
             Op::ResetWatches => self.events.reset(),
             _ => {}
         }
-        Ok(answer)
+        Ok(response)
     }
 
     fn poll_event(&mut self) -> Result<Option<WatchEvent>, XsError> {
         let result = self.next_event(None);
-        self.note(result)
+        self.remember(result)
     }
 
     fn wait_event(&mut self, timeout: Option<Duration>) -> Result<Option<WatchEvent>, XsError> {
         // A timeout beyond the range of the clock is infinite.
         let until = timeout.and_then(|t| self.transport.deadline(t));
         let result = self.next_event(Some(until));
-        self.note(result)
+        self.remember(result)
     }
 }

@@ -1,8 +1,8 @@
-mod end;
+mod stop;
 mod watches;
 
 use super::class::{BackendClass, Prepared};
-use super::{Ends, Fault, HotplugMode, Life, announce, only_if_lost, watch};
+use super::{BackendContext, Fault, HotplugMode, Life, announce, only_if_lost, watch};
 use crate::device::{BackAction, BackendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
@@ -33,7 +33,7 @@ enum After {
 #[derive(Debug)]
 pub struct BackendDriver<C> {
     class: C,
-    ends: Ends,
+    context: BackendContext,
     machine: BackendMachine,
     prepared: Prepared,
     /// The class has started to connect and has not finished.
@@ -85,7 +85,7 @@ impl<C: BackendClass> BackendDriver<C> {
             XenbusState::Connected | XenbusState::Reconfigured => Self::resuming(addr, class),
             XenbusState::InitWait => {
                 let mut driver = Self::with(addr, class, BackendMachine::interrupted());
-                driver.ends.interrupted = true;
+                driver.context.interrupted = true;
                 driver
             }
             // A frontend that is already Connected was served by an earlier process.
@@ -94,10 +94,10 @@ impl<C: BackendClass> BackendDriver<C> {
     }
 
     fn with(addr: DeviceAddr, class: C, machine: BackendMachine) -> Self {
-        let ends = Ends::new(addr);
+        let context = BackendContext::new(addr);
         Self {
             class,
-            ends,
+            context,
             machine,
             prepared: Prepared::Pending,
             connecting: false,
@@ -113,21 +113,21 @@ impl<C: BackendClass> BackendDriver<C> {
 
     /// Sets the hotplug mode; the default is [`HotplugMode::Plain`].
     #[must_use]
-    pub fn within(mut self, surroundings: HotplugMode) -> Self {
-        self.ends.surroundings = surroundings;
+    pub fn with_hotplug_mode(mut self, hotplug_mode: HotplugMode) -> Self {
+        self.context.hotplug_mode = hotplug_mode;
         self
     }
 
     /// Returns the address of the device.
     #[must_use]
     pub fn addr(&self) -> DeviceAddr {
-        self.ends.addr
+        self.context.addr
     }
 
     /// Returns the token of the watches that this driver registers: the path of the backend.
     #[must_use]
     pub fn token(&self) -> &str {
-        &self.ends.back
+        &self.context.back
     }
 
     /// Returns the backend's state.
@@ -179,19 +179,19 @@ impl<C: BackendClass> BackendDriver<C> {
     /// # Errors
     /// As the class's `refresh`: the previous settings stay in effect.
     pub fn refresh(&mut self, xs: &mut dyn Xenstore) -> Result<(), Fault> {
-        self.class.refresh(xs, &self.ends)
+        self.class.refresh(xs, &self.context)
     }
 
     /// Checks whether the device's storage or interface has changed, and notifies the frontend.
     /// Also continues pending work of the class, in case the driver was not woken.
     ///
     /// # Errors
-    /// As the class's `look`.
-    pub fn look(&mut self, xs: &mut dyn Xenstore) -> Result<(), HandshakeError> {
-        if let Err(fault) = self.class.proceed(xs, &self.ends) {
+    /// As the class's `check_for_changes`.
+    pub fn check_for_changes(&mut self, xs: &mut dyn Xenstore) -> Result<(), HandshakeError> {
+        if let Err(fault) = self.class.proceed(xs, &self.context) {
             self.complain(xs, &fault)?;
         }
-        self.class.look(xs, &self.ends)
+        self.class.check_for_changes(xs, &self.context)
     }
 
     /// Writes a fault to the `error` node of a device that continues to be served.
@@ -199,7 +199,7 @@ impl<C: BackendClass> BackendDriver<C> {
     /// # Errors
     /// As [`step`](Self::step).
     pub fn complain(&self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
-        only_if_lost(fault.report(xs, &self.ends.back))
+        only_if_lost(fault.report(xs, &self.context.back))
     }
 
     /// Closes a device that cannot be served, until it is removed.
@@ -214,9 +214,9 @@ impl<C: BackendClass> BackendDriver<C> {
     /// Registers the watches of every device, and clears an error of an earlier process.
     fn watch_ends(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         if !core::mem::replace(&mut self.watching, true) {
-            watch(xs, &state_path(&self.ends.front), &self.ends.back)?;
-            watch(xs, &online_path(&self.ends.back), &self.ends.back)?;
-            clear_error(xs, &self.ends.back)?;
+            watch(xs, &state_path(&self.context.front), &self.context.back)?;
+            watch(xs, &online_path(&self.context.back), &self.context.back)?;
+            clear_error(xs, &self.context.back)?;
         }
         Ok(())
     }
@@ -289,10 +289,10 @@ impl<C: BackendClass> BackendDriver<C> {
 
     /// Returns whether the session of the earlier process can continue; if not, it is abandoned.
     fn can_resume(&mut self, xs: &mut dyn Xenstore) -> Result<bool, HandshakeError> {
-        let lost = if is_session_lost(xs, &self.ends.back)? {
+        let lost = if is_session_lost(xs, &self.context.back)? {
             true
-        } else if let Err(fault) = self.class.resumable(xs, &self.ends) {
-            !self.ends.was_unserved(&fault)
+        } else if let Err(fault) = self.class.resumable(xs, &self.context) {
+            !self.context.was_unserved(&fault)
         } else {
             return Ok(true);
         };
@@ -314,10 +314,10 @@ impl<C: BackendClass> BackendDriver<C> {
             self.break_down(xs, &fault)?;
             return Ok(false);
         }
-        if let Err(fault) = self.class.proceed(xs, &self.ends) {
+        if let Err(fault) = self.class.proceed(xs, &self.context) {
             self.complain(xs, &fault)?;
         }
-        if served && let Err(error) = self.class.reread_keys(xs, &self.ends) {
+        if served && let Err(error) = self.class.reread_keys(xs, &self.context) {
             if matches!(&error, HandshakeError::Xenstore(e) if e.is_connection_lost()) {
                 return Err(error);
             }
@@ -328,26 +328,26 @@ impl<C: BackendClass> BackendDriver<C> {
     }
 
     fn decide(&mut self, xs: &mut dyn Xenstore) -> Result<BackAction, HandshakeError> {
-        if xs.read_opt(&state_path(&self.ends.back))?.is_none() {
+        if xs.read_opt(&state_path(&self.context.back))?.is_none() {
             return Ok(self.machine.decide_gone());
         }
-        let online = read_online(xs, &self.ends.back)?;
+        let online = read_online(xs, &self.context.back)?;
         if self.broken {
             return Ok(if online { BackAction::None } else { BackAction::Remove });
         }
-        let front = read_frontend_state(xs, &self.ends.front)?;
+        let front = read_frontend_state(xs, &self.context.front)?;
         self.front = front;
         if self.machine.is_connected()
             && matches!(front, XenbusState::Initialised | XenbusState::Connected)
-            && self.class.is_superseded(xs, &self.ends)
+            && self.class.is_superseded(xs, &self.context)
         {
             self.machine.superseded();
         }
         let action = self.machine.decide(front, online);
-        if self.ends.lost && !self.machine.is_stale() {
-            self.class.forget_session(&self.ends);
-            write_session_lost(xs, &self.ends.back, false)?;
-            self.ends.lost = false;
+        if self.context.lost && !self.machine.is_stale() {
+            self.class.forget_session(&self.context);
+            write_session_lost(xs, &self.context.back, false)?;
+            self.context.lost = false;
         }
         Ok(action)
     }
@@ -355,7 +355,7 @@ impl<C: BackendClass> BackendDriver<C> {
     /// Carries out an action; returns whether it is done, or has to wait.
     fn perform(&mut self, xs: &mut dyn Xenstore, action: BackAction) -> Result<bool, Fault> {
         if matches!(action, BackAction::WriteOffer | BackAction::Connect | BackAction::Resume) {
-            self.ends.resumed = action == BackAction::Resume;
+            self.context.resumed = action == BackAction::Resume;
             let may_go_on = match self.prepare(xs)? {
                 Prepared::Yes => true,
                 Prepared::AfterOffer => action == BackAction::WriteOffer,
@@ -366,67 +366,67 @@ impl<C: BackendClass> BackendDriver<C> {
             }
         }
         if action == BackAction::WriteOffer {
-            self.ends.lost = self.machine.is_stale();
-            if !self.ends.lost {
-                self.class.forget_session(&self.ends);
+            self.context.lost = self.machine.is_stale();
+            if !self.context.lost {
+                self.class.forget_session(&self.context);
             }
         }
         let begun = self.connecting;
         if matches!(action, BackAction::Connect | BackAction::Resume) {
             self.connecting = true;
         }
-        let Self { class, ends, connecting, .. } = self;
+        let Self { class, context, connecting, .. } = self;
         let to = match action {
             BackAction::WriteOffer => {
-                announce(xs, &ends.back, XenbusState::InitWait, |tx| {
-                    write_session_lost(tx, &ends.back, ends.lost)?;
-                    class.offer(tx, ends)
+                announce(xs, &context.back, XenbusState::InitWait, |tx| {
+                    write_session_lost(tx, &context.back, context.lost)?;
+                    class.offer(tx, context)
                 })?;
                 return Ok(true);
             }
-            BackAction::Resume if is_revived(xs, &ends.back)? => {
+            BackAction::Resume if is_revived(xs, &context.back)? => {
                 if !begun {
                     // The predecessor's offer was removed with the directory. The frontend still
                     // depends on it.
-                    class.offer(xs, ends)?;
+                    class.offer(xs, context)?;
                 }
-                if class.connect(xs, ends)?.is_pending() {
+                if class.connect(xs, context)?.is_pending() {
                     return Ok(false);
                 }
-                announce(xs, &ends.back, XenbusState::Connected, |tx| {
-                    clear_revived(tx, &ends.back)?;
-                    class.describe(tx, ends)
+                announce(xs, &context.back, XenbusState::Connected, |tx| {
+                    clear_revived(tx, &context.back)?;
+                    class.describe(tx, context)
                 })?;
                 *connecting = false;
                 return Ok(true);
             }
             BackAction::Connect | BackAction::Resume => {
-                if class.connect(xs, ends)?.is_pending() {
+                if class.connect(xs, context)?.is_pending() {
                     return Ok(false);
                 }
-                if action == BackAction::Connect || ends.interrupted {
-                    announce(xs, &ends.back, XenbusState::Connected, |tx| {
-                        class.describe(tx, ends)
+                if action == BackAction::Connect || context.interrupted {
+                    announce(xs, &context.back, XenbusState::Connected, |tx| {
+                        class.describe(tx, context)
                     })?;
                 }
                 *connecting = false;
                 return Ok(true);
             }
             BackAction::Reconfigure => {
-                class.reconfigure(xs, ends)?;
+                class.reconfigure(xs, context)?;
                 XenbusState::Reconfigured
             }
             BackAction::Reconfigured => {
                 // The frontend may have started a second change before the backend saw the end of
                 // the first.
-                class.reconfigure(xs, ends)?;
+                class.reconfigure(xs, context)?;
                 XenbusState::Connected
             }
             BackAction::StartClosing => XenbusState::Closing,
             BackAction::Close => XenbusState::Closed,
             BackAction::None | BackAction::Disconnect | BackAction::Remove => return Ok(true),
         };
-        switch_state(xs, &ends.back, to)?;
+        switch_state(xs, &context.back, to)?;
         Ok(true)
     }
 
@@ -434,12 +434,12 @@ impl<C: BackendClass> BackendDriver<C> {
         if self.prepared == Prepared::Yes {
             return Ok(Prepared::Yes);
         }
-        if self.ends.surroundings == HotplugMode::Scripts
+        if self.context.hotplug_mode == HotplugMode::Scripts
             && !core::mem::replace(&mut self.awaiting, true)
         {
-            watch(xs, &hotplug_path(&self.ends.back), &self.ends.back)?;
+            watch(xs, &hotplug_path(&self.context.back), &self.context.back)?;
         }
-        self.prepared = self.class.prepare(xs, &self.ends)?;
+        self.prepared = self.class.prepare(xs, &self.context)?;
         Ok(self.prepared)
     }
 }

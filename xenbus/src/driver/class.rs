@@ -1,6 +1,6 @@
 //! The interface of a class of backends.
 
-use super::{Ends, Fault, HotplugMode};
+use super::{BackendContext, Fault, HotplugMode};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{Hotplug, read_hotplug};
 use crate::xenstore::Xenstore;
@@ -29,13 +29,13 @@ pub enum Prepared {
 /// A [`Fault`] with the script's reason.
 pub fn hotplug(
     xs: &mut dyn Xenstore,
-    ends: &Ends,
+    context: &BackendContext,
     script: Option<&[u8]>,
 ) -> Result<Prepared, Fault> {
-    let Some(script) = script.filter(|_| ends.surroundings == HotplugMode::Scripts) else {
+    let Some(script) = script.filter(|_| context.hotplug_mode == HotplugMode::Scripts) else {
         return Ok(Prepared::Yes);
     };
-    match read_hotplug(xs, &ends.back)? {
+    match read_hotplug(xs, &context.back)? {
         None => Ok(Prepared::AfterOffer),
         Some(Hotplug::Connected) => Ok(Prepared::Yes),
         Some(Hotplug::Failed(why)) => {
@@ -53,26 +53,34 @@ pub trait BackendClass {
     ///
     /// # Errors
     /// A [`Fault`] closes the device permanently: it has to be removed and created again.
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Prepared, Fault>;
+    fn prepare(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<Prepared, Fault>;
 
     /// Writes the offer, as far as it is known before the device is prepared. Runs in a
     /// transaction, so it may be repeated.
     ///
     /// # Errors
     /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
-    fn offer(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
+    fn offer(&self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), HandshakeError>;
 
     /// Makes sure that no later process resumes a session of an earlier one: a new session may
     /// start, and its frontend may use the same grants and event channels.
-    fn forget_session(&mut self, _ends: &Ends) {}
+    fn forget_session(&mut self, _context: &BackendContext) {}
 
     /// Returns whether the session of an earlier process can continue. Called before
-    /// [`connect`](Self::connect) with [`Ends::resumed`].
+    /// [`connect`](Self::connect) with [`BackendContext::resumed`].
     ///
     /// # Errors
     /// The reason why not: the frontend must reconnect, unless it [was not
-    /// served](Ends::was_unserved).
-    fn resumable(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
+    /// served](BackendContext::was_unserved).
+    fn resumable(
+        &mut self,
+        _xs: &mut dyn Xenstore,
+        _context: &BackendContext,
+    ) -> Result<(), Fault> {
         Ok(())
     }
 
@@ -82,13 +90,21 @@ pub trait BackendClass {
     ///
     /// # Errors
     /// A [`Fault`] closes the device until the frontend restarts; `disconnect` follows.
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<Poll<()>, Fault>;
+    fn connect(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<Poll<()>, Fault>;
 
     /// Writes the device's properties (a disk's size), with state Connected. Runs in a transaction.
     ///
     /// # Errors
     /// A [`HandshakeError`], as for [`connect`](Self::connect).
-    fn describe(&self, xs: &mut dyn Xenstore, ends: &Ends) -> Result<(), HandshakeError>;
+    fn describe(
+        &self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<(), HandshakeError>;
 
     /// Reads the keys that the toolstack may change while the device is connected (a vif's `rate`,
     /// a disk's limits, the media in a drive).
@@ -96,13 +112,13 @@ pub trait BackendClass {
     /// # Errors
     /// A [`Fault`]; the previous settings stay in effect, unless the next [`fault`](Self::fault)
     /// reports otherwise.
-    fn refresh(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
+    fn refresh(&mut self, _xs: &mut dyn Xenstore, _context: &BackendContext) -> Result<(), Fault> {
         Ok(())
     }
 
     /// Returns the paths to watch while the device is connected, besides the states: keys that the
     /// frontend may change at any time.
-    fn watches(&self, _ends: &Ends) -> Vec<String> {
+    fn watches(&self, _context: &BackendContext) -> Vec<String> {
         Vec::new()
     }
 
@@ -110,7 +126,11 @@ pub trait BackendClass {
     ///
     /// # Errors
     /// A [`HandshakeError`] closes the device until the frontend restarts.
-    fn reread_keys(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+    fn reread_keys(
+        &mut self,
+        _xs: &mut dyn Xenstore,
+        _context: &BackendContext,
+    ) -> Result<(), HandshakeError> {
         Ok(())
     }
 
@@ -123,7 +143,11 @@ pub trait BackendClass {
     ///
     /// # Errors
     /// A [`Fault`] closes the device until the frontend restarts.
-    fn reconfigure(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
+    fn reconfigure(
+        &mut self,
+        _xs: &mut dyn Xenstore,
+        _context: &BackendContext,
+    ) -> Result<(), Fault> {
         Ok(())
     }
 
@@ -132,14 +156,18 @@ pub trait BackendClass {
     ///
     /// # Errors
     /// A [`HandshakeError`]: the frontend could not be notified.
-    fn look(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), HandshakeError> {
+    fn check_for_changes(
+        &mut self,
+        _xs: &mut dyn Xenstore,
+        _context: &BackendContext,
+    ) -> Result<(), HandshakeError> {
         Ok(())
     }
 
     /// Returns whether the frontend, which is Initialised or Connected, requests something other
     /// than it was [connected](Self::connect) to: then it has restarted (kexec) and its states
     /// before that were not seen.
-    fn is_superseded(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> bool {
+    fn is_superseded(&mut self, _xs: &mut dyn Xenstore, _context: &BackendContext) -> bool {
         false
     }
 
@@ -148,7 +176,7 @@ pub trait BackendClass {
     ///
     /// # Errors
     /// A [`Fault`] is written to the `error` node; the device continues to be served.
-    fn proceed(&mut self, _xs: &mut dyn Xenstore, _ends: &Ends) -> Result<(), Fault> {
+    fn proceed(&mut self, _xs: &mut dyn Xenstore, _context: &BackendContext) -> Result<(), Fault> {
         Ok(())
     }
 

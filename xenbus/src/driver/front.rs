@@ -2,7 +2,7 @@ use super::{Fault, Life, only_if_lost, watch};
 use crate::device::{FrontAction, FrontendMachine};
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
-    DeviceClass, FrontendAddr, clear_error, read_backend_end, read_online, read_state, state_path,
+    DeviceClass, FrontendAddr, clear_error, read_backend_path, read_online, read_state, state_path,
     switch_state, write_awaiting,
 };
 use crate::state::XenbusState;
@@ -18,7 +18,7 @@ const MOVES: u32 = 4;
 
 /// Both sides of a device, from the frontend's view.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct FrontendEnds {
+pub struct FrontendContext {
     /// The address of the device.
     pub addr: FrontendAddr,
     /// The frontend's directory.
@@ -36,27 +36,35 @@ pub trait FrontendClass {
     ///
     /// # Errors
     /// A [`Fault`] closes the device; all grants must have been revoked.
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault>;
+    fn prepare(&mut self, xs: &mut dyn Xenstore, context: &FrontendContext) -> Result<(), Fault>;
 
     /// Writes the request. Runs in a transaction, so it may be repeated.
     ///
     /// # Errors
     /// A [`HandshakeError`], as for [`prepare`](Self::prepare).
-    fn request(&self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError>;
+    fn request(
+        &self,
+        xs: &mut dyn Xenstore,
+        context: &FrontendContext,
+    ) -> Result<(), HandshakeError>;
 
     /// Reads the device's properties, at first and whenever they may have changed, and starts or
     /// continues.
     ///
     /// # Errors
     /// A [`Fault`] closes the device.
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault>;
+    fn connect(&mut self, xs: &mut dyn Xenstore, context: &FrontendContext) -> Result<(), Fault>;
 
     /// Writes keys that the frontend may change at any time while it is connected, without
     /// Reconfiguring. Called at every step, usually with nothing to write.
     ///
     /// # Errors
     /// A [`HandshakeError`] closes the device.
-    fn tell(&mut self, _xs: &mut dyn Xenstore, _ends: &FrontendEnds) -> Result<(), HandshakeError> {
+    fn write_changed_keys(
+        &mut self,
+        _xs: &mut dyn Xenstore,
+        _context: &FrontendContext,
+    ) -> Result<(), HandshakeError> {
         Ok(())
     }
 
@@ -73,7 +81,7 @@ pub trait FrontendClass {
     fn reconfigure(
         &self,
         _xs: &mut dyn Xenstore,
-        _ends: &FrontendEnds,
+        _context: &FrontendContext,
     ) -> Result<(), HandshakeError> {
         Ok(())
     }
@@ -85,7 +93,7 @@ pub trait FrontendClass {
     /// Returns whether the offer no longer matches the request: another backend has started, and
     /// closed because of the mismatch. Called before the frontend follows a backend that closes and
     /// was never connected.
-    fn is_outdated(&mut self, _xs: &mut dyn Xenstore, _ends: &FrontendEnds) -> bool {
+    fn is_outdated(&mut self, _xs: &mut dyn Xenstore, _context: &FrontendContext) -> bool {
         false
     }
 
@@ -106,7 +114,7 @@ pub struct FrontendDriver<C> {
     /// The frontend's directory.
     front: String,
     /// Known from the first step on.
-    ends: Option<Arc<FrontendEnds>>,
+    context: Option<Arc<FrontendContext>>,
     machine: FrontendMachine,
     broken: bool,
     /// According to its state, the backend has unmapped everything.
@@ -120,8 +128,8 @@ impl<C: FrontendClass> FrontendDriver<C> {
     pub fn new(addr: impl Into<FrontendAddr>, class: C) -> Self {
         let addr = addr.into();
         let machine = machine_of(addr.class, XenbusState::Initialising);
-        let (front, ends) = (addr.path(), None);
-        Self { class, addr, front, ends, machine, broken: false, released: false }
+        let (front, context) = (addr.path(), None);
+        Self { class, addr, front, context, machine, broken: false, released: false }
     }
 
     /// Returns the address of the device.
@@ -133,7 +141,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
     /// Returns the backend's directory, once it is known: after the first step.
     #[must_use]
     pub fn backend_path(&self) -> Option<&str> {
-        self.ends.as_ref().map(|ends| ends.back.as_str())
+        self.context.as_ref().map(|context| context.back.as_str())
     }
 
     /// Returns the token of the watches that this driver registers: the path of the frontend.
@@ -206,7 +214,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
         // Nothing that the backend does from now on is evaluated.
         self.class.disconnect();
         only_if_lost(fault.report(xs, &self.front))?;
-        if self.ends.is_none() {
+        if self.context.is_none() {
             // The backend's path is not known: no backend has seen a state that it has to follow.
             self.machine.done(FrontAction::Close);
             self.released = true;
@@ -236,25 +244,25 @@ impl<C: FrontendClass> FrontendDriver<C> {
     fn begin(
         &mut self,
         xs: &mut dyn Xenstore,
-    ) -> Result<Option<Arc<FrontendEnds>>, HandshakeError> {
-        if let Some(ends) = self.ends.clone() {
-            return self.follow(xs, ends).map(Some);
+    ) -> Result<Option<Arc<FrontendContext>>, HandshakeError> {
+        if let Some(context) = self.context.clone() {
+            return self.follow(xs, context).map(Some);
         }
         let (addr, front) = (self.addr, self.front.clone());
         let Some(found) = xs.read_opt(&state_path(&front))? else { return Ok(None) };
         clear_error(xs, &front)?;
-        let back = read_backend_end(xs, &front)?;
-        let ends = FrontendEnds { addr, front, back: back.path, back_id: back.domain };
-        watch(xs, &backend_path(&ends.front), &ends.front)?;
-        watch(xs, &state_path(&ends.back), &ends.front)?;
+        let back = read_backend_path(xs, &front)?;
+        let context = FrontendContext { addr, front, back: back.path, back_id: back.domain };
+        watch(xs, &backend_path(&context.front), &context.front)?;
+        watch(xs, &state_path(&context.back), &context.front)?;
         let found = XenbusState::parse(Some(&found));
         self.machine = machine_of(addr.class, found);
         if found == XenbusState::Unknown {
-            switch_state(xs, &ends.front, XenbusState::Initialising)?;
+            switch_state(xs, &context.front, XenbusState::Initialising)?;
         }
-        let ends = Arc::new(ends);
-        self.ends = Some(Arc::clone(&ends));
-        Ok(Some(ends))
+        let context = Arc::new(context);
+        self.context = Some(Arc::clone(&context));
+        Ok(Some(context))
     }
 
     /// Switches to the backend that the frontend's directory names now. The toolstack may move a
@@ -264,21 +272,21 @@ impl<C: FrontendClass> FrontendDriver<C> {
     fn follow(
         &mut self,
         xs: &mut dyn Xenstore,
-        ends: Arc<FrontendEnds>,
-    ) -> Result<Arc<FrontendEnds>, HandshakeError> {
+        context: Arc<FrontendContext>,
+    ) -> Result<Arc<FrontendContext>, HandshakeError> {
         // If the key is missing, another value is about to be written, or the device is gone.
-        let named = xs.read_opt(&backend_path(&ends.front))?;
-        if named.is_none_or(|path| path == ends.back.as_bytes()) {
-            return Ok(ends);
+        let named = xs.read_opt(&backend_path(&context.front))?;
+        if named.is_none_or(|path| path == context.back.as_bytes()) {
+            return Ok(context);
         }
-        let back = read_backend_end(xs, &ends.front)?;
-        let (front, addr) = (ends.front.clone(), ends.addr);
-        let new = Arc::new(FrontendEnds { addr, front, back: back.path, back_id: back.domain });
+        let back = read_backend_path(xs, &context.front)?;
+        let (front, addr) = (context.front.clone(), context.addr);
+        let new = Arc::new(FrontendContext { addr, front, back: back.path, back_id: back.domain });
         watch(xs, &state_path(&new.back), &new.front)?;
         // Fails if the permission to read was removed with the node; a watch that is left is
         // harmless.
-        let _ = xs.unwatch(&state_path(&ends.back), &ends.front);
-        self.ends = Some(Arc::clone(&new));
+        let _ = xs.unwatch(&state_path(&context.back), &context.front);
+        self.context = Some(Arc::clone(&new));
         if self.machine.is_requested() || self.machine.is_connected() {
             self.class.disconnect();
             switch_state(xs, &new.front, XenbusState::Initialising)?;
@@ -288,20 +296,20 @@ impl<C: FrontendClass> FrontendDriver<C> {
     }
 
     fn try_step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, HandshakeError> {
-        if self.broken && self.ends.is_none() {
+        if self.broken && self.context.is_none() {
             let gone = xs.read_opt(&state_path(&self.front))?.is_none();
             return Ok(if gone { Life::Gone } else { Life::Alive });
         }
-        let Some(ends) = self.begin(xs)? else { return Ok(Life::Gone) };
+        let Some(context) = self.begin(xs)? else { return Ok(Life::Gone) };
         let mut fresh = true;
         let mut moves = 0;
         loop {
-            let Some(own) = xs.read_opt(&state_path(&ends.front))? else {
+            let Some(own) = xs.read_opt(&state_path(&context.front))? else {
                 self.class.disconnect();
                 self.class.release();
                 // Fails if the watch is already gone; a watch that is left is harmless.
-                let _ = xs.unwatch(&state_path(&ends.back), &ends.front);
-                let _ = xs.unwatch(&backend_path(&ends.front), &ends.front);
+                let _ = xs.unwatch(&state_path(&context.back), &context.front);
+                let _ = xs.unwatch(&backend_path(&context.front), &context.front);
                 return Ok(Life::Gone);
             };
             if self.machine.ends_earlier()
@@ -310,18 +318,18 @@ impl<C: FrontendClass> FrontendDriver<C> {
                 // The toolstack (or QEMU's backend, when it starts) has created the device again.
                 self.machine.done(FrontAction::Start);
             }
-            let online = match read_online(xs, &ends.back) {
+            let online = match read_online(xs, &context.back) {
                 // A backend with invalid keys counts as not online; it must not delay the close.
                 Err(error) if self.broken && !matches!(error, HandshakeError::Xenstore(_)) => false,
                 online => online?,
             };
-            let back = read_state(xs, &ends.back)?;
+            let back = read_state(xs, &context.back)?;
             let mut action = self.machine.decide(back, online, fresh);
             if action == FrontAction::Close
                 && online
                 && !self.broken
                 && self.machine.is_requested()
-                && self.class.is_outdated(xs, &ends)
+                && self.class.is_outdated(xs, &context)
             {
                 action = FrontAction::Reconnect;
             }
@@ -335,11 +343,11 @@ impl<C: FrontendClass> FrontendDriver<C> {
             fresh = false;
             let idle = action == FrontAction::None || (self.broken && action != FrontAction::Close);
             if !idle {
-                match self.perform(xs, &ends, action) {
+                match self.perform(xs, &context, action) {
                     Ok(()) => self.machine.done(action),
                     // The backend's state changed, or its domain ended, while its keys were read.
                     // That is not a fault; its current state is evaluated instead.
-                    Err(_) if moves < MOVES && read_state(xs, &ends.back)? != back => {
+                    Err(_) if moves < MOVES && read_state(xs, &context.back)? != back => {
                         moves = moves.saturating_add(1);
                         continue;
                     }
@@ -358,7 +366,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
             }
             if idle {
                 if !self.broken && self.machine.is_connected() {
-                    self.class.tell(xs, &ends)?;
+                    self.class.write_changed_keys(xs, &context)?;
                 }
                 return Ok(Life::Alive);
             }
@@ -368,7 +376,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
     fn perform(
         &mut self,
         xs: &mut dyn Xenstore,
-        ends: &FrontendEnds,
+        context: &FrontendContext,
         action: FrontAction,
     ) -> Result<(), Fault> {
         let Self { class, machine, .. } = self;
@@ -378,33 +386,33 @@ impl<C: FrontendClass> FrontendDriver<C> {
             FrontAction::FinishEarlier => XenbusState::Closed,
             FrontAction::Start => XenbusState::Initialising,
             FrontAction::WriteRequest => {
-                class.prepare(xs, ends)?;
+                class.prepare(xs, context)?;
                 let to = machine.request_state();
                 return Ok(transaction(xs, |tx| {
-                    if tx.read_opt(&state_path(&ends.front))?.is_none() {
+                    if tx.read_opt(&state_path(&context.front))?.is_none() {
                         // Do not recreate the directory of a device that the toolstack has removed.
                         return Ok(());
                     }
-                    class.request(tx, ends)?;
+                    class.request(tx, context)?;
                     if to == XenbusState::Connected {
-                        write_awaiting(tx, &ends.front, true)?;
+                        write_awaiting(tx, &context.front, true)?;
                     }
-                    switch_state(tx, &ends.front, to).map(drop)
+                    switch_state(tx, &context.front, to).map(drop)
                 })?);
             }
             FrontAction::Connect => {
-                class.connect(xs, ends)?;
+                class.connect(xs, context)?;
                 return Ok(transaction(xs, |tx| {
-                    if switch_state(tx, &ends.front, XenbusState::Connected)? {
-                        write_awaiting(tx, &ends.front, false)?;
+                    if switch_state(tx, &context.front, XenbusState::Connected)? {
+                        write_awaiting(tx, &context.front, false)?;
                     }
                     Ok::<_, HandshakeError>(())
                 })?);
             }
             FrontAction::Reconfigure => {
                 transaction(xs, |tx| {
-                    class.reconfigure(tx, ends)?;
-                    switch_state(tx, &ends.front, XenbusState::Reconfiguring).map(drop)
+                    class.reconfigure(tx, context)?;
+                    switch_state(tx, &context.front, XenbusState::Reconfiguring).map(drop)
                 })?;
                 class.reconfigured(false);
                 return Ok(());
@@ -413,7 +421,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
                 class.reconfigured(true);
                 XenbusState::Connected
             }
-            FrontAction::Refresh => return class.connect(xs, ends),
+            FrontAction::Refresh => return class.connect(xs, context),
             FrontAction::Reconnect => {
                 class.disconnect();
                 XenbusState::Initialising
@@ -423,7 +431,7 @@ impl<C: FrontendClass> FrontendDriver<C> {
                 XenbusState::Closed
             }
         };
-        switch_state(xs, &ends.front, to)?;
+        switch_state(xs, &context.front, to)?;
         Ok(())
     }
 }

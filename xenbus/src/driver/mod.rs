@@ -22,7 +22,7 @@ mod front;
 
 pub use back::{BackendDriver, MOST_TRANSITIONS};
 pub use class::{BackendClass, Prepared, hotplug};
-pub use front::{FrontendClass, FrontendDriver, FrontendEnds};
+pub use front::{FrontendClass, FrontendContext, FrontendDriver};
 
 use crate::handshake::HandshakeError;
 use crate::handshake::common::{
@@ -50,14 +50,14 @@ pub enum HotplugMode {
     Scripts,
     /// A driver domain without a toolstack agent: the backend's domain attaches its devices, and
     /// removes the directories of removed ones
-    /// ([`remove_backend_end`](crate::handshake::common::remove_backend_end)), with a short delay:
+    /// ([`remove_backend`](crate::handshake::common::remove_backend)), with a short delay:
     /// the toolstack has to see them Closed first.
     DriverDomain,
 }
 
 /// Both sides of a device, from the backend's view.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Ends {
+pub struct BackendContext {
     /// The address of the device.
     pub addr: DeviceAddr,
     /// The backend's directory.
@@ -65,7 +65,7 @@ pub struct Ends {
     /// The frontend's directory.
     pub front: String,
     /// What the toolstack does besides the backend.
-    pub surroundings: HotplugMode,
+    pub hotplug_mode: HotplugMode,
     /// An earlier process's session is being taken over: hotplug scripts that ran for it do not run
     /// again, and the frontend may have missed the notification of a response.
     pub resumed: bool,
@@ -75,7 +75,7 @@ pub struct Ends {
     pub lost: bool,
 }
 
-impl Ends {
+impl BackendContext {
     /// Returns the usual paths of a device.
     #[must_use]
     pub fn new(addr: DeviceAddr) -> Self {
@@ -83,7 +83,7 @@ impl Ends {
             addr,
             back: addr.backend_path(),
             front: addr.frontend_path(),
-            surroundings: HotplugMode::default(),
+            hotplug_mode: HotplugMode::default(),
             resumed: false,
             interrupted: false,
             lost: false,

@@ -185,7 +185,7 @@ pub(super) fn text(bytes: &[u8]) -> Result<&str, Invalid> {
     text.ok_or(Invalid::Form("printable UTF-8 text"))
 }
 
-/// Encodes a value as it is displayed.
+/// Encodes a value in its display form.
 pub(super) fn display<T: Display>(value: &T) -> Vec<u8> {
     value.to_string().into()
 }

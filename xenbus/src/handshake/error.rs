@@ -24,7 +24,7 @@ pub enum HandshakeError {
         /// The full path of the key.
         path: Box<str>,
         /// The value found.
-        value: Shown,
+        value: EscapedValue,
         /// The valid values.
         expected: &'static str,
     },
@@ -84,9 +84,9 @@ impl Remedy for HandshakeError {
 /// A value that a peer wrote, safe to print: at most 64 of its bytes, with unprintable ones
 /// escaped.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Shown(Box<str>);
+pub struct EscapedValue(Box<str>);
 
-impl Shown {
+impl EscapedValue {
     /// Converts a value for printing.
     #[must_use]
     pub fn new(value: &[u8]) -> Self {
@@ -101,13 +101,13 @@ impl Shown {
     }
 }
 
-impl fmt::Display for Shown {
+impl fmt::Display for EscapedValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl fmt::Debug for Shown {
+impl fmt::Debug for EscapedValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }

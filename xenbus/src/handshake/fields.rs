@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 
 use super::encoding::{Encoding, FLAG, Invalid, TEXT};
-use super::{HandshakeError, Shown};
+use super::{EscapedValue, HandshakeError};
 use crate::wire::parse_u64;
 use crate::xenstore::Xenstore;
 
@@ -29,7 +29,11 @@ impl Reader<'_> {
     }
 
     pub fn malformed(&self, key: &str, value: &[u8], expected: &'static str) -> HandshakeError {
-        HandshakeError::Malformed { path: self.path(key), value: Shown::new(value), expected }
+        HandshakeError::Malformed {
+            path: self.path(key),
+            value: EscapedValue::new(value),
+            expected,
+        }
     }
 
     /// Returns the value without one trailing NUL or line end, which some writers add.

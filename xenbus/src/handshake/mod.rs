@@ -43,4 +43,4 @@ mod record;
 pub mod vbd;
 pub mod vif;
 
-pub use error::{HandshakeError, Shown};
+pub use error::{EscapedValue, HandshakeError};

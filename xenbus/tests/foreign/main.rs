@@ -5,7 +5,7 @@ mod models;
 
 use models::{Backend, Model, RING};
 use pvio_ring::DomId;
-use pvio_xenbus::driver::{Fault, FrontendClass, FrontendDriver, FrontendEnds, Life};
+use pvio_xenbus::driver::{Fault, FrontendClass, FrontendContext, FrontendDriver, Life};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, DeviceClass, FrontendAddr, create_domain, read_error, read_state,
@@ -29,16 +29,20 @@ struct Class {
 }
 
 impl FrontendClass for Class {
-    fn prepare(&mut self, _: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
-        self.back_id = Some(ends.back_id);
+    fn prepare(&mut self, _: &mut dyn Xenstore, context: &FrontendContext) -> Result<(), Fault> {
+        self.back_id = Some(context.back_id);
         Ok(())
     }
 
-    fn request(&self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError> {
-        Ok(xs.write(&format!("{}/{RING}", ends.front), b"8")?)
+    fn request(
+        &self,
+        xs: &mut dyn Xenstore,
+        context: &FrontendContext,
+    ) -> Result<(), HandshakeError> {
+        Ok(xs.write(&format!("{}/{RING}", context.front), b"8")?)
     }
 
-    fn connect(&mut self, _: &mut dyn Xenstore, _: &FrontendEnds) -> Result<(), Fault> {
+    fn connect(&mut self, _: &mut dyn Xenstore, _: &FrontendContext) -> Result<(), Fault> {
         self.connected = true;
         Ok(())
     }

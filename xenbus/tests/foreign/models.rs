@@ -2,7 +2,7 @@
 //! source: `xen-blkback/xenbus.c` and `xen-netback/xenbus.c` of Linux 6.1, `hw/block/xen-block.c`,
 //! `hw/net/xen_nic.c` and `hw/xen/xen-bus.c` of QEMU 10; pvio's is the driver itself.
 
-use pvio_xenbus::driver::{BackendClass, BackendDriver, Ends, Fault, Prepared};
+use pvio_xenbus::driver::{BackendClass, BackendContext, BackendDriver, Fault, Prepared};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::{DeviceAddr, read_state, state_path, write_state};
 use pvio_xenbus::{XenbusState, XenbusState as S, Xenstore};
@@ -34,26 +34,26 @@ pub struct Backend {
 struct Offer;
 
 impl BackendClass for Offer {
-    fn prepare(&mut self, _: &mut dyn Xenstore, _: &Ends) -> Result<Prepared, Fault> {
+    fn prepare(&mut self, _: &mut dyn Xenstore, _: &BackendContext) -> Result<Prepared, Fault> {
         Ok(Prepared::Yes)
     }
 
-    fn offer(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+    fn offer(&self, _: &mut dyn Xenstore, _: &BackendContext) -> Result<(), HandshakeError> {
         Ok(())
     }
 
     fn connect(
         &mut self,
         xs: &mut dyn Xenstore,
-        ends: &Ends,
+        context: &BackendContext,
     ) -> Result<std::task::Poll<()>, Fault> {
-        match xs.read_opt(&format!("{}/{RING}", ends.front))? {
+        match xs.read_opt(&format!("{}/{RING}", context.front))? {
             Some(_) => Ok(std::task::Poll::Ready(())),
             None => Err(Fault::new("test", "there is no ring")),
         }
     }
 
-    fn describe(&self, _: &mut dyn Xenstore, _: &Ends) -> Result<(), HandshakeError> {
+    fn describe(&self, _: &mut dyn Xenstore, _: &BackendContext) -> Result<(), HandshakeError> {
         Ok(())
     }
 

@@ -124,7 +124,7 @@ impl ServerHandle {
     /// The system's error, if the stream cannot be made non-blocking; `QuotaExceeded` if the domain
     /// has the maximum number of connections; `BrokenPipe` if the server has stopped.
     pub fn add_domain_connection(&self, domid: DomId, stream: UnixStream) -> io::Result<()> {
-        self.ask(|done| Command::Connect { domid, stream, done })?
+        self.call(|done| Command::Connect { domid, stream, done })?
     }
 
     /// Connects this process to the server as `domid`, over a pair of sockets.
@@ -143,7 +143,7 @@ impl ServerHandle {
     /// # Errors
     /// `BrokenPipe` if the server has stopped.
     pub fn introduce(&self, domid: DomId) -> io::Result<bool> {
-        self.ask(|done| Command::Introduce { domid, done })
+        self.call(|done| Command::Introduce { domid, done })
     }
 
     /// Releases a domain: closes its connections, removes the nodes that it owns and fires
@@ -153,7 +153,7 @@ impl ServerHandle {
     /// # Errors
     /// `BrokenPipe` if the server has stopped.
     pub fn release(&self, domid: DomId) -> io::Result<bool> {
-        self.ask(|done| Command::Release { domid, done })
+        self.call(|done| Command::Release { domid, done })
     }
 
     /// Checks the store's consistency (see [`Store::check`]).
@@ -161,7 +161,7 @@ impl ServerHandle {
     /// # Errors
     /// `BrokenPipe` if the server has stopped; the inner result is that of [`Store::check`].
     pub fn check(&self) -> io::Result<Result<(), String>> {
-        self.ask(|done| Command::Check { done })
+        self.call(|done| Command::Check { done })
     }
 
     /// Stops the server and waits for its thread, as dropping it does.
@@ -169,12 +169,12 @@ impl ServerHandle {
         drop(self);
     }
 
-    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> io::Result<T> {
+    fn call<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> io::Result<T> {
         let ended = || io::Error::new(io::ErrorKind::BrokenPipe, "the xenstore server has ended");
-        let (done, answer) = sync_channel(1);
+        let (done, result) = sync_channel(1);
         self.commands.send(command(done)).map_err(|_| ended())?;
         self.wake_up();
-        answer.recv().map_err(|_| ended())
+        result.recv().map_err(|_| ended())
     }
 
     fn wake_up(&self) {

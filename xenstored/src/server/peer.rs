@@ -13,7 +13,7 @@ use crate::store::Store;
 
 /// The connection is closed or unusable.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Gone;
+pub(super) struct Disconnected;
 
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -43,7 +43,7 @@ impl Peer {
     }
 
     /// Receives what is available, as far as there is room.
-    pub fn receive(&mut self) -> Result<(), Gone> {
+    pub fn receive(&mut self) -> Result<(), Disconnected> {
         let mut chunk = [0_u8; INPUT_LIMIT];
         let Some(into) = chunk.get_mut(..self.buffers.room()).filter(|c| !c.is_empty()) else {
             return Ok(());
@@ -52,20 +52,20 @@ impl Peer {
             Ok((0, _)) => self.at_end = true,
             Ok((n, _)) => self.buffers.received(into.get(..n).unwrap_or(&[])),
             Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => return Err(Gone),
+            Err(_) => return Err(Disconnected),
         }
         Ok(())
     }
 
     /// Executes the requests of one turn; returns whether requests are left that could be executed
     /// now.
-    pub fn work(&mut self, conn: ConnId, store: &mut Store) -> Result<bool, Gone> {
-        self.buffers.execute(conn, store).map_err(|_| Gone)
+    pub fn work(&mut self, conn: ConnId, store: &mut Store) -> Result<bool, Disconnected> {
+        self.buffers.execute(conn, store).map_err(|_| Disconnected)
     }
 
     /// Sends output. After the end of the input, output that cannot be sent immediately is
     /// discarded.
-    pub fn flush(&mut self, conn: ConnId, store: &mut Store) -> Result<(), Gone> {
+    pub fn flush(&mut self, conn: ConnId, store: &mut Store) -> Result<(), Disconnected> {
         loop {
             let rest = self.buffers.unsent(conn, store);
             if rest.is_empty() {
@@ -79,11 +79,11 @@ impl Peer {
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
-                Err(_) => return Err(Gone),
+                Err(_) => return Err(Disconnected),
             }
         }
         if self.at_end && (!self.buffers.has_request() || self.buffers.has_output()) {
-            Err(Gone)
+            Err(Disconnected)
         } else {
             Ok(())
         }

@@ -12,7 +12,7 @@ use pvio_ring::DomId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::listen::Listener;
-use super::peer::{Gone, Peer};
+use super::peer::{Disconnected, Peer};
 use super::{Command, MAX_DOMAIN_CONNECTIONS, MAX_SOCKET_CONNECTIONS};
 use crate::id::ConnId;
 use crate::store::Store;
@@ -64,7 +64,7 @@ impl Service {
                 std::thread::sleep(ACCEPT_PAUSE);
                 continue;
             };
-            if ready.commands && !self.obey() {
+            if ready.commands && !self.execute_commands() {
                 return;
             }
             if ready.accept {
@@ -104,7 +104,7 @@ impl Service {
     }
 
     /// Executes the owner's commands; returns `false` if the thread has to exit.
-    fn obey(&mut self) -> bool {
+    fn execute_commands(&mut self) -> bool {
         let mut counter = [0_u8; 8];
         let _ = rustix::io::read(&*self.wake, &mut counter);
         while let Ok(command) = self.inbox.try_recv() {
@@ -162,13 +162,13 @@ impl Service {
     /// Serves every connection for one turn; returns whether work is left that can be done now.
     fn serve(&mut self, ready: &[(ConnId, PollFlags)]) -> bool {
         let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
-        let mut gone = Vec::new();
+        let mut disconnected = Vec::new();
         for (conn, flags) in ready {
             if let Some(peer) = self.peers.get_mut(conn)
                 && flags.intersects(readable)
-                && peer.receive() == Err(Gone)
+                && peer.receive() == Err(Disconnected)
             {
-                gone.push(*conn);
+                disconnected.push(*conn);
             }
         }
         let mut more = false;
@@ -180,18 +180,18 @@ impl Service {
             };
             match peer.work(*conn, &mut self.store) {
                 Ok(left) => more |= left,
-                Err(Gone) => gone.push(*conn),
+                Err(Disconnected) => disconnected.push(*conn),
             }
             self.close_dropped();
         }
         for conn in &all {
             if let Some(peer) = self.peers.get_mut(conn)
-                && peer.flush(*conn, &mut self.store) == Err(Gone)
+                && peer.flush(*conn, &mut self.store) == Err(Disconnected)
             {
-                gone.push(*conn);
+                disconnected.push(*conn);
             }
         }
-        for conn in gone {
+        for conn in disconnected {
             self.store.disconnect(conn);
             self.peers.remove(&conn);
         }

@@ -9,7 +9,7 @@ use crate::session::Session;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{DomId, Granter};
 use pvio_xenbus::Xenstore;
-use pvio_xenbus::driver::{Fault, FrontendClass, FrontendEnds};
+use pvio_xenbus::driver::{Fault, FrontendClass, FrontendContext};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::vif::{
     BackOffer, ControlRing, EventChannels as Events, FrontLimits, FrontRequest, Negotiated,
@@ -17,8 +17,8 @@ use pvio_xenbus::handshake::vif::{
 };
 
 impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
-    fn prepare(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
-        let toolstack = ToolstackFront::read(xs, &ends.front)?;
+    fn prepare(&mut self, xs: &mut dyn Xenstore, context: &FrontendContext) -> Result<(), Fault> {
+        let toolstack = ToolstackFront::read(xs, &context.front)?;
         self.mac = Some(toolstack.mac);
         self.mtu = toolstack.mtu.unwrap_or(DEFAULT_MTU);
         self.speed = toolstack.speed;
@@ -31,7 +31,7 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         if let Some(last) = self.session.take() {
             self.old.extend(last.dismantle().err());
         }
-        self.offer = BackOffer::read(xs, &ends.back)?;
+        self.offer = BackOffer::read(xs, &context.back)?;
         self.begin();
         let session = self.set_up(&self.offer, toolstack.backend_id);
         let mut session = session.map_err(|error| Fault::of("front-setup", &error))?;
@@ -55,18 +55,22 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         Ok(())
     }
 
-    fn is_outdated(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> bool {
-        BackOffer::read(xs, &ends.back).is_ok_and(|now| now != self.offer)
+    fn is_outdated(&mut self, xs: &mut dyn Xenstore, context: &FrontendContext) -> bool {
+        BackOffer::read(xs, &context.back).is_ok_and(|now| now != self.offer)
     }
 
-    fn request(&self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError> {
+    fn request(
+        &self,
+        xs: &mut dyn Xenstore,
+        context: &FrontendContext,
+    ) -> Result<(), HandshakeError> {
         let no_rings = HandshakeError::Unwritable("rings that were never made");
         let session = self.session.as_ref().ok_or(no_rings)?;
-        self.wanted(session).write(xs, &ends.front)
+        self.wanted(session).write(xs, &context.front)
     }
 
-    fn connect(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), Fault> {
-        self.carrier = read_carrier(xs, &ends.back)?;
+    fn connect(&mut self, xs: &mut dyn Xenstore, context: &FrontendContext) -> Result<(), Fault> {
+        self.carrier = read_carrier(xs, &context.back)?;
         if !core::mem::replace(&mut self.connected, true) {
             self.sessions = self.sessions.saturating_add(1);
             for queue in self.queues() {
@@ -76,10 +80,14 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         Ok(())
     }
 
-    fn tell(&mut self, xs: &mut dyn Xenstore, ends: &FrontendEnds) -> Result<(), HandshakeError> {
+    fn write_changed_keys(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &FrontendContext,
+    ) -> Result<(), HandshakeError> {
         let chooses = self.is_choosing();
         if self.offer.dynamic_multicast_control && self.told.chooses != chooses {
-            write_multicast_request(xs, &ends.front, chooses)?;
+            write_multicast_request(xs, &context.front, chooses)?;
             self.told.chooses = chooses;
         }
         Ok(())
@@ -92,9 +100,9 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
     fn reconfigure(
         &self,
         xs: &mut dyn Xenstore,
-        ends: &FrontendEnds,
+        context: &FrontendContext,
     ) -> Result<(), HandshakeError> {
-        write_xdp_headroom(xs, &ends.front, self.headroom.into())
+        write_xdp_headroom(xs, &context.front, self.headroom.into())
     }
 
     fn reconfigured(&mut self, taken: bool) {

@@ -17,12 +17,12 @@ impl<C: BackendClass> BackendDriver<C> {
         if core::mem::replace(&mut self.watching_more, served) == served {
             return Ok(());
         }
-        for path in self.class.watches(&self.ends) {
+        for path in self.class.watches(&self.context) {
             if served {
-                watch(xs, &path, &self.ends.back)?;
+                watch(xs, &path, &self.context.back)?;
             } else {
                 // Fails if the permission to watch was removed with the node.
-                let _ = xs.unwatch(&path, &self.ends.back);
+                let _ = xs.unwatch(&path, &self.context.back);
             }
         }
         Ok(())
@@ -31,10 +31,10 @@ impl<C: BackendClass> BackendDriver<C> {
     pub(super) fn unwatch(&mut self, xs: &mut dyn Xenstore) {
         let _ = self.watch_more(xs, false);
         // Fails if the nodes' permissions are gone; a watch that is left is harmless.
-        let _ = xs.unwatch(&state_path(&self.ends.front), &self.ends.back);
-        let _ = xs.unwatch(&online_path(&self.ends.back), &self.ends.back);
+        let _ = xs.unwatch(&state_path(&self.context.front), &self.context.back);
+        let _ = xs.unwatch(&online_path(&self.context.back), &self.context.back);
         if self.awaiting {
-            let _ = xs.unwatch(&hotplug_path(&self.ends.back), &self.ends.back);
+            let _ = xs.unwatch(&hotplug_path(&self.context.back), &self.context.back);
         }
     }
 }

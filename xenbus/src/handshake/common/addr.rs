@@ -142,7 +142,7 @@ impl DeviceAddr {
 }
 
 /// A device as addressed in its frontend's domain: by class and number. The frontend's directory
-/// names the backend and its kind ([`read_backend_end`](super::read_backend_end)).
+/// names the backend and its kind ([`read_backend_path`](super::read_backend_path)).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct FrontendAddr {
     /// The class of the device.

@@ -128,16 +128,16 @@ pub fn revive_backends<X: Xenstore + ?Sized>(
 ///
 /// # Errors
 /// An error of xenstore.
-pub fn tell_libxl<X: Xenstore + ?Sized>(
+pub fn record_for_libxl<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
 ) -> Result<(), HandshakeError> {
-    let (base, kept) = (addr.backend_path(), libxl_path(addr));
+    let (base, record) = (addr.backend_path(), libxl_path(addr));
     transaction(xs, |tx| {
-        Writer { xs: tx, base: &kept }.put("backend", &base)?;
+        Writer { xs: tx, base: &record }.put("backend", &base)?;
         for key in directory_opt(tx, &base)? {
             let value = tx.read_opt(&format!("{base}/{key}"))?.unwrap_or_default();
-            tx.write(&format!("{kept}/{key}"), &value)?;
+            tx.write(&format!("{record}/{key}"), &value)?;
         }
         Ok(())
     })
@@ -192,7 +192,7 @@ pub fn find_device<X: Xenstore + ?Sized>(
 fn revive_backend<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
-    kept: &str,
+    record: &str,
 ) -> Result<bool, HandshakeError> {
     let base = addr.backend_path();
     transaction(xs, |tx| {
@@ -201,9 +201,9 @@ fn revive_backend<X: Xenstore + ?Sized>(
         }
         create_dir(tx, &base, addr.back, addr.front)?;
         grant_frontend_dir(tx, addr)?;
-        for key in directory_opt(tx, kept)? {
+        for key in directory_opt(tx, record)? {
             if key != "backend" && key != "state" {
-                let value = tx.read_opt(&format!("{kept}/{key}"))?.unwrap_or_default();
+                let value = tx.read_opt(&format!("{record}/{key}"))?.unwrap_or_default();
                 tx.write(&format!("{base}/{key}"), &value)?;
             }
         }
@@ -267,7 +267,7 @@ pub fn remove_device<X: Xenstore + ?Sized>(
         tx.rm(&front)?;
         clear_error(tx, &front)?;
         tx.rm(&libxl_path(addr))?;
-        remove_backend_end(tx, addr)
+        remove_backend(tx, addr)
     })
 }
 
@@ -276,7 +276,7 @@ pub fn remove_device<X: Xenstore + ?Sized>(
 ///
 /// # Errors
 /// An error of xenstore.
-pub fn remove_backend_end<X: Xenstore + ?Sized>(
+pub fn remove_backend<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
 ) -> Result<(), HandshakeError> {

@@ -13,13 +13,13 @@ pub use addr::{
 pub(super) use create::{check_frontend, create_backend_dir, create_frontend_dir};
 pub use lifecycle::{
     announce_device_model, clear_revived, create_domain, domain_name, find_device, find_domain,
-    is_revived, list_domains, remove_backend_end, remove_device, remove_domain, request_removal,
-    revive_backends, tell_libxl,
+    is_revived, list_domains, record_for_libxl, remove_backend, remove_device, remove_domain,
+    request_removal, revive_backends,
 };
 pub(super) use queues::{NUM_QUEUES, Used, read_count, read_each, write_each};
 pub use status::{
-    BackendEnd, Hotplug, clear_error, error_path, hotplug_path, is_session_lost, online_path,
-    read_backend_end, read_error, read_frontend_state, read_hotplug, read_online, read_state,
+    BackendPath, Hotplug, clear_error, error_path, hotplug_path, is_session_lost, online_path,
+    read_backend_path, read_error, read_frontend_state, read_hotplug, read_online, read_state,
     state_path, switch_state, write_awaiting, write_error, write_hotplug, write_session_lost,
     write_state,
 };

@@ -20,7 +20,7 @@ pub fn state_path(base: &str) -> String {
     format!("{base}/state")
 }
 
-/// Returns the path of the key that tells a backend whether the device is online.
+/// Returns the path of the key that states whether the device is online.
 #[must_use]
 pub fn online_path(backend: &str) -> String {
     format!("{backend}/online")
@@ -72,7 +72,7 @@ pub fn switch_state<X: Xenstore + ?Sized>(
 
 /// The backend of a frontend, as named in the frontend's directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct BackendEnd {
+pub struct BackendPath {
     /// `backend-id`: the backend's domain.
     pub domain: DomId,
     /// `backend`: the backend's directory, an absolute path below that domain's home.
@@ -85,14 +85,14 @@ pub struct BackendEnd {
 /// # Errors
 /// An error of xenstore; a key is missing; the path is relative, too long for keys below it, or
 /// outside the home directory of the backend's domain.
-pub fn read_backend_end<X: Xenstore + ?Sized>(
+pub fn read_backend_path<X: Xenstore + ?Sized>(
     xs: &mut X,
     frontend: &str,
-) -> Result<BackendEnd, HandshakeError> {
+) -> Result<BackendPath, HandshakeError> {
     transaction(xs, |tx| {
         let mut r = Reader { xs: tx, base: frontend };
         let domain = r.need("backend-id", DOMAIN)?;
-        Ok(BackendEnd { domain, path: r.need("backend", PathOf::domain(&domain))? })
+        Ok(BackendPath { domain, path: r.need("backend", PathOf::domain(&domain))? })
     })
 }
 

@@ -12,8 +12,8 @@ pub use offer::{
 };
 pub use request::{FrontRequest, Protocol, Queue};
 pub use toolstack::{
-    Backing, DeviceType, Mode, OWN_KIND, OWN_SCRIPT, ToolstackBack, ToolstackFront, change_medium,
-    changes_live, create_backend, create_both_ends, create_device,
+    Backing, DeviceType, Mode, OWN_KIND, OWN_SCRIPT, ToolstackBack, ToolstackFront, change_media,
+    changes_live, create_backend, create_device, create_device_with,
 };
 
 /// Maximum order of a ring, as a power of two of pages: 32 pages. Linux's backend advertises 4,

@@ -229,7 +229,7 @@ pub fn create_device<X: Xenstore + ?Sized>(
     addr: DeviceAddr,
     back: &ToolstackBack,
 ) -> Result<(), HandshakeError> {
-    create_both_ends(xs, addr, &ToolstackFront::new(addr, back.device_type), back)
+    create_device_with(xs, addr, &ToolstackFront::new(addr, back.device_type), back)
 }
 
 /// Creates a disk as [`create_device`] does, with other keys for the frontend than the default
@@ -237,7 +237,7 @@ pub fn create_device<X: Xenstore + ?Sized>(
 ///
 /// # Errors
 /// As [`create_device`].
-pub fn create_both_ends<X: Xenstore + ?Sized>(
+pub fn create_device_with<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
     front: &ToolstackFront,
@@ -255,7 +255,7 @@ pub fn create_both_ends<X: Xenstore + ?Sized>(
 /// # Errors
 /// [`HandshakeError::Unwritable`] if there is no backend, or it is not a drive with removable
 /// media.
-pub fn change_medium<X: Xenstore + ?Sized>(
+pub fn change_media<X: Xenstore + ?Sized>(
     xs: &mut X,
     addr: DeviceAddr,
     params: &(impl AsRef<[u8]> + ?Sized),

@@ -1,4 +1,4 @@
-//! The end of a session, or of a backend.
+//! Stopping a session, or a backend.
 
 use super::super::only_if_lost;
 use super::{After, BackendClass, BackendDriver, Fault};
@@ -18,13 +18,13 @@ impl<C: BackendClass> BackendDriver<C> {
     pub fn shut_down(&mut self, xs: &mut dyn Xenstore) -> Result<Poll<()>, XsError> {
         if self.connecting {
             // As in `finish_stopping`.
-            only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closing))?;
+            only_if_lost(switch_state(xs, &self.context.back, XenbusState::Closing))?;
         }
         if self.class.disconnect().is_pending() || self.class.release().is_pending() {
             return Ok(Poll::Pending);
         }
         self.machine.failed();
-        only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closed))?;
+        only_if_lost(switch_state(xs, &self.context.back, XenbusState::Closed))?;
         Ok(Poll::Ready(()))
     }
 
@@ -37,7 +37,7 @@ impl<C: BackendClass> BackendDriver<C> {
     /// Ends this frontend's session after a failure; the frontend may start a new one.
     pub(super) fn fail(&mut self, xs: &mut dyn Xenstore, fault: &Fault) -> Result<(), XsError> {
         self.stop(if self.broken { After::Break } else { After::Fail });
-        only_if_lost(fault.report(xs, &self.ends.back))
+        only_if_lost(fault.report(xs, &self.context.back))
     }
 
     /// Closes the device until it is removed.
@@ -66,7 +66,7 @@ impl<C: BackendClass> BackendDriver<C> {
             // Closed is written only after all memory of the frontend was released. Closing is
             // written before the session's record is removed: a device in state InitWait without a
             // record was never served.
-            only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closing))?;
+            only_if_lost(switch_state(xs, &self.context.back, XenbusState::Closing))?;
             self.machine.done(BackAction::StartClosing);
         }
         if self.class.disconnect().is_pending()
@@ -80,7 +80,7 @@ impl<C: BackendClass> BackendDriver<C> {
             After::Fail => self.machine.failed(),
             After::Break => {
                 self.machine.failed();
-                only_if_lost(switch_state(xs, &self.ends.back, XenbusState::Closed))?;
+                only_if_lost(switch_state(xs, &self.context.back, XenbusState::Closed))?;
                 self.machine.done(BackAction::Close);
             }
             After::Remove => {
