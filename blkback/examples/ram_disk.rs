@@ -5,45 +5,24 @@
 //! ```
 
 use pvio_blkback::engine::mem::MemEngine;
-use pvio_blkback::{
-    BlockEngine, DataPath, DiskState, Progress, Queue, QueueParts, QueueRecord, Stats,
-};
+use pvio_blkback::{BlockEngine, Progress, Queue, test_utils};
 use pvio_blkfront::{Op, Queue as Frontend, Shape};
-use pvio_event_channel::{DomId, EventChannel, EventChannels};
-use pvio_grant_table::{Access, GrantMapper};
-use pvio_ring::BackRing;
-use pvio_ring::proto::blkif::{Abi, Status};
+use pvio_event_channel::{DomId, EventChannel};
+use pvio_ring::proto::blkif::Status;
 use pvio_sim::LocalMachine;
 use std::error::Error;
-use std::sync::Arc;
-
-const DRIVER: DomId = DomId(1);
-const GUEST: DomId = DomId(2);
 
 fn main() -> Result<(), Box<dyn Error>> {
     // A platform with two domains in one address space. On Xen it is `pvio_xen_linux::XenDomain`.
     let machine = LocalMachine::new();
-    let (driver, guest) = (machine.domain(DRIVER), machine.domain(GUEST));
-    let mut front = Frontend::with_shape(guest, DRIVER, 51712, Shape::LEAST)?;
+    let (driver, guest) = (DomId(1), DomId(2));
+    let mut front = Frontend::with_shape(machine.domain(guest), driver, 51712, Shape::LEAST)?;
 
     // Ring references and event channel reach a backend through xenstore; here they are at hand.
-    let engine = MemEngine::zeroed(2048);
-    let abi = Abi::X86_64;
-    let ring = driver.map(GUEST, front.ring_grefs(), Access::ReadWrite)?;
-    let ring = BackRing::attach(ring, abi.slot_size())?;
-    let parts = QueueParts {
-        frontend: GUEST,
-        disk: Arc::new(DiskState::new(engine.geometry())),
-        channel: driver.bind_interdomain(GUEST, front.channel().port())?,
-        record: QueueRecord::private(&ring, abi)?,
-        grants: driver,
-        data_path: DataPath::Map,
-        ring,
-        abi,
-        max_indirect_segments: 0,
-        stats: Arc::new(Stats::default()),
-    };
-    let mut back = Queue::new(parts, engine);
+    let (ring, port) = (front.ring_grefs(), front.channel().port());
+    let disk = MemEngine::zeroed(2048);
+    let parts = test_utils::connect(machine.domain(driver), guest, ring, port, disk.geometry())?;
+    let mut back = Queue::new(parts, disk);
 
     let slot = front.reserve().ok_or("no free slot")?;
     let mut submit = |op, buffer: &mut [u8]| -> Result<(), Box<dyn Error>> {

@@ -24,6 +24,8 @@ pub mod pages;
 pub mod path;
 pub mod queue;
 mod stats;
+#[cfg(feature = "test-utils")]
+pub mod test_utils;
 pub mod vbd;
 
 pub use config::Config;

@@ -14,7 +14,7 @@
 //! pages (staging grants) stay mapped. Every packet is in private memory, in one piece, before any part
 //! of it is parsed (XSA-155, XSA-423).
 //!
-//! The core ([`queue`], [`port::memory`]) is `no_std` and does no I/O; it is driven by
+//! The core ([`queue`]) is `no_std` and does no I/O; it is driven by
 //! [`Queue::poll`].
 #![no_std]
 #![forbid(unsafe_code)]
@@ -29,6 +29,8 @@ pub mod fault;
 pub mod port;
 pub mod queue;
 pub mod stats;
+#[cfg(feature = "test-utils")]
+pub mod test_utils;
 pub mod vif;
 pub mod wire;
 

@@ -7,72 +7,52 @@
 
 use pvio_ring::shm::HeapMemory;
 use pvio_ring::{BackRing, FrontRing};
-use std::error::Error;
 use std::thread::{self, Thread};
 
-type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
-
-/// Bytes of a slot.
-const SLOT: usize = 8;
-const REQUESTS: u64 = 100_000;
+type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 fn main() -> Fallible<()> {
     let page = HeapMemory::pages(1);
-    let front = FrontRing::init(page.clone(), SLOT)?;
-    let back = BackRing::attach(page, SLOT)?;
+    let mut front = FrontRing::init(page.clone(), 8)?;
     let frontend = thread::current();
-    let backend = thread::spawn(move || serve(back, &frontend));
-    let sum = request(front, backend.thread())?;
-    backend.join().expect("the backend does not panic")?;
-    // The backend doubles: 2 * (0 + 1 + … + (n - 1)).
-    assert_eq!(sum, REQUESTS * (REQUESTS - 1));
-    Ok(())
-}
+    let backend = thread::spawn(move || double(page, &frontend));
 
-/// Sends every number and returns the sum of the responses.
-fn request(mut ring: FrontRing<HeapMemory>, backend: &Thread) -> Fallible<u64> {
-    let (mut sent, mut received, mut sum) = (0, 0, 0_u64);
-    loop {
-        while let Some(mut response) = ring.pop()? {
-            let mut bytes = [0; SLOT];
+    let (mut numbers, mut sum) = (1..=100_000_u64, 0);
+    while sum < 100_000 * 100_001 {
+        for number in numbers.by_ref().take(front.free() as usize) {
+            front.push(&number.to_le_bytes())?;
+        }
+        if front.publish() {
+            backend.thread().unpark();
+        }
+        if !front.final_check()? {
+            thread::park();
+        }
+        while let Some(mut response) = front.pop()? {
+            let mut bytes = [0; 8];
             response.read(&mut bytes)?;
             sum += u64::from_le_bytes(bytes);
-            received += 1;
         }
-        while sent < REQUESTS && ring.free() > 0 {
-            ring.push(&sent.to_le_bytes())?;
-            sent += 1;
-        }
-        if ring.publish() {
-            backend.unpark();
-        }
-        if received == REQUESTS {
-            break;
-        }
-        // Requests are in flight here, so that a response will come.
+    }
+    backend.join().expect("the backend does not panic")
+}
+
+/// Responds to each request with twice its number, until that of the last one.
+fn double(page: HeapMemory, frontend: &Thread) -> Fallible<()> {
+    let (mut ring, mut number) = (BackRing::attach(page, 8)?, 0);
+    while number < 100_000 {
         if !ring.final_check()? {
             thread::park();
         }
-    }
-    Ok(sum)
-}
-
-/// Responds to each request with twice its number.
-fn serve(mut ring: BackRing<HeapMemory>, frontend: &Thread) -> Fallible<()> {
-    let mut served = 0;
-    while served < REQUESTS {
         while let Some(mut request) = ring.pop()? {
             // A slot is read once: the peer can change it at any time.
-            let mut bytes = [0; SLOT];
+            let mut bytes = [0; 8];
             request.read(&mut bytes)?;
-            ring.push(&(2 * u64::from_le_bytes(bytes)).to_le_bytes())?;
-            served += 1;
+            number = u64::from_le_bytes(bytes);
+            ring.push(&(2 * number).to_le_bytes())?;
         }
         if ring.publish() {
             frontend.unpark();
-        }
-        if served < REQUESTS && !ring.final_check()? {
-            thread::park();
         }
     }
     Ok(())

@@ -75,6 +75,8 @@ pub mod wire;
 pub mod driver;
 #[cfg(feature = "alloc")]
 pub mod handshake;
+#[cfg(feature = "test-utils")]
+pub mod test_utils;
 #[cfg(feature = "alloc")]
 mod xenstore;
 

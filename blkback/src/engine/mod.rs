@@ -11,11 +11,12 @@
 //! without capacity returns [`Full`], which is back-pressure, not an error. Sectors are in range:
 //! the queue has checked them.
 //!
-//! [`mem::MemEngine`] holds data in private memory of one queue. Engines for files, devices and
+//! `mem::MemEngine` (feature `test-utils`) holds data in private memory of one queue. Engines for files, devices and
 //! servers, and wrappers that limit, delay or record operations, are in `pvio-storage`.
 
 pub mod clock;
 pub mod flush;
+#[cfg(feature = "test-utils")]
 pub mod mem;
 
 pub use flush::FlushState;
@@ -41,6 +42,21 @@ pub struct Geometry {
     /// Whether the storage cannot access guest pages directly. All data then passes through bounce
     /// buffers, whatever the [policy](crate::Policy).
     pub copied: bool,
+}
+
+impl Geometry {
+    /// Returns the geometry of a writable disk with this number of sectors of 512 bytes, without discard.
+    #[must_use]
+    pub const fn new(sectors: u64) -> Self {
+        Self {
+            sectors,
+            sector_size: 512,
+            physical_sector_size: 512,
+            read_only: false,
+            discard: None,
+            copied: false,
+        }
+    }
 }
 
 /// Discard parameters of a disk, in bytes.

@@ -14,9 +14,10 @@
 //! [`WouldBlock`] is back-pressure: the caller retries later, and nothing is lost. A [`PortError`]
 //! concerns one packet, which was dropped.
 //!
-//! The ports in [`memory`] connect to another port in the same process, or to themselves. Ports for a
+//! The ports in `memory` (feature `test-utils`) connect to another port in the same process, or to themselves. Ports for a
 //! tap, an AF_XDP socket, a switch or a file, and wrappers around any port, are in `pvio-ports`.
 
+#[cfg(feature = "test-utils")]
 pub mod memory;
 
 use crate::fault::DropReason;
