@@ -261,7 +261,10 @@ impl Guest {
     pub fn forgive(&mut self) {
         self.deaths += 1;
         let waiting: Vec<_> = self.wire.borrow().incoming.iter().cloned().collect();
-        let lost = self.incoming.extract_if(.., |_, frame| !waiting.contains(frame));
+        let (waiting, lost): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.incoming)
+            .into_iter()
+            .partition(|(_, frame)| waiting.contains(frame));
+        self.incoming = waiting;
         self.doubtful.extend(lost);
     }
 
