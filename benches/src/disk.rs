@@ -21,7 +21,7 @@ use pvio_ring::proto::blkif::{Abi, Status};
 use pvio_ring::shm::PAGE_SIZE;
 use pvio_runtime::{PrivateBuf, Spin, Uring, whole};
 use pvio_storage::image::{Image, ImageOptions};
-use pvio_storage::worker::Worker;
+use pvio_storage::worker::{self, Worker};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use rustix::fs::OFlags;
@@ -304,7 +304,7 @@ impl Attached {
         };
         // A thread inherits the affinity of its creator.
         pin(1);
-        let worker = Worker::start("bench-disk", parts, Arc::new(image), || ())?;
+        let worker = worker::start("bench-disk", parts, Arc::new(image), Arc::new(|| ()))?;
         pin(0);
         let spin = Spin::default();
         Ok(Self { _worker: worker, front, _driver: driver, _hypervisor: hypervisor, spin })

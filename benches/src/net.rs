@@ -28,7 +28,7 @@ use pvio_netback::{Features, Queue as Backend, Stats};
 use pvio_netfront::{Checksum, Features as FrontFeatures, Gso, Queue};
 use pvio_netfront::{Control, SendError};
 use pvio_ports::tap::TapPort;
-use pvio_ports::worker::Worker;
+use pvio_ports::worker::{self, Worker};
 use pvio_ring::proto::netif::GsoKind;
 use pvio_runtime::{PrivateBuf, Spin};
 use std::path::Path;
@@ -250,7 +250,8 @@ impl Attached {
         // A thread inherits the affinity of its creator.
         pin(1);
         let tap = link.tap.try_clone()?;
-        let worker = Worker::start(WORKER, queue, |stats| TapPort::new(tap, stats), |_| ())?;
+        let worker =
+            worker::start(WORKER, queue, |stats| TapPort::new(tap, stats), Arc::new(|| ()))?;
         pin(0);
         if let Some(control) = &mut control {
             stage(control, core::slice::from_ref(&front))?;

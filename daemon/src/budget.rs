@@ -1,55 +1,50 @@
 //! The budget of one device on the thread that all devices share.
 
+use pvio_runtime::bucket::{BucketRate, TokenBucket};
 use std::time::{Duration, Instant};
 
 /// Capacity of the bucket in steps and transitions: enough for several reconnections of a guest
 /// that boots through firmware and a boot loader.
-const BURST: i64 = 100;
+const BURST: u64 = 100;
 /// Steps and transitions per second.
-const PER_SECOND: i64 = 20;
-const NANOS: i64 = 1_000_000_000;
+const PER_SECOND: u64 = 20;
 
 /// A token bucket: a step costs one token, and each transition in it another one.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Debug)]
 pub struct Budget {
-    /// In billionths of a token; negative if more was spent than there was.
-    level: i64,
-    filled: Instant,
+    bucket: TokenBucket,
+    created: Instant,
 }
 
 impl Budget {
     /// Returns a full bucket.
     pub const fn new(now: Instant) -> Self {
-        Self { level: BURST * NANOS, filled: now }
+        Self { bucket: TokenBucket::new(), created: now }
     }
 
     /// Spends tokens.
-    pub fn spend(&mut self, now: Instant, tokens: u64) {
-        self.fill(now);
-        let tokens = i64::try_from(tokens).unwrap_or(BURST).min(BURST);
-        self.level -= tokens * NANOS;
+    pub fn spend(&self, now: Instant, tokens: u64) {
+        self.bucket.take(rate(), tokens.min(BURST), self.time(now));
     }
 
     /// Returns when the next token is available.
-    pub fn next(&mut self, now: Instant) -> Instant {
-        self.fill(now);
-        let lacks = (NANOS - self.level).max(0);
-        now + Duration::from_nanos(u64::try_from(lacks / PER_SECOND).unwrap_or_default())
+    pub fn next(&self, now: Instant) -> Instant {
+        let next = self.bucket.available_at(rate(), 1, self.time(now));
+        next.map_or(now, |next| self.created + next)
     }
 
     /// Returns the number of tokens spent, and the capacity.
-    pub fn spent(mut self, now: Instant) -> (u64, u64) {
-        self.fill(now);
-        let spent = (BURST * NANOS - self.level).div_euclid(NANOS);
-        (u64::try_from(spent).unwrap_or_default(), BURST.unsigned_abs())
+    pub fn spent(&self, now: Instant) -> (u64, u64) {
+        (self.bucket.taken(rate(), self.time(now)), BURST)
     }
 
-    fn fill(&mut self, now: Instant) {
-        let past = now.saturating_duration_since(self.filled).as_nanos();
-        let more = i64::try_from(past).unwrap_or(i64::MAX).saturating_mul(PER_SECOND);
-        self.level = self.level.saturating_add(more).min(BURST * NANOS);
-        self.filled = self.filled.max(now);
+    fn time(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.created)
     }
+}
+
+fn rate() -> BucketRate {
+    BucketRate::per_second(PER_SECOND, BURST)
 }
 
 #[cfg(test)]
@@ -59,7 +54,7 @@ mod tests {
     #[test]
     fn a_burst_goes_at_once_and_then_it_is_so_many_a_second() {
         let mut now = Instant::now();
-        let mut budget = Budget::new(now);
+        let budget = Budget::new(now);
         for _ in 0..BURST {
             assert_eq!(budget.next(now), now);
             budget.spend(now, 1);
@@ -75,7 +70,7 @@ mod tests {
         assert_eq!(budget.next(now) - now, Duration::from_secs(10) / PER_SECOND as u32);
         now += Duration::from_secs(3600);
         assert_eq!(budget.next(now), now);
-        budget.spend(now, BURST as u64 - 1);
+        budget.spend(now, BURST - 1);
         assert_eq!(budget.next(now), now, "it holds no more than a burst");
         budget.spend(now, 1);
         assert!(budget.next(now) > now);

@@ -173,7 +173,7 @@ impl Served {
         if let Some((descriptors, _)) = self.shared.get() {
             all.push(("promised-file-descriptors", seen.descriptors, descriptors.promised().1));
         }
-        if let Some(steps) = seen.steps {
+        if let Some(steps) = &seen.steps {
             let (spent, most) = steps.spent(Instant::now());
             all.push(("steps", spent, most));
         }

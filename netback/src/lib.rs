@@ -7,7 +7,7 @@
 //! | [`fault`] | reasons why a vif ends, and why a packet is dropped |
 //! | [`stats`] | counters that any thread may read while the queue runs |
 //! | [`vif`] | the device: from the toolstack's configuration to a connected queue |
-//! | [`bucket`], [`wire`] | a token bucket; the size of a packet on the wire |
+//! | [`wire`] | the size of a packet on the wire |
 //!
 //! *Transmit* (tx) is guest to port, *receive* (rx) is port to guest, as in the header. Data is copied,
 //! by the hypervisor or as a [`Policy`](queue::Policy) requires. Only the guest's rings and its staged
@@ -24,7 +24,6 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
-pub mod bucket;
 pub mod fault;
 pub mod port;
 pub mod queue;

@@ -24,7 +24,6 @@ pub mod file;
 pub mod host;
 pub mod options;
 mod segment;
-mod setting;
 pub mod settings;
 pub mod switch;
 pub mod tap;

@@ -26,11 +26,12 @@
 #![forbid(unsafe_code)]
 
 use crate::wrappers::faults::FaultPlan;
-use crate::wrappers::shape::{DirectionLimits, Rate};
+use crate::wrappers::shape::DirectionLimits;
 use alloc::borrow::Cow;
 use alloc::string::String;
 use core::time::Duration;
 use pvio_ring::error::Remedy;
+use pvio_runtime::BucketRate;
 use std::path::PathBuf;
 
 /// Options of a vif.
@@ -177,7 +178,7 @@ impl NicOptions {
 ///
 /// # Errors
 /// A description of the expected format.
-pub fn shared_rate(text: &str) -> Result<Rate, &'static str> {
+pub fn shared_rate(text: &str) -> Result<BucketRate, &'static str> {
     rate(text, BYTES_AT_ONCE)?.ok_or("a rate other than none")
 }
 
@@ -185,7 +186,7 @@ pub fn shared_rate(text: &str) -> Result<Rate, &'static str> {
 const BYTES_AT_ONCE: u64 = 128 * 1024;
 const PACKETS_AT_ONCE: u64 = 64;
 
-fn rate(text: &str, least: u64) -> Result<Option<Rate>, &'static str> {
+fn rate(text: &str, least: u64) -> Result<Option<BucketRate>, &'static str> {
     if text == "none" {
         return Ok(None);
     }
@@ -196,7 +197,7 @@ fn rate(text: &str, least: u64) -> Result<Option<Rate>, &'static str> {
     let per_second = count(per_second)?;
     let usual = per_second.wrapping_div(20).max(least);
     let burst = burst.map_or(Ok(usual), count)?;
-    Ok(Some(Rate { per_second, burst }))
+    Ok(Some(BucketRate::per_second(per_second, burst)))
 }
 
 fn count(text: &str) -> Result<u64, &'static str> {
@@ -255,7 +256,7 @@ mod tests {
     fn words_say_what_they_do() {
         assert_eq!(parsed(""), NicOptions::default());
         let o = parsed("guard=ip, tx=10M/64k,rx=1G,txpps=500,share=up,switch=lan");
-        let bytes = |per_second, burst| Some(Rate { per_second, burst });
+        let bytes = |per_second, burst| Some(BucketRate::per_second(per_second, burst));
         assert_eq!(o.guard, GuardMode::Ip);
         assert_eq!(o.tx.bytes, bytes(10_000_000, 64_000));
         assert_eq!(o.tx.packets, bytes(500, 64));

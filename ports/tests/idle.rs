@@ -10,7 +10,7 @@ use pvio_netback::{Stats, fault::DropReason};
 use pvio_netfront::Checksum;
 use pvio_ports::host::NicConfig;
 use pvio_ports::tap::{Tap, TapConfig, TapPort};
-use pvio_ports::wait::Wait;
+use pvio_ports::wait::WaitPort;
 use rig::namespace::{entered, entered_with, ip};
 use rig::{GUEST_MAC, Rig, wait_for};
 use std::fs;
@@ -111,7 +111,7 @@ fn a_tap_that_nobody_receives_from_keeps_bounded_bytes() {
     for len in [10, 8900] {
         for _ in 0..100 {
             (0..20).for_each(|_| drop(host.send_to(&vec![1; len], "192.0.2.2:9")));
-            port.pump().unwrap();
+            port.poll().unwrap();
             if len == 10 {
                 while let Some(packet) = port.receive() {
                     port.recycle(packet.buf);

@@ -7,7 +7,8 @@ mod namespace;
 use namespace::{entered, ip};
 use pvio_netback::port::NetPort;
 use pvio_ports::tap::{Tap, TapConfig, TapPort};
-use pvio_ports::wait::Wait;
+use pvio_ports::wait::WaitPort;
+use pvio_runtime::WaitPoint;
 use std::fs;
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -58,7 +59,7 @@ fn many_packets_take_few_rounds() {
             let (mut next, mut rounds) = (first, 0);
             port.wait(Some(Duration::from_secs(10))).unwrap();
             while next < first + 200 {
-                port.pump().unwrap();
+                port.poll().unwrap();
                 rounds += 1;
                 assert!(rounds <= most, "{name}: {} packets in {rounds} rounds", next - first);
                 take(&mut port, |n| {
@@ -67,8 +68,8 @@ fn many_packets_take_few_rounds() {
                 });
             }
             // Waits until no work is left and the worker could sleep.
-            while port.look().unwrap() {
-                port.pump().unwrap();
+            while port.has_work().unwrap() {
+                port.poll().unwrap();
                 take(&mut port, |n| panic!("{name}: {n} comes after the last"));
             }
         }
@@ -96,12 +97,12 @@ fn packets_stay_in_order_while_reads_wait_are_tried_and_gather() {
         // Some packets may be lost while this thread does not run; none is reordered.
         let (mut last, mut came) = (None, 0);
         for round in 0.. {
-            port.pump().unwrap();
+            port.poll().unwrap();
             take(&mut port, |n| {
                 assert!(last.is_none_or(|last| last < n), "{name}: {n} after {last:?}");
                 (last, came) = (Some(n), came + 1);
             });
-            if sender.is_finished() && !port.look().unwrap() {
+            if sender.is_finished() && !port.has_work().unwrap() {
                 break;
             }
             match round % 3 {

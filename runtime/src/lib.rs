@@ -1,14 +1,57 @@
-//! The wait point of a worker: an io_uring whose buffers cannot be freed while the kernel uses them.
+//! Worker threads on io_uring: what both backends share below their devices.
+//!
+//! A worker serves one queue on one thread. It sleeps only at its wait point, an io_uring whose
+//! buffers cannot be freed while the kernel uses them.
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`backoff`] | [`Backoff`]: delays before a retry |
-//! | [`buf`] | [`IoBuf`]: memory that the kernel may use; [`PrivateBuf`]: memory private to this process |
-//! | [`gather`] | [`Gather`]: a short delay after an event, to wake up once for several events |
+//! | [`wait`] | [`WaitPoint`]: where a worker sleeps; [`Wrapper`], [`Watches`], [`WatchRing`] |
+//! | [`worker`] | [`Worker`]: a thread that serves until it is stopped; its start, fault and panic |
+//! | [`task`] | [`Task`]: blocking work on a thread, with an outcome and a deadline |
+//! | [`ring`](mod@ring), [`buf`] | [`Uring`]: submit, wait, reap; [`IoBuf`], [`PrivateBuf`]: memory |
+//! | [`spin`], [`gather`] | [`Spin`], [`Gather`]: polling before a sleep; waking up once for several events |
+//! | [`bucket`] | [`TokenBucket`], [`BucketRate`]: rate limits (also without `std`) |
+//! | [`setting`] | [`Setting`]: a value that changes while a worker runs |
+//! | [`event`] | [`EventFd`]: a wake-up of another thread |
+//! | [`backoff`], [`retry`](mod@retry) | [`Backoff`]: delays before a retry; interrupted system calls |
 //! | [`log`] | [`LogLimit`]: rate limit for log lines that a peer can cause |
-//! | [`ring`](mod@ring) | [`Uring`]: submit, wait, reap |
-//! | [`spin`] | [`Spin`]: polling for a short time before sleeping |
+//! | [`clock`] | the monotonic clock of the process |
 //!
+//! # Example: a worker
+//! The worker's thread creates its wait point, watches a descriptor, and serves until it is stopped.
+//! ```
+//! use pvio_runtime::{EventFd, StopFlag, WaitPoint, WatchRing, Worker};
+//! use std::sync::{Arc, mpsc::channel};
+//!
+//! let (event, (served, count)) = (Arc::new(EventFd::new()?), channel());
+//! let requests = Arc::clone(&event);
+//! let start = move |stopped| {
+//!     let mut ring = WatchRing::new()?;
+//!     ring.watch(stopped)?;
+//!     let watch = ring.watch(requests.to_fd()?)?;
+//!     Ok((ring, watch, requests))
+//! };
+//! let serve = move |(mut ring, watch, requests): (WatchRing, _, Arc<EventFd>), stop: &StopFlag| {
+//!     while !stop.is_set() {
+//!         ring.wait(None).map_err(|_| "io_uring failed")?;
+//!         ring.reap();
+//!         if ring.fired(watch) {
+//!             requests.clear();
+//!             let _ = served.send(());
+//!         }
+//!     }
+//!     Ok(())
+//! };
+//! let mut worker = Worker::spawn("example", Arc::new(|| ()), "panicked", start, serve)?;
+//! worker.wait_ready()?;
+//! event.notify();
+//! count.recv()?;
+//! assert_eq!(worker.fault(), None);
+//! drop(worker);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Example: an operation
 //! An operation **owns** its buffers from submission to completion, so that safe code cannot free
 //! or reuse memory that the kernel still reads or writes. Every operation has a slot that is allocated
 //! when the ring is created. Submitting and reaping allocate nothing and take no lock.
@@ -30,19 +73,62 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-pub mod backoff;
-pub mod buf;
-pub mod gather;
-mod lists;
-pub mod log;
-pub mod retry;
-pub mod ring;
-pub mod spin;
+#![cfg_attr(not(feature = "std"), no_std)]
 
+#[cfg(feature = "std")]
+pub mod backoff;
+pub mod bucket;
+#[cfg(feature = "std")]
+pub mod buf;
+#[cfg(feature = "std")]
+pub mod clock;
+#[cfg(feature = "std")]
+pub mod event;
+#[cfg(feature = "std")]
+pub mod gather;
+#[cfg(feature = "std")]
+mod lists;
+#[cfg(feature = "std")]
+pub mod log;
+#[cfg(feature = "std")]
+pub mod retry;
+#[cfg(feature = "std")]
+pub mod ring;
+#[cfg(feature = "std")]
+pub mod setting;
+#[cfg(feature = "std")]
+pub mod spin;
+#[cfg(feature = "std")]
+pub mod task;
+#[cfg(feature = "std")]
+pub mod wait;
+#[cfg(feature = "std")]
+pub mod worker;
+
+#[cfg(feature = "std")]
 pub use backoff::Backoff;
+pub use bucket::{BucketRate, TokenBucket};
+#[cfg(feature = "std")]
 pub use buf::{IoBuf, PrivateBuf, whole};
+#[cfg(feature = "std")]
+pub use clock::monotonic;
+#[cfg(feature = "std")]
+pub use event::EventFd;
+#[cfg(feature = "std")]
 pub use gather::Gather;
+#[cfg(feature = "std")]
 pub use log::LogLimit;
+#[cfg(feature = "std")]
 pub use pvio_ring::IoSeg;
+#[cfg(feature = "std")]
 pub use ring::{Done, Errno, FileId, Full, Uring};
+#[cfg(feature = "std")]
+pub use setting::{Setting, SettingReader};
+#[cfg(feature = "std")]
 pub use spin::Spin;
+#[cfg(feature = "std")]
+pub use task::{Task, TaskError};
+#[cfg(feature = "std")]
+pub use wait::{MAX_WATCHES, WaitPoint, Watch, WatchRing, Watches, Wrapper};
+#[cfg(feature = "std")]
+pub use worker::{Notify, StopFlag, Worker};

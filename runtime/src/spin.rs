@@ -35,11 +35,12 @@ impl Default for Spin {
 }
 
 impl Spin {
-    /// Polls for work for a limited time. Returns whether `look` found some.
+    /// Polls for work for a limited time. Returns whether
+    /// `has_work` found some.
     ///
     /// # Errors
-    /// The error of `look`.
-    pub fn until<E>(&mut self, mut look: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+    /// The error of `has_work`.
+    pub fn until<E>(&mut self, mut has_work: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
         if let Some(waiting) = self.waiting.take() {
             self.slept(waiting.elapsed());
         }
@@ -48,9 +49,9 @@ impl Spin {
         }
         let begin = Instant::now();
         loop {
-            // Reading the clock costs as much as a dozen calls of `look`.
+            // Reading the clock costs as much as a dozen calls of `has_work`.
             for _ in 0..16 {
-                if look()? {
+                if has_work()? {
                     (self.window, self.doubt, self.on_trial) = (MOST, 1, false);
                     return Ok(true);
                 }
@@ -96,22 +97,22 @@ mod tests {
     #[test]
     fn spinning_in_vain_is_given_up_and_comes_back() {
         let mut spin = Spin::default();
-        let mut looks = 0;
+        let mut polls = 0;
         for _ in 0..20 {
             assert_eq!(spin.until(|| Ok::<_, ()>(false)), Ok(false));
         }
         spin.until(|| {
-            looks += 1;
+            polls += 1;
             Ok::<_, ()>(false)
         })
         .unwrap();
-        assert_eq!(looks, 0, "given up");
+        assert_eq!(polls, 0, "given up");
         spin.sleeping();
         assert_eq!(spin.until(|| Ok::<_, ()>(true)), Ok(true), "a short sleep brings it back");
     }
 
     #[test]
-    fn what_look_fails_with_is_passed_on() {
+    fn error_of_the_poll_is_passed_on() {
         assert_eq!(Spin::default().until(|| Err("gone")), Err("gone"));
     }
 
@@ -120,31 +121,31 @@ mod tests {
         let mut spin = Spin::default();
         let mut spun = 0;
         for _ in 0..10_000 {
-            let mut looks = 0;
-            let look = || {
-                looks += 1;
+            let mut polls = 0;
+            let has_work = || {
+                polls += 1;
                 Ok::<_, ()>(false)
             };
-            assert_eq!(spin.until(look), Ok(false));
-            spun += u32::from(looks > 0);
+            assert_eq!(spin.until(has_work), Ok(false));
+            spun += u32::from(polls > 0);
             // The producer can work only now, since it runs on the same core.
             spin.sleeping();
         }
         // Each trial has some windows, each half as long as the one before. A trial takes place at
         // the start, after 1, 2, 4 ... 256 sleeps, and then after every 256.
         assert!((12..1000).contains(&spun), "{spun}");
-        let mut looks = 0;
+        let mut polls = 0;
         for _ in 0..=DOUBT_MOST {
-            let look = || {
-                looks += 1;
+            let has_work = || {
+                polls += 1;
                 Ok::<_, ()>(true)
             };
-            if spin.until(look).unwrap() {
+            if spin.until(has_work).unwrap() {
                 break;
             }
             spin.sleeping();
         }
-        assert_eq!(looks, 1, "it is tried again, however rarely");
+        assert_eq!(polls, 1, "it is tried again, however rarely");
         assert_eq!(spin.doubt, 1);
     }
 }

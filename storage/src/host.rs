@@ -13,7 +13,7 @@ use crate::engine::offload::BudgetUsage;
 use crate::engine::throttle::{SharedLimit, Throttles};
 use crate::engine::{FlushState, Geometry};
 use crate::image::{Disk, DiskOptions, Format, Image, ImageError, Spec};
-use crate::worker::Worker;
+use crate::worker::{self, Worker};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -21,7 +21,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::task::Poll;
-use opening::{Closing, Deadlines, Pending, Wake};
+use opening::{Deadlines, Pending};
 use pvio_blkback::Config;
 use pvio_blkback::queue::{QueueFault, QueueParts};
 use pvio_blkback::vbd::{Opening, Serve};
@@ -29,7 +29,7 @@ use pvio_event_channel::BackendPlatform;
 use pvio_grant_table::DomId;
 use pvio_grant_table::policy::MappingBudget;
 use pvio_recordfile::{RecordDir, RecordFile, RecordStore};
-use pvio_runtime::LogLimit;
+use pvio_runtime::{LogLimit, Notify, Task};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
 use size::ImageSize;
@@ -67,7 +67,7 @@ pub struct ImageServer {
     usual: DiskOptions,
     groups: Groups,
     budgets: MappingBudgets,
-    wake: Wake,
+    wake: Notify,
     records: RecordStore,
     /// Whether pages that an earlier process mapped for single requests may still be mapped.
     mapped_before: bool,
@@ -78,7 +78,7 @@ pub struct ImageServer {
     open: Option<Open>,
     /// The disk being opened, and its definition.
     pending: Option<(Pending, Disk)>,
-    closing: Option<Closing>,
+    closing: Option<Task<()>>,
     /// Count of failures to determine the image's size.
     unsized_images: Arc<LogLimit>,
 }
@@ -96,12 +96,12 @@ struct Open {
 impl ImageServer {
     /// Creates a server. `wake` is called, on any thread, when an event occurs that the driver
     /// waits for, or when a worker ends because of a fault. The driver must then be stepped.
-    pub fn new(wake: Wake) -> Self {
+    pub fn new(wake: Notify) -> Self {
         Self::with(DiskOptions::default(), Groups::default(), wake)
     }
 
     /// Creates a server with default options for its disk, and with limits that disks can share.
-    pub fn with(usual: DiskOptions, groups: Groups, wake: Wake) -> Self {
+    pub fn with(usual: DiskOptions, groups: Groups, wake: Notify) -> Self {
         Self {
             usual,
             groups,
@@ -335,9 +335,9 @@ where
             None => self.begin(told)?,
         };
         match pending.poll() {
-            Some(open) => Ok(Opening::Done(self.opened(disk, open?))),
-            None => {
-                let busy = pending.busy.clone();
+            Poll::Ready(open) => Ok(Opening::Done(self.opened(disk, open?))),
+            Poll::Pending => {
+                let busy = pending.busy();
                 self.pending = Some((pending, disk));
                 Ok(busy.map_or(Opening::Pending, Opening::Busy))
             }
@@ -347,12 +347,13 @@ where
     fn close(&mut self) -> Poll<()> {
         self.pending = None;
         if let Some(open) = self.open.take() {
-            self.closing = Some(Closing::begin(open, Arc::clone(&self.wake)));
+            self.closing = opening::close(open, Arc::clone(&self.wake));
         }
-        match &self.closing {
-            Some(closing) if !closing.is_over() => Poll::Pending,
-            _ => Poll::Ready(()),
+        if self.closing.as_mut().is_some_and(|closing| closing.poll().is_pending()) {
+            return Poll::Pending;
         }
+        self.closing = None;
+        Poll::Ready(())
     }
 
     fn refresh(&mut self, told: &ToolstackBack) -> Result<(), Fault> {
@@ -415,8 +416,8 @@ where
         open.share.lift(false);
         let faults = self.disk.as_ref().map(|disk| disk.options.faults());
         open.faults.set(faults.unwrap_or_default());
-        let wake = Arc::clone(&self.wake);
-        Worker::spawn(name, parts, Arc::clone(&open.image), move || wake()).map_err(not_started)
+        worker::spawn(name, parts, Arc::clone(&open.image), Arc::clone(&self.wake))
+            .map_err(not_started)
     }
 
     fn ready(&mut self, running: &mut Worker) -> Result<Poll<()>, Fault> {

@@ -79,7 +79,7 @@ fn allocations(path: DataPath, warm_up: u64, rounds: u64) -> u64 {
         let served = allocation_counter::measure(|| {
             while back.poll(128).unwrap() == Progress::Some || back.in_flight() > 0 {
                 if back.in_flight() > 0 {
-                    back.engine_mut().wait(None).unwrap();
+                    back.engine_mut().wait_due(None).unwrap();
                 }
             }
         });

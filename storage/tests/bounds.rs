@@ -81,7 +81,7 @@ fn most_allocated(disk: &str, path: DataPath, writes: bool) -> u64 {
             while over.len() < slots {
                 assert!(Instant::now() < end, "{} of {slots} are done", over.len());
                 if back.poll(128).unwrap() == Progress::None {
-                    back.engine_mut().wait(Some(Duration::from_millis(100))).unwrap();
+                    back.engine_mut().wait_due(Some(Duration::from_millis(100))).unwrap();
                 }
                 front.poll(|slot, _, status| over.push((slot, status))).unwrap();
             }

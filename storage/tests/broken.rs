@@ -95,7 +95,7 @@ fn use_it(spec: &Spec, read_only: bool, rng: &mut Rng) {
     }
     engine.kick();
     while begun > 0 {
-        engine.wait(None).unwrap();
+        engine.wait_due(None).unwrap();
         engine.reap(&mut |_, _, _| begun -= 1);
     }
 }

@@ -38,7 +38,7 @@ fn all(engine: &mut DiskEngine<HeapMemory>, ios: &[(Io, Option<HeapMemory>)]) {
     engine.kick();
     let mut left = ios.len();
     while left > 0 {
-        engine.wait(None).unwrap();
+        engine.wait_due(None).unwrap();
         engine.reap(&mut |_, result, _| {
             result.unwrap();
             left -= 1;

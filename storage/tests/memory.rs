@@ -12,7 +12,7 @@ use pvio_ring::BackRing;
 use pvio_ring::proto::blkif::{Abi, Status};
 use pvio_storage::engine::faults::{FaultPlan, FaultSwitch};
 use pvio_storage::image::{Image, ImageOptions};
-use pvio_storage::worker::Worker;
+use pvio_storage::worker::{self, Worker};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ fn most_held(path: DataPath, shape: Shape, pages: usize) -> usize {
                 record,
                 stats: Arc::new(Stats::default()),
             };
-            Worker::start("memory", parts, Arc::clone(&image), || ()).unwrap()
+            worker::start("memory", parts, Arc::clone(&image), Arc::new(|| ())).unwrap()
         })
         .collect();
     let mut most = 0;

@@ -25,7 +25,7 @@ fn threads_that_finish_at_any_moment_are_all_heard() {
         engine.kick();
         let mut seen = 0u32;
         while seen != (1 << DEPTH) - 1 {
-            engine.wait(None).unwrap();
+            engine.wait_due(None).unwrap();
             engine.reap(&mut |tag, result, _| {
                 assert_eq!((result, seen >> tag & 1), (Ok(()), 0));
                 seen |= 1 << tag;

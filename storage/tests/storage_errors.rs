@@ -155,7 +155,7 @@ fn one(engine: &mut DiskEngine<HeapMemory>, io: Io) -> Result<(), EngineError> {
         if let Some(result) = result {
             return result;
         }
-        engine.wait(Some(Duration::from_secs(5))).unwrap();
+        engine.wait_due(Some(Duration::from_secs(5))).unwrap();
     }
 }
 

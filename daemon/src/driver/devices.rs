@@ -363,7 +363,7 @@ where
         budget.spend(Instant::now(), 1 + device.transitions() - made);
         let after = device.state();
         let descriptors = promise.as_ref().map_or(0, Promise::count);
-        let seen = device.class().seen().with(events).budgeted(descriptors, *budget);
+        let seen = device.class().seen().with(events).budgeted(descriptors, budget.clone());
         self.served.show(addr, seen);
         if before != after {
             *closing = (after == XenbusState::Closing).then(Instant::now);

@@ -1,64 +1,60 @@
 //! Limit of a guest's transmit rate.
 
-use crate::bucket::{Bucket, Pace};
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use pvio_runtime::bucket::{BucketRate, TokenBucket};
 use pvio_xenbus::handshake::vif::VifRate;
 
 /// Smallest burst in bytes, independent of the rate.
 const BURST_LEAST: u64 = 128 * 1024;
 /// Longest time after which a waiting queue applies a changed limit.
-const LOOK: Duration = Duration::from_millis(100);
+const LIMIT_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Transmit rate limit of all queues of a vif. Any thread may change it at any time. A packet may take
 /// more than the bucket holds, and later packets then wait. So packets of any size pass, and the
 /// average rate is correct.
 #[derive(Debug, Default)]
 pub struct RateLimit {
-    /// Cost as in [`Pace`]; 0 means no limit.
+    /// Cost as in [`BucketRate`]; 0 means no limit.
     cost: AtomicU64,
     burst: AtomicU64,
-    bucket: Bucket,
+    bucket: TokenBucket,
 }
 
 impl RateLimit {
     /// Sets the limit; `None` means no limit. If the rate changes, the bucket is filled.
     pub fn set(&self, rate: Option<VifRate>) {
-        let pace = rate.filter(|rate| rate.bytes > 0).map(|rate| {
-            let nanos = u64::from(rate.usec).saturating_mul(1000);
-            Pace::new(rate.bytes, nanos, rate.bytes.max(BURST_LEAST))
+        let rate = rate.filter(|rate| rate.bytes > 0).map(|rate| {
+            let interval = Duration::from_micros(rate.usec.into());
+            BucketRate::per_interval(rate.bytes, interval, rate.bytes.max(BURST_LEAST))
         });
-        let Pace { cost, burst } = pace.unwrap_or(Pace { cost: 0, burst: 0 });
+        let (cost, burst) = rate.map_or((0, 0), |rate| (rate.cost(), rate.burst()));
         self.burst.store(burst, Ordering::Relaxed);
         if self.cost.swap(cost, Ordering::Relaxed) != cost {
             self.bucket.fill();
         }
     }
 
-    fn pace(&self) -> Option<Pace> {
+    fn rate(&self) -> Option<BucketRate> {
         let cost = self.cost.load(Ordering::Relaxed);
         let burst = self.burst.load(Ordering::Relaxed);
-        (cost != 0).then_some(Pace { cost, burst })
+        (cost != 0).then(|| BucketRate::with_cost(cost, burst))
     }
 
     /// Returns `Ok` if a packet may be sent now, or the time at which to check again. All queues use
     /// one clock.
     pub(super) fn check(&self, now: Duration) -> Result<(), Duration> {
-        let empty = self.pace().and_then(|pace| self.bucket.empty_until(pace, nanos(now)));
+        let empty = self.rate().and_then(|rate| self.bucket.empty_until(rate, now));
         let Some(until) = empty else { return Ok(()) };
-        Err(Duration::from_nanos(until).min(now.saturating_add(LOOK)))
+        Err(until.min(now.saturating_add(LIMIT_CHECK_INTERVAL)))
     }
 
     /// Takes the bytes that a queue sends.
     pub(super) fn take(&self, bytes: u64, now: Duration) {
-        if let Some(pace) = self.pace() {
-            self.bucket.take(pace, bytes, nanos(now));
+        if let Some(rate) = self.rate() {
+            self.bucket.take(rate, bytes, now);
         }
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -158,7 +154,7 @@ mod tests {
         }
         // The limit is checked again soon, although the next packet is permitted only in more than an
         // hour.
-        assert_eq!(limit.check(STEP), Err(STEP + LOOK));
+        assert_eq!(limit.check(STEP), Err(STEP + LIMIT_CHECK_INTERVAL));
         limit.set(None);
         assert_eq!(limit.check(STEP), Ok(()));
         limit.set(Some(VifRate { bytes: u64::MAX, usec: 1 }));

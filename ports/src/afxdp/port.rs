@@ -5,7 +5,7 @@ use super::Queue;
 use super::sys::{DEPTH, FRAME, Socket};
 use crate::buffers::{BufferPool, buffers};
 use crate::segment::Segments;
-use crate::wait::{WATCHES, Wait, Watch, Watches};
+use crate::wait::WaitPort;
 use crate::{Checksum, NetPort, Offload, Packet, PortError, WouldBlock};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -13,7 +13,7 @@ use core::time::Duration;
 use pvio_netback::fault::DropReason;
 use pvio_netback::stats::Stats;
 use pvio_ring::proto::checksum::{ETHERNET_HEADER, complete};
-use pvio_runtime::{FileId, PrivateBuf, Uring};
+use pvio_runtime::{FileId, MAX_WATCHES, PrivateBuf, Uring, WaitPoint, Watch, Watches};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::io;
@@ -38,7 +38,7 @@ const fn is_gone(errno: Errno) -> bool {
 }
 
 /// One poll for each watch, and one for the socket.
-const SLOTS: usize = WATCHES + 1;
+const SLOTS: usize = MAX_WATCHES + 1;
 
 /// Token of the poll of the socket.
 const READY: u64 = 0;
@@ -99,7 +99,7 @@ impl AfXdpPort {
         let Self { uring, watches, armed, .. } = self;
         uring.reap(|done| match done.token {
             READY => *armed = false,
-            token => watches.done(token),
+            token => watches.complete(token),
         });
     }
 
@@ -251,8 +251,8 @@ impl NetPort for AfXdpPort {
     }
 }
 
-impl Wait for AfXdpPort {
-    fn watch(&mut self, file: OwnedFd) -> Option<Watch> {
+impl WaitPoint for AfXdpPort {
+    fn watch(&mut self, file: OwnedFd) -> io::Result<Watch> {
         self.watches.add(&mut self.uring, file)
     }
 
@@ -260,7 +260,14 @@ impl Wait for AfXdpPort {
         self.watches.fired(watch)
     }
 
-    fn pump(&mut self) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.arm();
+        self.uring.wait(timeout)
+    }
+}
+
+impl WaitPort for AfXdpPort {
+    fn poll(&mut self) -> io::Result<()> {
         self.reap();
         self.socket.reap();
         if let Some(errno) = self.broken {
@@ -274,14 +281,9 @@ impl Wait for AfXdpPort {
         self.uring.flush()
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.arm();
-        self.uring.wait(timeout)
-    }
-
-    fn look(&mut self) -> io::Result<bool> {
+    fn has_work(&mut self) -> io::Result<bool> {
         let is_new = self.dry && !self.socket.is_empty();
-        Ok(is_new || self.uring.look()?)
+        Ok(is_new || self.uring.poll()?)
     }
 }
 

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use crate::buffers::BufferPool;
-use crate::wait::{WATCHES, Wait, Watch, Watches};
+use crate::wait::WaitPort;
 use crate::wrappers::capture::{CaptureFile, Record};
 use crate::{FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
 use alloc::collections::VecDeque;
@@ -17,7 +17,7 @@ use core::time::Duration;
 use pcap_file::DataLink;
 use pcap_file::pcap::PcapReader;
 use pcap_file::pcapng::{Block, PcapNgReader};
-use pvio_runtime::{PrivateBuf, Uring};
+use pvio_runtime::{PrivateBuf, WaitPoint, Watch, WatchRing};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek};
 use std::os::fd::OwnedFd;
@@ -109,8 +109,7 @@ pub fn packets_of(path: &Path) -> Result<VecDeque<Vec<u8>>, String> {
 
 /// Port that is connected to files, or looped back.
 pub struct FilePort {
-    uring: Uring<PrivateBuf>,
-    watches: Watches,
+    ring: WatchRing,
     pool: BufferPool,
     received: VecDeque<Packet<PrivateBuf>>,
     /// Whether sent packets are looped back.
@@ -143,11 +142,10 @@ impl FilePort {
         recording: Option<Arc<Recording>>,
         replay: VecDeque<Vec<u8>>,
     ) -> io::Result<Self> {
-        let (watches, pool) = (Watches::new(0), BufferPool::new(0));
+        let (ring, pool) = (WatchRing::new()?, BufferPool::new(0));
         let record = Record::new(FRAME_MAX);
         let received = VecDeque::with_capacity(256);
-        let uring = Uring::new(WATCHES as u32)?;
-        Ok(Self { uring, watches, pool, received, back, recording, record, replay })
+        Ok(Self { ring, pool, received, back, recording, record, replay })
     }
 }
 
@@ -202,29 +200,27 @@ impl NetPort for FilePort {
     }
 }
 
-impl Wait for FilePort {
-    fn watch(&mut self, file: OwnedFd) -> Option<Watch> {
-        self.watches.add(&mut self.uring, file)
+impl WaitPoint for FilePort {
+    fn watch(&mut self, file: OwnedFd) -> io::Result<Watch> {
+        self.ring.watch(file)
     }
 
     fn fired(&mut self, watch: Watch) -> bool {
-        self.watches.fired(watch)
-    }
-
-    fn pump(&mut self) -> io::Result<()> {
-        let Self { uring, watches, .. } = self;
-        uring.reap(|done| watches.done(done.token));
-        watches.arm(uring);
-        uring.flush()
+        self.ring.fired(watch)
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.watches.arm(&mut self.uring);
-        self.uring.wait(timeout)
+        self.ring.wait(timeout)
+    }
+}
+
+impl WaitPort for FilePort {
+    fn poll(&mut self) -> io::Result<()> {
+        self.ring.poll()
     }
 
-    fn look(&mut self) -> io::Result<bool> {
-        self.uring.look()
+    fn has_work(&mut self) -> io::Result<bool> {
+        self.ring.has_work()
     }
 }
 

@@ -17,17 +17,16 @@ use config::{bridge_and_options, interface_name};
 use core::fmt;
 use core::task::Poll;
 use link::{Link, LinkParams, TapEvents, WorkerSetup, not_open, not_started};
-use opening::{Closing, Opening};
+use opening::Opening;
 use pvio_event_channel::BackendPlatform;
 use pvio_netback::queue::{Policy, Queue, Waker};
 use pvio_netback::vif::{Attach, Serve, Session};
 use pvio_recordfile::{RecordDir, RecordFile, RecordStore};
-use pvio_runtime::{LogLimit, PrivateBuf};
+use pvio_runtime::{EventFd, LogLimit, PrivateBuf, Task};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::{MAX_QUEUES, ToolstackBack};
-use rustix::event::{EventfdFlags, eventfd};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 /// Serves a vif through the link that [its options](NicOptions) select.
 pub struct NicServer {
@@ -41,12 +40,12 @@ pub struct NicServer {
     options: NicOptions,
     /// The link that is being opened, and its options.
     opening: Option<(Opening, NicOptions)>,
-    closing: Option<Closing>,
+    closing: Option<Task<()>>,
     shared: Arc<NicSettings>,
     settings: Arc<RuntimeSettings>,
     /// Event descriptors by which the queues of the session wake each other, if it has a control
     /// ring.
-    wakeups: Vec<OwnedFd>,
+    wakeups: Vec<EventFd>,
     records: RecordStore,
     tap_events: TapEvents,
 }
@@ -169,40 +168,34 @@ where
         self.wakeups.clear();
         let mut wakers = Vec::with_capacity(queues);
         for _ in 0..queues {
-            let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
             let failed = |e: io::Error| {
                 Fault::new("worker", format!("a queue's eventfd cannot be created: {e}"))
             };
-            let wakeup = eventfd(0, flags).map_err(|e| failed(e.into()))?;
+            let wakeup = EventFd::new().map_err(failed)?;
             let other = wakeup.try_clone().map_err(failed)?;
-            let wake = move || {
-                // The write fails only if the eventfd is at its limit, and then it is readable
-                // already.
-                let _ = rustix::io::write(&other, &1_u64.to_ne_bytes());
-            };
             self.wakeups.push(wakeup);
-            wakers.push(Arc::new(wake) as Waker);
+            wakers.push(Arc::new(move || other.notify()) as Waker);
         }
         Ok(wakers)
     }
 
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
-        let (opening, options) = self.begin_opening(vif, attach)?;
+        let (mut opening, options) = self.begin_opening(vif, attach)?;
         (self.link, self.options) = (Some(opening.wait()?), options);
         Ok(())
     }
 
     fn poll_open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<Poll<()>, Fault> {
-        let (opening, options) = match self.opening.take() {
+        let (mut opening, options) = match self.opening.take() {
             Some(opening) => opening,
             None => self.begin_opening(vif, attach)?,
         };
         match opening.poll() {
-            Some(link) => {
+            Poll::Ready(link) => {
                 (self.link, self.options) = (Some(link?), options);
                 Ok(Poll::Ready(()))
             }
-            None => {
+            Poll::Pending => {
                 self.opening = Some((opening, options));
                 Ok(Poll::Pending)
             }
@@ -213,12 +206,13 @@ where
         self.opening = None;
         self.options = NicOptions::default();
         if let Some(link) = self.link.take() {
-            self.closing = Some(Closing::begin(link, Arc::clone(&self.wake)));
+            self.closing = opening::close(link, Arc::clone(&self.wake));
         }
-        match &self.closing {
-            Some(closing) if !closing.is_over() => Poll::Pending,
-            _ => Poll::Ready(()),
+        if self.closing.as_mut().is_some_and(|closing| closing.poll().is_pending()) {
+            return Poll::Pending;
         }
+        self.closing = None;
+        Poll::Ready(())
     }
 
     fn refresh(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
@@ -241,7 +235,7 @@ where
         name: &str,
         queue: Queue<P, PrivateBuf, RecordFile>,
     ) -> Result<Worker, Fault> {
-        let wakeup = self.wakeups.get(index).map(OwnedFd::try_clone).transpose();
+        let wakeup = self.wakeups.get(index).map(EventFd::try_clone).transpose();
         let setup = WorkerSetup {
             index,
             name: name.into(),
@@ -271,7 +265,7 @@ where
     }
 
     fn fault(&mut self, running: &mut Worker) -> Option<Fault> {
-        running.error().map(|error| Fault::of(error.code(), &error))
+        running.fault().map(|error| Fault::of(error.code(), &error))
     }
 
     fn stop(&mut self, running: &mut Worker) -> Poll<()> {

@@ -8,10 +8,8 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use crossbeam_queue::ArrayQueue;
 use pvio_netback::stats::Stats;
 use pvio_ring::proto::netif::GsoKind;
-use pvio_runtime::PrivateBuf;
-use rustix::event::{EventfdFlags, eventfd};
+use pvio_runtime::{EventFd, PrivateBuf};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
 /// Limit of waiting bytes, without packets that the receiving queue has taken.
@@ -32,7 +30,8 @@ pub(super) struct Inbox {
     stats: OnceLock<Arc<Stats>>,
     /// Whether the receiver sleeps or is about to.
     asleep: AtomicBool,
-    bell: Arc<OwnedFd>,
+    /// Wakes the receiver.
+    event: EventFd,
     takes: (bool, bool),
 }
 
@@ -40,7 +39,6 @@ impl Inbox {
     /// Creates an inbox for a queue. `takes` holds whether it accepts unsegmented TCP over IPv4 and
     /// over IPv6.
     pub fn new(takes: (bool, bool)) -> io::Result<Self> {
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let (large, small) = (ArrayQueue::new(LARGES), ArrayQueue::new(SMALLS));
         let filled = |queue: &ArrayQueue<PrivateBuf>, len| {
             buffers(len, queue.capacity()).into_iter().for_each(|buf| drop(queue.push(buf)));
@@ -54,7 +52,7 @@ impl Inbox {
             bytes: AtomicUsize::new(0),
             stats: OnceLock::new(),
             asleep: AtomicBool::new(false),
-            bell: Arc::new(bell),
+            event: EventFd::new()?,
             takes,
         })
     }
@@ -87,7 +85,7 @@ impl Inbox {
         // then checks `asleep`. With the fences, at least one of them sees the other's store.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
-            self.ring();
+            self.event.notify();
         }
     }
 
@@ -137,16 +135,9 @@ impl Inbox {
         self.full.is_empty()
     }
 
-    /// Returns the eventfd that is signalled while the receiver sleeps.
-    pub fn bell(&self) -> &Arc<OwnedFd> {
-        &self.bell
-    }
-
-    /// Signals the eventfd, which wakes the receiver.
-    pub fn ring(&self) {
-        // The write fails only if the counter is at its limit, and then the eventfd is readable
-        // already.
-        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    /// Returns the eventfd that is notified while the receiver sleeps.
+    pub const fn event(&self) -> &EventFd {
+        &self.event
     }
 
     /// Called before the receiver sleeps. Returns whether it may.
@@ -159,10 +150,5 @@ impl Inbox {
     /// Called after the receiver has woken up.
     pub fn awake(&self) {
         self.asleep.store(false, Ordering::Relaxed);
-    }
-
-    /// Clears the eventfd.
-    pub fn silence(&self) {
-        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
     }
 }

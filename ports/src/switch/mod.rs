@@ -28,7 +28,6 @@ mod uplink;
 pub use port::{Lane, SwitchPort};
 pub use uplink::Uplink;
 
-use crate::setting::Setting;
 use crate::tap::{Tap, TapConfig, TapError};
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
@@ -36,6 +35,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use inbox::Inbox;
+use pvio_runtime::Setting;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use table::Table;
@@ -94,7 +94,7 @@ impl Switch {
     fn lose_uplink(&self) {
         self.uplink_lost.store(true, Ordering::Release);
         let members = self.members.get();
-        members.iter().flat_map(|member| &member.inboxes).for_each(|inbox| inbox.ring());
+        members.iter().flat_map(|member| &member.inboxes).for_each(|inbox| inbox.event().notify());
     }
 
     fn has_lost_uplink(&self) -> bool {

@@ -5,14 +5,13 @@ use super::inbox::Inbox;
 use super::{End, Member, Switch};
 use crate::buffers::BufferPool;
 use crate::segment::Segments;
-use crate::setting::Seen;
-use crate::wait::{WATCHES, Wait, Watch, Watches};
+use crate::wait::WaitPort;
 use crate::{Checksum, NetPort, Offload, Packet, PortError, WouldBlock};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_netback::stats::Stats;
-use pvio_runtime::{PrivateBuf, Uring};
+use pvio_runtime::{PrivateBuf, SettingReader, WaitPoint, Watch, WatchRing};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -22,7 +21,7 @@ pub struct Lane {
     switch: Arc<Switch>,
     number: u16,
     inbox: Arc<Inbox>,
-    members: Seen<Vec<Arc<Member>>>,
+    members: SettingReader<Vec<Arc<Member>>>,
     pool: BufferPool,
     /// Time in seconds.
     now: u32,
@@ -36,7 +35,7 @@ impl Lane {
     pub fn new(end: End, stats: &Arc<Stats>) -> Self {
         let End { switch, number, inbox } = end;
         inbox.count_in(stats);
-        let (members, pool) = (Seen::of(Arc::clone(&switch.members)), BufferPool::new(0));
+        let (members, pool) = (SettingReader::new(&switch.members), BufferPool::new(0));
         Self { switch, number, inbox, members, pool, now: 0, dry: false }
     }
 
@@ -161,7 +160,7 @@ impl NetPort for Lane {
     fn turn(&mut self, now: Duration) {
         self.now = u32::try_from(now.as_secs()).unwrap_or(u32::MAX);
         self.dry = false;
-        self.members.look();
+        self.members.refresh();
     }
 }
 
@@ -173,9 +172,8 @@ fn addresses(head: &[u8; 12]) -> [[u8; 6]; 2] {
 /// Connection of a queue to a switch, with the worker's wait point.
 pub struct SwitchPort {
     lane: Lane,
-    uring: Uring<PrivateBuf>,
-    watches: Watches,
-    bell: Option<Watch>,
+    ring: WatchRing,
+    arrived: Watch,
 }
 
 impl SwitchPort {
@@ -185,48 +183,46 @@ impl SwitchPort {
     /// A system error.
     pub fn new(end: End, stats: &Arc<Stats>) -> io::Result<Self> {
         let lane = Lane::new(end, stats);
-        let mut uring = Uring::new(WATCHES as u32)?;
-        let mut watches = Watches::new(0);
-        let bell = watches.add(&mut uring, lane.inbox().bell().try_clone()?);
-        Ok(Self { lane, uring, watches, bell })
+        let mut ring = WatchRing::new()?;
+        let arrived = ring.watch(lane.inbox().event().to_fd()?)?;
+        Ok(Self { lane, ring, arrived })
     }
 }
 
-impl Wait for SwitchPort {
-    fn watch(&mut self, file: OwnedFd) -> Option<Watch> {
-        self.watches.add(&mut self.uring, file)
+impl WaitPoint for SwitchPort {
+    fn watch(&mut self, file: OwnedFd) -> io::Result<Watch> {
+        self.ring.watch(file)
     }
 
     fn fired(&mut self, watch: Watch) -> bool {
-        self.watches.fired(watch)
-    }
-
-    fn pump(&mut self) -> io::Result<()> {
-        let Self { uring, watches, .. } = self;
-        uring.reap(|done| watches.done(done.token));
-        if self.bell.is_some_and(|bell| watches.fired(bell)) {
-            self.lane.inbox().silence();
-        }
-        if self.lane.switch.has_lost_uplink() {
-            return Err(io::Error::other("the uplink of its switch has ended"));
-        }
-        watches.arm(uring);
-        uring.flush()
+        self.ring.fired(watch)
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.watches.arm(&mut self.uring);
         let waited = match self.lane.may_sleep() {
-            true => self.uring.wait(timeout),
+            true => self.ring.wait(timeout),
             false => Ok(()),
         };
         self.lane.inbox().awake();
         waited
     }
+}
 
-    fn look(&mut self) -> io::Result<bool> {
+impl WaitPort for SwitchPort {
+    fn poll(&mut self) -> io::Result<()> {
+        self.ring.reap();
+        if self.ring.fired(self.arrived) {
+            self.lane.inbox().event().clear();
+        }
+        if self.lane.switch.has_lost_uplink() {
+            return Err(io::Error::other("the uplink of its switch has ended"));
+        }
+        self.ring.poll()
+    }
+
+    fn has_work(&mut self) -> io::Result<bool> {
         let is_new = self.lane.dry && !self.lane.inbox().is_empty();
-        Ok(is_new || self.uring.look()?)
+        Ok(is_new || self.ring.has_work()?)
     }
 }
 

@@ -3,15 +3,12 @@
 
 use super::{Lane, Socket, Switch};
 use crate::tap::{Tap, TapPort};
-use crate::wait::{Wait, Watch};
+use crate::wait::WaitPort;
 use crate::{NetPort, Packet, PacketBuf};
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, Ordering};
 use pvio_netback::stats::Stats;
-use std::io::{self, PipeWriter};
-use std::sync::mpsc::sync_channel;
-use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
+use pvio_runtime::{StopFlag, WaitPoint, Watch, Worker, monotonic};
+use std::io;
 
 /// Limit of packets moved in each direction per round.
 const BATCH: usize = 64;
@@ -19,9 +16,7 @@ const BATCH: usize = 64;
 /// Running uplink; dropping it stops it.
 #[derive(Debug)]
 pub struct Uplink {
-    thread: Option<JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
-    wake: Option<PipeWriter>,
+    _worker: Worker<io::Error>,
     stats: Arc<Stats>,
 }
 
@@ -34,25 +29,25 @@ impl Uplink {
         tap.set_unsegmented(true, true).map_err(io::Error::other)?;
         let socket = switch.join(1, (true, true))?;
         let stats = Arc::new(Stats::default());
-        let (counts, stop) = (Arc::clone(&stats), Arc::new(AtomicBool::new(false)));
-        let (woken, wake) = io::pipe()?;
-        let (stopped, (ready, made)) = (Arc::clone(&stop), sync_channel(1));
-        let (joined, stopping) = (Arc::clone(switch), Arc::clone(&stop));
-        let thread = Builder::new().name(name.into()).spawn(move || {
-            let mut moving = match Moving::new(&socket, tap, &counts) {
-                Ok(moving) => moving,
-                Err(error) => return drop(ready.send(Err(error))),
-            };
-            moving.tap.watch(woken.into());
-            let _ = ready.send(Ok(()));
-            let _ends = Ends { switch: joined, stop: stopping };
-            if let Err(error) = moving.run(&stopped) {
+        let (counts, switch) = (Arc::clone(&stats), Arc::clone(switch));
+        let start = move |stopped| {
+            let mut moving = Moving::new(&socket, tap, &counts)?;
+            moving.tap.watch(stopped)?;
+            // The switch's member leaves when the thread ends.
+            Ok((moving, socket))
+        };
+        let serve = move |(mut moving, _socket): (Moving, Socket), stop: &StopFlag| {
+            let _ends = Ends { switch, stop: stop.clone() };
+            let outcome = moving.run(stop);
+            if let Err(error) = &outcome {
                 tracing::warn!(%error, "an uplink has ended");
             }
-        })?;
-        let made = made.recv().unwrap_or_else(|_| Err(io::Error::other("it ended at once")));
-        let uplink = Self { thread: Some(thread), stop, wake: Some(wake), stats };
-        made.map(|()| uplink)
+            outcome
+        };
+        let panicked = io::Error::other("an uplink panicked");
+        let mut worker = Worker::spawn(name, Arc::new(|| ()), panicked, start, serve)?;
+        worker.wait_ready()?;
+        Ok(Self { _worker: worker, stats })
     }
 
     /// Returns the counters of packets lost between the tap and the switch.
@@ -62,27 +57,15 @@ impl Uplink {
     }
 }
 
-impl Drop for Uplink {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        drop(self.wake.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("an uplink panicked");
-        }
-    }
-}
-
 /// Notifies the switch when the thread ends on its own, including by a panic.
 struct Ends {
     switch: Arc<Switch>,
-    stop: Arc<AtomicBool>,
+    stop: StopFlag,
 }
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        if !self.stop.load(Ordering::Acquire) {
+        if !self.stop.is_set() {
             tracing::error!("an uplink has ended: the NICs of its switch are closed");
             self.switch.lose_uplink();
         }
@@ -92,26 +75,25 @@ impl Drop for Ends {
 struct Moving {
     tap: TapPort,
     lane: Lane,
-    bell: Option<Watch>,
+    arrived: Watch,
 }
 
 impl Moving {
     fn new(socket: &Socket, tap: Tap, stats: &Arc<Stats>) -> io::Result<Self> {
         let lane = Lane::new(socket.end(0)?, stats);
         let mut tap = TapPort::new(tap, Arc::clone(stats))?;
-        let bell = tap.watch(lane.inbox().bell().try_clone()?);
-        Ok(Self { tap, lane, bell })
+        let arrived = tap.watch(lane.inbox().event().to_fd()?)?;
+        Ok(Self { tap, lane, arrived })
     }
 
-    fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
-        let begin = Instant::now();
-        while !stop.load(Ordering::Acquire) {
-            self.tap.turn(begin.elapsed());
-            self.tap.pump()?;
-            if self.bell.is_some_and(|bell| self.tap.fired(bell)) {
-                self.lane.inbox().silence();
+    fn run(&mut self, stop: &StopFlag) -> io::Result<()> {
+        while !stop.is_set() {
+            self.tap.turn(monotonic());
+            self.tap.poll()?;
+            if self.tap.fired(self.arrived) {
+                self.lane.inbox().event().clear();
             }
-            self.lane.turn(begin.elapsed());
+            self.lane.turn(monotonic());
             let inward = transfer(&mut self.tap, &mut self.lane);
             let outward = transfer(&mut self.lane, &mut self.tap);
             if outward > 0 {
@@ -119,8 +101,8 @@ impl Moving {
             }
             if inward == 0 && outward == 0 {
                 if self.lane.may_sleep() {
-                    let until = self.tap.deadline();
-                    self.tap.wait(until.map(|until| until.saturating_sub(begin.elapsed())))?;
+                    let deadline = self.tap.deadline();
+                    self.tap.wait(deadline.map(|time| time.saturating_sub(monotonic())))?;
                 }
                 self.lane.inbox().awake();
             }

@@ -5,7 +5,7 @@
 //! packets. Several armed reads would all be woken by every packet, and all but one would find
 //! nothing. Kernels before 6.4 do not support non-waiting reads of a tap; there several reads are
 //! armed, and few while the packet rate is low. Writes are submitted in batches. Other descriptors
-//! that wake the worker (event channels) are [watched](TapPort::watch) through the same io_uring.
+//! that wake the worker (event channels) are [watched](WaitPoint::watch) through the same io_uring.
 //!
 //! # Memory
 //! The kernel's packets and the guest's packets may have 64 KiB, and a read's size is known only
@@ -27,7 +27,7 @@ use super::device::{Tap, VNET_HEADER};
 use super::vlan::VlanSegments;
 use super::vnet::{header_of, parse};
 use crate::buffers::{BufferPool, FRAME_AT, LARGE, LARGE_OUT, SMALL_OUT, buffers};
-use crate::wait::{WATCHES, Wait, Watch, Watches};
+use crate::wait::WaitPort;
 use crate::{FRAME_MAX, NetPort, Packet, PortError, WouldBlock};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -36,7 +36,7 @@ use core::time::Duration;
 use pvio_netback::fault::DropReason;
 use pvio_netback::stats::Stats;
 use pvio_ring::IoSeg;
-use pvio_runtime::{Backoff, FileId, PrivateBuf, Uring};
+use pvio_runtime::{Backoff, FileId, MAX_WATCHES, PrivateBuf, Uring, WaitPoint, Watch, Watches};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -57,7 +57,7 @@ const HELD: usize = 64 * 1024;
 const SPARE: usize = 2;
 /// Buffers for received packets: reads, and packets that wait for the guest.
 const LARGE_IN: usize = READS_MOST + 16;
-const SLOTS: usize = LARGE_OUT + SMALL_OUT + READS_MOST + WATCHES;
+const SLOTS: usize = LARGE_OUT + SMALL_OUT + READS_MOST + MAX_WATCHES;
 
 const READ: u64 = 0;
 const TRY: u64 = 1;
@@ -221,7 +221,7 @@ impl TapPort {
                 }
                 done.segments.pop().into_iter().for_each(|seg| out.give_back(seg.buf));
             }
-            token => watches.done(token),
+            token => watches.complete(token),
         });
         if errors > 0 {
             let pause = self.backoff.pause_for_ever();
@@ -272,8 +272,8 @@ const EINTR: i32 = 4;
 const EAGAIN: i32 = 11;
 const EOPNOTSUPP: i32 = 95;
 
-impl Wait for TapPort {
-    fn watch(&mut self, file: OwnedFd) -> Option<Watch> {
+impl WaitPoint for TapPort {
+    fn watch(&mut self, file: OwnedFd) -> io::Result<Watch> {
         self.watches.add(&mut self.uring, file)
     }
 
@@ -281,7 +281,14 @@ impl Wait for TapPort {
         self.watches.fired(watch)
     }
 
-    fn pump(&mut self) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.arm();
+        self.uring.wait(timeout)
+    }
+}
+
+impl WaitPort for TapPort {
+    fn poll(&mut self) -> io::Result<()> {
         let (before, held) = (self.received.len(), self.held);
         self.reads.failed = 0;
         self.reap();
@@ -303,19 +310,14 @@ impl Wait for TapPort {
         Ok(())
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.arm();
-        self.uring.wait(timeout)
+    fn has_work(&mut self) -> io::Result<bool> {
+        self.uring.poll()
     }
 
     fn gather(&mut self, time: Duration) -> io::Result<()> {
         self.arm();
         // Each packet completes an armed read, so packets alone do not end the wait.
         self.uring.wait_for(self.reads.standing.saturating_add(1), time)
-    }
-
-    fn look(&mut self) -> io::Result<bool> {
-        self.uring.look()
     }
 }
 

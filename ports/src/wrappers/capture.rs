@@ -10,8 +10,6 @@
 //! then drops).
 #![forbid(unsafe_code)]
 
-use crate::setting::{Seen, Setting};
-use crate::wait::{Wait, Wrapper};
 use crate::{Checksum, FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
 use alloc::borrow::Cow;
 use alloc::format;
@@ -32,6 +30,7 @@ use pcap_file::pcapng::blocks::interface_statistics::{
     InterfaceStatisticsBlock, InterfaceStatisticsOption,
 };
 use pvio_ring::proto::netif::GsoKind;
+use pvio_runtime::{Setting, SettingReader, WaitPoint, Wrapper};
 use std::io::{self, Write};
 use std::thread::Thread;
 use std::time::SystemTime;
@@ -82,7 +81,7 @@ impl Probe {
 
     /// Returns a wrapper of `port` that can be captured at this point.
     pub fn wrap<N: NetPort>(&self, port: N) -> Capture<N> {
-        Capture { port, session: Seen::of(Arc::clone(&self.session)) }
+        Capture { port, session: SettingReader::new(&self.session) }
     }
 }
 
@@ -213,7 +212,7 @@ impl Drop for Reader {
 #[derive(Debug)]
 pub struct Capture<N> {
     port: N,
-    session: Seen<Option<Arc<Session>>>,
+    session: SettingReader<Option<Arc<Session>>>,
 }
 
 impl<N: NetPort> NetPort for Capture<N> {
@@ -256,7 +255,7 @@ impl<N: NetPort> NetPort for Capture<N> {
     }
 
     fn turn(&mut self, now: Duration) {
-        self.session.look();
+        self.session.refresh();
         self.port.turn(now);
     }
 
@@ -265,7 +264,7 @@ impl<N: NetPort> NetPort for Capture<N> {
     }
 }
 
-impl<N: Wait> Wrapper for Capture<N> {
+impl<N: WaitPoint> Wrapper for Capture<N> {
     type Inner = N;
 
     fn inner(&mut self) -> &mut N {

@@ -3,8 +3,6 @@
 //! separately.
 #![forbid(unsafe_code)]
 
-use crate::setting::{Seen, Setting};
-use crate::wait::{Wait, Wrapper};
 use crate::{NetPort, Packet, PacketBuf, PortError, WouldBlock};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -13,6 +11,7 @@ use core::time::Duration;
 use pvio_netback::fault::DropReason;
 use pvio_netback::stats::Stats;
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
+use pvio_runtime::{Setting, SettingReader, WaitPoint, Wrapper};
 
 /// Probabilities and delays of faults, applied to each packet independently. The default is no
 /// faults.
@@ -66,7 +65,7 @@ impl Plans {
     pub fn wrap<N: NetPort>(&self, port: N, stats: Arc<Stats>, queue: u64) -> Faults<N> {
         let mut faults = Faults {
             port,
-            plan: Seen::of(Arc::clone(&self.0)),
+            plan: SettingReader::new(&self.0),
             active: false,
             queue,
             random: 0,
@@ -85,7 +84,7 @@ impl Plans {
 #[derive(Debug)]
 pub struct Faults<N: NetPort> {
     port: N,
-    plan: Seen<FaultPlan>,
+    plan: SettingReader<FaultPlan>,
     /// Whether the plan has any fault.
     active: bool,
     queue: u64,
@@ -271,7 +270,7 @@ impl<N: NetPort> NetPort for Faults<N> {
     fn turn(&mut self, now: Duration) {
         self.now = now;
         self.port.turn(now);
-        if self.plan.look() {
+        if self.plan.refresh() {
             self.begin();
         }
         let mut sent = false;
@@ -294,7 +293,7 @@ impl<N: NetPort> NetPort for Faults<N> {
     }
 }
 
-impl<N: Wait> Wrapper for Faults<N> {
+impl<N: NetPort + WaitPoint> Wrapper for Faults<N> {
     type Inner = N;
 
     fn inner(&mut self) -> &mut N {

@@ -13,8 +13,6 @@
 //! dropped, since it cannot be validated (RFC 6980).
 #![forbid(unsafe_code)]
 
-use crate::setting::{Seen, Setting};
-use crate::wait::{Wait, Wrapper};
 use crate::{NetPort, Packet, PortError, WouldBlock};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -24,6 +22,7 @@ use core::time::Duration;
 use pvio_netback::fault::DropReason;
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
 use pvio_ring::proto::headers::{Arp, ether_type};
+use pvio_runtime::{Setting, SettingReader, WaitPoint, Wrapper};
 use zerocopy::FromBytes;
 
 /// Addresses that a guest may use as a sender. The default allows all.
@@ -256,7 +255,7 @@ impl Guards {
 
     /// Returns a wrapper of `port` that applies the rules.
     pub fn wrap<N: NetPort>(&self, port: N) -> Guard<N> {
-        Guard { port, rules: Seen::of(Arc::clone(&self.0)) }
+        Guard { port, rules: SettingReader::new(&self.0) }
     }
 }
 
@@ -264,7 +263,7 @@ impl Guards {
 #[derive(Debug)]
 pub struct Guard<N> {
     port: N,
-    rules: Seen<Rules>,
+    rules: SettingReader<Rules>,
 }
 
 impl<N: NetPort> NetPort for Guard<N> {
@@ -304,7 +303,7 @@ impl<N: NetPort> NetPort for Guard<N> {
     }
 
     fn turn(&mut self, now: Duration) {
-        self.rules.look();
+        self.rules.refresh();
         self.port.turn(now);
     }
 
@@ -313,7 +312,7 @@ impl<N: NetPort> NetPort for Guard<N> {
     }
 }
 
-impl<N: Wait> Wrapper for Guard<N> {
+impl<N: WaitPoint> Wrapper for Guard<N> {
     type Inner = N;
 
     fn inner(&mut self) -> &mut N {

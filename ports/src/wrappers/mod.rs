@@ -14,6 +14,5 @@
 pub mod capture;
 pub mod faults;
 pub mod guard;
-mod rate;
 pub mod shape;
 mod shared_rate;

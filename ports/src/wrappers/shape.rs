@@ -8,26 +8,22 @@
 //! correct.
 #![forbid(unsafe_code)]
 
-pub use super::rate::Rate;
 pub use super::shared_rate::SharedRate;
 
-use super::rate::LOOK;
-use super::shared_rate::{Membership, Part};
-use crate::setting::{Seen, Setting};
-use crate::wait::{Wait, Wrapper};
+use super::shared_rate::{LIMIT_CHECK_INTERVAL, Membership, Part};
 use crate::{NetPort, Packet, PortError, WouldBlock};
 use alloc::sync::Arc;
 use core::time::Duration;
-use pvio_netback::bucket::Bucket;
 use pvio_netback::wire::WireCost;
+use pvio_runtime::{BucketRate, Setting, SettingReader, TokenBucket, WaitPoint, Wrapper};
 
 /// Limits of one direction. `None` means no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct DirectionLimits {
     /// Bytes of Ethernet frames on the wire: every segment counts with its own headers.
-    pub bytes: Option<Rate>,
+    pub bytes: Option<BucketRate>,
     /// Frames on the wire: an unsegmented packet counts as its number of segments.
-    pub packets: Option<Rate>,
+    pub packets: Option<BucketRate>,
 }
 
 /// Limits of a vif.
@@ -58,8 +54,8 @@ struct Ways([Option<Arc<Way>>; 2]);
 #[derive(Debug)]
 struct Way {
     limits: DirectionLimits,
-    bytes: Bucket,
-    packets: Bucket,
+    bytes: TokenBucket,
+    packets: TokenBucket,
     share: Option<Arc<Membership>>,
 }
 
@@ -71,7 +67,7 @@ impl Shapes {
             None => [None, None],
         };
         let way = |limits: DirectionLimits, share: Option<Arc<Membership>>| {
-            let (bytes, packets) = (Bucket::default(), Bucket::default());
+            let (bytes, packets) = (TokenBucket::new(), TokenBucket::new());
             let any = limits != DirectionLimits::default() || share.is_some();
             any.then(|| Arc::new(Way { limits, bytes, packets, share }))
         };
@@ -80,8 +76,8 @@ impl Shapes {
 
     /// Returns a wrapper of `port` that applies the shape.
     pub fn wrap<N: NetPort>(&self, port: N) -> Shaper<N> {
-        let seen = Seen::of(Arc::clone(&self.0));
-        let mut shaper = Shaper { port, seen, now: 0, tx: None, rx: None };
+        let seen = SettingReader::new(&self.0);
+        let mut shaper = Shaper { port, seen, now: Duration::ZERO, tx: None, rx: None };
         shaper.begin();
         shaper
     }
@@ -91,9 +87,8 @@ impl Shapes {
 #[derive(Debug)]
 pub struct Shaper<N> {
     port: N,
-    seen: Seen<Ways>,
-    /// Time in nanoseconds.
-    now: u64,
+    seen: SettingReader<Ways>,
+    now: Duration,
     tx: Option<Gate>,
     rx: Option<Gate>,
 }
@@ -104,7 +99,7 @@ struct Gate {
     way: Arc<Way>,
     part: Option<Part>,
     /// Time until which no packet may pass.
-    until: Option<u64>,
+    until: Option<Duration>,
 }
 
 impl Gate {
@@ -113,28 +108,29 @@ impl Gate {
         Self { way: Arc::clone(way), part, until: None }
     }
 
-    fn turn(&mut self, now: u64) {
+    /// Starts a round.
+    fn update(&mut self, now: Duration) {
         self.until = self.until.filter(|until| *until > now);
-        self.part.iter_mut().for_each(|part| part.look(now));
+        self.part.iter_mut().for_each(|part| part.update(now));
     }
 
-    fn is_shut(&mut self, now: u64) -> bool {
+    fn is_shut(&mut self, now: Duration) -> bool {
         let Way { limits, bytes, packets, .. } = &*self.way;
-        let by_bytes = limits.bytes.and_then(|rate| bytes.empty_until(rate.pace(), now));
-        let by_packets = limits.packets.and_then(|rate| packets.empty_until(rate.pace(), now));
+        let by_bytes = limits.bytes.and_then(|rate| bytes.empty_until(rate, now));
+        let by_packets = limits.packets.and_then(|rate| packets.empty_until(rate, now));
         let mut until = by_bytes.max(by_packets);
         if until.is_none() {
             // A queue that its own limits stop does not count as waiting for the shared rate.
             until = self.part.as_ref().and_then(|part| part.refused_until(now));
         }
-        self.until = until.map(|until| until.min(now.saturating_add(LOOK)));
+        self.until = until.map(|until| until.min(now.saturating_add(LIMIT_CHECK_INTERVAL)));
         until.is_some()
     }
 
-    fn take(&self, cost: WireCost, now: u64) {
+    fn take(&self, cost: WireCost, now: Duration) {
         let Way { limits, bytes, packets, .. } = &*self.way;
-        limits.bytes.into_iter().for_each(|rate| bytes.take(rate.pace(), cost.bytes, now));
-        limits.packets.into_iter().for_each(|rate| packets.take(rate.pace(), cost.frames, now));
+        limits.bytes.into_iter().for_each(|rate| bytes.take(rate, cost.bytes, now));
+        limits.packets.into_iter().for_each(|rate| packets.take(rate, cost.frames, now));
         self.part.iter().for_each(|part| part.take(cost.bytes, now));
     }
 }
@@ -196,22 +192,22 @@ impl<N: NetPort> NetPort for Shaper<N> {
     }
 
     fn turn(&mut self, now: Duration) {
-        self.now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        if self.seen.look() {
+        self.now = now;
+        if self.seen.refresh() {
             self.begin();
         }
-        self.tx.iter_mut().chain(&mut self.rx).for_each(|gate| gate.turn(self.now));
+        self.tx.iter_mut().chain(&mut self.rx).for_each(|gate| gate.update(self.now));
         self.port.turn(now);
     }
 
     fn deadline(&self) -> Option<Duration> {
         let gates = self.tx.iter().chain(&self.rx);
-        let own = gates.filter_map(|gate| gate.until).map(Duration::from_nanos);
+        let own = gates.filter_map(|gate| gate.until);
         own.chain(self.port.deadline()).min()
     }
 }
 
-impl<N: Wait> Wrapper for Shaper<N> {
+impl<N: WaitPoint> Wrapper for Shaper<N> {
     type Inner = N;
 
     fn inner(&mut self) -> &mut N {

@@ -6,36 +6,39 @@
 //! the other vifs once per round, and no lock is taken.
 #![forbid(unsafe_code)]
 
-use super::rate::{LOOK, Rate};
-use crate::setting::{Seen, Setting};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use pvio_netback::bucket::Bucket;
+use core::time::Duration;
+use pvio_runtime::{BucketRate, Setting, SettingReader, TokenBucket};
 
+/// Largest interval at which a waiting queue checks for changed limits.
+pub(super) const LIMIT_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Number of bytes by which a vif may be ahead: two of the largest packets.
 const QUANTUM: u64 = 128 * 1024;
-/// Time in nanoseconds for which a vif still counts as waiting after the time at which it was to
+/// Time for which a vif still counts as waiting after the time at which it was to
 /// retry, since it may wake up late.
-const WAITING: u64 = 20_000_000;
+const WAITING: Duration = Duration::from_millis(20);
+/// Interval at which a vif that is ahead checks the others.
+const CHECK_INTERVAL: Duration = Duration::from_micros(500);
 
 /// Rate that vifs share, separately for each direction.
 #[derive(Debug)]
 pub struct SharedRate {
-    rate: Rate,
+    rate: BucketRate,
     ways: [Arc<Way>; 2],
 }
 
 impl SharedRate {
     /// Creates a shared rate, which applies to the sum of all vifs, separately for each direction.
     #[must_use]
-    pub fn new(rate: Rate) -> Arc<Self> {
+    pub fn new(rate: BucketRate) -> Arc<Self> {
         Arc::new(Self { rate, ways: [Way::new(rate), Way::new(rate)] })
     }
 
     /// Returns the rate.
     #[must_use]
-    pub const fn rate(&self) -> Rate {
+    pub const fn rate(&self) -> BucketRate {
         self.rate
     }
 
@@ -47,8 +50,8 @@ impl SharedRate {
 
 #[derive(Debug)]
 struct Way {
-    rate: Rate,
-    bucket: Bucket,
+    rate: BucketRate,
+    bucket: TokenBucket,
     members: Arc<Setting<Vec<Arc<Member>>>>,
 }
 
@@ -56,19 +59,19 @@ struct Way {
 struct Member {
     /// Number of bytes taken, plus those forfeited while the vif had nothing to send.
     taken: AtomicU64,
-    /// Time until which the vif counts as waiting, set when it was last refused.
+    /// Time in nanoseconds until which the vif counts as waiting, set when it was last refused.
     waiting: AtomicU64,
 }
 
 impl Member {
-    fn waits(&self, now: u64) -> bool {
-        self.waiting.load(Ordering::Relaxed) > now
+    fn waits(&self, now: Duration) -> bool {
+        self.waiting.load(Ordering::Relaxed) > nanos(now)
     }
 }
 
 impl Way {
-    fn new(rate: Rate) -> Arc<Self> {
-        Arc::new(Self { rate, bucket: Bucket::default(), members: Setting::new(Vec::new()) })
+    fn new(rate: BucketRate) -> Arc<Self> {
+        Arc::new(Self { rate, bucket: TokenBucket::new(), members: Setting::new(Vec::new()) })
     }
 
     fn join(self: &Arc<Self>) -> Membership {
@@ -99,20 +102,20 @@ impl Drop for Membership {
 #[derive(Debug)]
 pub(super) struct Part {
     membership: Arc<Membership>,
-    members: Seen<Vec<Arc<Member>>>,
+    members: SettingReader<Vec<Arc<Member>>>,
     /// Largest number of bytes that the vif may have taken, as of the last update.
     most: u64,
 }
 
 impl Part {
     pub fn of(membership: &Arc<Membership>) -> Self {
-        let members = Seen::of(Arc::clone(&membership.way.members));
+        let members = SettingReader::new(&membership.way.members);
         Self { membership: Arc::clone(membership), members, most: u64::MAX }
     }
 
     /// Updates the bound from the counters of the other vifs.
-    pub fn look(&mut self, now: u64) {
-        self.members.look();
+    pub fn update(&mut self, now: Duration) {
+        self.members.refresh();
         let own = &self.membership.member;
         let others = self.members.get().iter().filter(|one| !Arc::ptr_eq(one, own));
         let least =
@@ -126,23 +129,27 @@ impl Part {
     }
 
     /// Returns the time until which nothing may be taken, or `None` if bytes may be taken.
-    pub fn refused_until(&self, now: u64) -> Option<u64> {
+    pub fn refused_until(&self, now: Duration) -> Option<Duration> {
         let Membership { way, member } = &*self.membership;
         let ahead = member.taken.load(Ordering::Relaxed) > self.most;
         // The other vifs may advance at any time, so retry soon.
-        let turn = ahead.then(|| now.saturating_add(500_000));
-        let until = way.bucket.empty_until(way.rate.pace(), now).max(turn)?;
+        let retry = ahead.then(|| now.saturating_add(CHECK_INTERVAL));
+        let until = way.bucket.empty_until(way.rate, now).max(retry)?;
         // Bounded, so that a vif that sends earlier still sees this one as waiting.
-        let until = until.min(now.saturating_add(LOOK));
-        member.waiting.store(until.saturating_add(WAITING), Ordering::Relaxed);
+        let until = until.min(now.saturating_add(LIMIT_CHECK_INTERVAL));
+        member.waiting.store(nanos(until.saturating_add(WAITING)), Ordering::Relaxed);
         Some(until)
     }
 
-    pub fn take(&self, bytes: u64, now: u64) {
+    pub fn take(&self, bytes: u64, now: Duration) {
         let Membership { way, member } = &*self.membership;
-        way.bucket.take(way.rate.pace(), bytes, now);
+        way.bucket.take(way.rate, bytes, now);
         member.taken.fetch_add(bytes, Ordering::Relaxed);
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -152,16 +159,17 @@ mod tests {
     /// Returns the bytes that each of two vifs has sent after some seconds at 600 kB/s, in packets
     /// of 64 KB. Both sleep until their time to retry, and the first always wakes up first.
     fn taken(seconds: u64) -> [u64; 2] {
-        let share = SharedRate::new(Rate { per_second: 600_000, burst: QUANTUM });
+        let share = SharedRate::new(BucketRate::per_second(600_000, QUANTUM));
         let parts = [share.join(), share.join()].map(|[tx, _]| Arc::new(tx));
         let mut parts = parts.each_ref().map(Part::of);
-        let (mut now, mut taken, mut asks) = (1, [0; 2], [1; 2]);
-        while now < seconds * 1_000_000_000 {
+        let first = Duration::from_nanos(1);
+        let (mut now, mut taken, mut asks) = (first, [0; 2], [first; 2]);
+        while now < Duration::from_secs(seconds) {
             for ((part, taken), asks) in parts.iter_mut().zip(&mut taken).zip(&mut asks) {
                 if *asks > now {
                     continue;
                 }
-                part.look(now);
+                part.update(now);
                 match part.refused_until(now) {
                     Some(until) => *asks = until,
                     None => {

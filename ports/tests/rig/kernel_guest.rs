@@ -7,8 +7,9 @@ use pvio_netback::Stats;
 use pvio_netback::port::{self, NetPort, Offload, Packet, PacketBuf};
 use pvio_netfront::{Checksum, Gso, Nic, Queue};
 use pvio_ports::tap::{Tap, TapConfig, TapPort, inside};
-use pvio_ports::wait::Wait;
+use pvio_ports::wait::WaitPort;
 use pvio_ring::proto::checksum::Transport;
+use pvio_runtime::WaitPoint;
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::Arc;
@@ -80,7 +81,7 @@ impl KernelGuest {
             let queue = guest.driver.class_mut().queue().expect("connected");
             let event = tap.watch(queue.channel().as_fd().try_clone_to_owned().unwrap()).unwrap();
             while !stopped.load(Ordering::Relaxed) {
-                tap.pump().unwrap();
+                tap.poll().unwrap();
                 if tap.fired(event) {
                     use pvio_event_channel::EventChannel as _;
                     let _ = queue.channel().take();

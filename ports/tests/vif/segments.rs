@@ -13,7 +13,7 @@ use pvio_netback::port::{self, NetPort, Offload, Packet};
 use pvio_netfront::{Checksum, Gso, Nic, Queue, SendError};
 use pvio_ports::host::NicConfig;
 use pvio_ports::tap::{Tap, TapConfig, TapPort};
-use pvio_ports::wait::Wait;
+use pvio_ports::wait::WaitPort;
 use pvio_ring::proto::netif::GsoKind;
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener};
@@ -39,7 +39,7 @@ impl Wire {
     }
 
     fn receive(&mut self) -> Option<(Vec<u8>, Offload)> {
-        self.0.pump().unwrap();
+        self.0.poll().unwrap();
         let packet = self.0.receive()?;
         let got = (packet.frame().to_vec(), packet.offload);
         self.0.recycle(packet.buf);

@@ -12,8 +12,9 @@ use pvio_ports::settings::RuntimeSettings;
 use pvio_ports::wrappers::capture::{CaptureFile, Probe};
 use pvio_ports::wrappers::faults::{FaultPlan, Plans, REORDER};
 use pvio_ports::wrappers::guard::{Guards, Network, Rules};
-use pvio_ports::wrappers::shape::{DirectionLimits, Rate, Shape, Shapes, SharedRate};
+use pvio_ports::wrappers::shape::{DirectionLimits, Shape, Shapes, SharedRate};
 use pvio_ring::proto::netif::GsoKind;
+use pvio_runtime::BucketRate;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -346,7 +347,7 @@ fn words_set_every_wrapper_and_what_makes_no_sense_changes_nothing() {
     let settings = RuntimeSettings::default();
     let mut port = settings.wrap(port, Arc::default(), 0);
     let said = |words: &str| NicOptions::default().and(words).unwrap();
-    let shares = BTreeMap::from([("up".into(), SharedRate::new(Rate { per_second: 1, burst: 1 }))]);
+    let shares = BTreeMap::from([("up".into(), SharedRate::new(BucketRate::per_second(1, 1)))]);
     let mut set = |words: &str, ip: Option<&str>| {
         let done = settings.apply(&said(words), MAC, ip, &shares);
         port.turn(MS);

@@ -29,7 +29,7 @@ fn a_shaper_keeps_to_bytes_and_packets_a_second_and_holds_the_rest_back() {
     let (port, mut wire) = pair(4);
     let shapes = Shapes::default();
     let mut port = shapes.wrap(port);
-    let limit = |per_second, burst| Some(Rate { per_second, burst });
+    let limit = |per_second, burst| Some(BucketRate::per_second(per_second, burst));
     let bytes = DirectionLimits { bytes: limit(1_000_000, 50_000), packets: None };
     shapes.set(&Shape { tx: bytes, ..Shape::default() });
     let sent = bytes_in(&mut port, &mut wire, (MS, 4000 * MS, MS), 1500);
@@ -74,7 +74,7 @@ fn a_shaper_counts_the_frames_that_a_packet_is_segmented_into_both_ways() {
     let offload = Offload { checksum: Checksum::Partial { start: 34, offset: 16 }, gso };
     // 200 frames of 154 bytes each.
     let (frames, bytes) = (200, 200 * 154);
-    let rate = |per_second| Some(Rate { per_second, burst: 1 });
+    let rate = |per_second| Some(BucketRate::per_second(per_second, 1));
     for (limits, per_second) in [
         (DirectionLimits { bytes: None, packets: rate(2000) }, 2000 / frames),
         (DirectionLimits { bytes: rate(308_000), packets: None }, 308_000 / bytes),
@@ -108,7 +108,7 @@ fn a_shaper_counts_the_frames_that_a_packet_is_segmented_into_both_ways() {
 
 #[test]
 fn vifs_that_share_a_rate_get_the_same_of_it_however_eager_they_are() {
-    let share = SharedRate::new(Rate { per_second: 10_000_000, burst: 100_000 });
+    let share = SharedRate::new(BucketRate::per_second(10_000_000, 100_000));
     let shapes: [Shapes; 3] = Default::default();
     shapes
         .iter()

@@ -26,7 +26,7 @@ impl<B: IoBuf> Uring<B> {
     }
 
     /// Creates a ring in which operations that had to wait (a poll, a read of a stream) are
-    /// completed only by its thread, when that waits, calls `look` or flushes
+    /// completed only by its thread, when that waits, polls or flushes
     /// (`IORING_SETUP_DEFER_TASKRUN`). So completions do not interrupt the thread, and do not wake
     /// it for each operation while it [waits for several](Self::wait_for). On kernels before 6.1,
     /// it is the same as [`new`](Self::new).

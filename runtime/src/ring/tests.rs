@@ -93,17 +93,17 @@ fn slots_are_bounded_and_come_back() {
 }
 
 #[test]
-fn looking_finds_what_became_ready_without_waiting() {
+fn poll_finds_what_became_ready_without_waiting() {
     let mut uring = Uring::<PrivateBuf>::new(2).unwrap();
     let (read, mut write) = io::pipe().unwrap();
     let pipe = uring.add_file(read.into());
     uring.poll_readable(pipe, 1).unwrap();
     uring.flush().unwrap();
-    assert!(!uring.look().unwrap());
+    assert!(!uring.poll().unwrap());
     io::Write::write_all(&mut write, b"x").unwrap();
-    assert!(uring.look().unwrap());
+    assert!(uring.poll().unwrap());
     assert_eq!(uring.reap(|done| assert_eq!(done.token, 1)), 1);
-    assert!(!uring.look().unwrap());
+    assert!(!uring.poll().unwrap());
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_polled_ring_refuses_what_cannot_be_polled_and_its_wait_ends() {
     uring.wait(None).unwrap();
     assert_eq!(uring.reap(|d| assert_eq!(d.result, Err(22), "EINVAL")), 1);
     uring.wait(Some(Duration::ZERO)).unwrap();
-    assert_eq!((uring.look().unwrap(), uring.busy(), uring.free_slots()), (false, 0, 4));
+    assert_eq!((uring.poll().unwrap(), uring.busy(), uring.free_slots()), (false, 0, 4));
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn waiting_for_several_goes_on_until_the_time_is_over() {
 }
 
 #[test]
-fn what_a_gathering_ring_has_left_is_finished_by_a_flush_or_a_look() {
+fn what_a_gathering_ring_has_left_is_finished_by_a_flush_or_a_poll() {
     let mut uring = Uring::<PrivateBuf>::gathering(4).unwrap();
     assert!(uring.gathering, "kernels since 6.1");
     let (read, mut write) = io::pipe().unwrap();
@@ -303,7 +303,7 @@ fn what_a_gathering_ring_has_left_is_finished_by_a_flush_or_a_look() {
             assert!(!uring.has_done(), "nobody has asked the kernel");
             uring.flush().unwrap();
         }
-        assert!(uring.look().unwrap());
+        assert!(uring.poll().unwrap());
         assert_eq!(uring.reap(|done| assert_eq!(done.token, 1)), 1);
     }
 }
@@ -352,7 +352,7 @@ fn transient_errors_that_go_on_are_paused_for_and_never_fatal() {
     }
     // No pause for three failures, then 1 ms, doubled each time up to 128 ms.
     assert!(begin.elapsed() >= Duration::from_millis(127 + 128 + 128));
-    assert_eq!((uring.failures.len(), uring.look().unwrap()), (88, false));
+    assert_eq!((uring.failures.len(), uring.poll().unwrap()), (88, false));
     uring.failures.clear();
     uring.wait(Some(Duration::ZERO)).unwrap();
     assert_eq!(uring.backoff, Backoff::default());

@@ -71,7 +71,7 @@ impl<B: IoBuf> Uring<B> {
     /// An error of `io_uring_enter`, except for transient ones.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         if self.is_polled() {
-            return self.wait_looking(timeout);
+            return self.wait_polling(timeout);
         }
         match timeout {
             None => {
@@ -111,9 +111,9 @@ impl<B: IoBuf> Uring<B> {
 
     /// The kernel would poll the device without a limit and without a timeout.
     #[cold]
-    fn wait_looking(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait_polling(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let begin = Instant::now();
-        while !self.look()? && timeout.is_none_or(|time| begin.elapsed() < time) {
+        while !self.poll()? && timeout.is_none_or(|time| begin.elapsed() < time) {
             std::hint::spin_loop();
         }
         Ok(())
@@ -130,7 +130,7 @@ impl<B: IoBuf> Uring<B> {
     ///
     /// # Errors
     /// An error of `io_uring_enter`.
-    pub fn look(&mut self) -> io::Result<bool> {
+    pub fn poll(&mut self) -> io::Result<bool> {
         let finishes_when_entered = |uring: &mut Self| {
             uring.uring.submission().taskrun() || (uring.in_flight > 0 && uring.is_polled())
         };

@@ -1,84 +1,42 @@
 //! Engines as wait points: a worker waits **only** on its engine, whatever the storage is.
 //!
-//! [`UringEngine`] waits with the io_uring that does its I/O. Every other engine does its I/O
-//! elsewhere (threads, a socket, memory) and is wrapped in a [`Waiting`], whose io_uring only
-//! waits: for the worker's watches, and for the engine's completions.
+//! [`UringEngine`](super::uring::UringEngine) waits with the io_uring that does its I/O. Every other
+//! engine does its I/O elsewhere (threads, a socket, memory) and is wrapped in a [`Waiting`], whose
+//! io_uring only waits: for the worker's watches, and for the engine's completions.
 
 use super::clock::sooner;
-use super::uring::{UringEngine, Watch};
 use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
-use alloc::vec::Vec;
 use pvio_ring::shm::PoolMemory;
-use pvio_runtime::{FileId, IoBuf, PrivateBuf, Uring};
+use pvio_runtime::{WaitPoint, Watch, WatchRing};
 use std::boxed::Box;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// Maximum number of descriptors of one wait point.
-const WATCHES: u32 = 10;
-
-/// An engine that is also the wait point of its worker.
-pub trait WaitEngine<B>: BlockEngine<B> {
-    /// Makes every [`wait`](Self::wait) end when `file` is readable. At most eight descriptors.
-    fn watch(&mut self, file: OwnedFd) -> Watch;
-
-    /// Submits queued operations and waits until an operation completes, a watched descriptor is
-    /// readable, the engine's own [deadline](BlockEngine::deadline) is reached, or the timeout
-    /// expires.
+/// An engine that is also the wait point of its worker. A wait also ends when an operation completes.
+/// [`BlockEngine::reap`] finds out which watches have [fired](WaitPoint::fired).
+pub trait WaitEngine<B>: BlockEngine<B> + WaitPoint {
+    /// [Waits](WaitPoint::wait) at most until the engine's own [deadline](BlockEngine::deadline).
     ///
     /// # Errors
     /// The error of `io_uring_enter`.
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
-
-    /// Returns whether a watched descriptor became readable since the last call. Completions must
-    /// have been [reaped](BlockEngine::reap) before.
-    fn fired(&mut self, watch: Watch) -> bool;
+    fn wait_due(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.wait(sooner(timeout, self.deadline()))
+    }
 }
+
+impl<B, E: BlockEngine<B> + WaitPoint> WaitEngine<B> for E {}
 
 /// An engine of one queue for any kind of storage.
 pub type DiskEngine<B> = Box<dyn WaitEngine<B>>;
-
-impl<B: IoBuf> WaitEngine<B> for UringEngine<B> {
-    fn watch(&mut self, file: OwnedFd) -> Watch {
-        Self::watch(self, file)
-    }
-
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        Self::wait(self, timeout)
-    }
-
-    fn fired(&mut self, watch: Watch) -> bool {
-        Self::fired(self, watch)
-    }
-}
-
-impl<B, E: WaitEngine<B> + ?Sized> WaitEngine<B> for Box<E> {
-    fn watch(&mut self, file: OwnedFd) -> Watch {
-        (**self).watch(file)
-    }
-
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        (**self).wait(timeout)
-    }
-
-    fn fired(&mut self, watch: Watch) -> bool {
-        (**self).fired(watch)
-    }
-}
 
 /// Gives an io_uring to wait on to an engine without one. Must be used on the thread that created
 /// it.
 pub struct Waiting<E> {
     engine: E,
-    uring: Uring<PrivateBuf>,
-    watches: Vec<Watched>,
-}
-
-struct Watched {
-    file: FileId,
-    armed: bool,
-    fired: bool,
+    ring: WatchRing,
+    /// Watch of the descriptor that is readable while the engine has completions.
+    completions: Option<Watch>,
 }
 
 impl<E> Waiting<E> {
@@ -88,20 +46,14 @@ impl<E> Waiting<E> {
     /// # Errors
     /// The error of `io_uring_setup`.
     pub fn new(engine: E, completions: Option<OwnedFd>) -> io::Result<Self> {
-        let mut this = Self { engine, uring: Uring::new(WATCHES)?, watches: Vec::new() };
-        completions.map(|file| this.add(file));
-        Ok(this)
+        let mut ring = WatchRing::new()?;
+        let completions = completions.map(|file| ring.watch(file)).transpose()?;
+        Ok(Self { engine, ring, completions })
     }
 
     /// Returns the wrapped engine.
     pub fn engine(&self) -> &E {
         &self.engine
-    }
-
-    fn add(&mut self, file: OwnedFd) -> Watch {
-        let file = self.uring.add_file(file);
-        self.watches.push(Watched { file, armed: false, fired: false });
-        Watch(self.watches.len() - 1)
     }
 }
 
@@ -127,32 +79,25 @@ impl<B, E: BlockEngine<B>> BlockEngine<B> for Waiting<E> {
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
-        let Self { uring, watches, .. } = self;
-        uring.reap(|d| {
-            if let Some(watch) = usize::try_from(d.token).ok().and_then(|i| watches.get_mut(i)) {
-                (watch.armed, watch.fired) = (false, true);
-            }
-        });
+        self.ring.reap();
+        if let Some(completions) = self.completions {
+            // Collected by every `reap`, which clears the descriptor.
+            self.ring.fired(completions);
+        }
         self.engine.reap(done);
     }
 }
 
-impl<B, E: BlockEngine<B>> WaitEngine<B> for Waiting<E> {
-    fn watch(&mut self, file: OwnedFd) -> Watch {
-        self.add(file)
+impl<E> WaitPoint for Waiting<E> {
+    fn watch(&mut self, file: OwnedFd) -> io::Result<Watch> {
+        self.ring.watch(file)
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        for (i, watch) in self.watches.iter_mut().enumerate().filter(|(_, w)| !w.armed) {
-            watch.armed = self.uring.poll_readable(watch.file, i as u64).is_ok();
-        }
-        if self.uring.has_done() {
-            return Ok(());
-        }
-        self.uring.wait(sooner(timeout, self.engine.deadline()))
+        self.ring.wait(timeout)
     }
 
     fn fired(&mut self, watch: Watch) -> bool {
-        self.watches.get_mut(watch.0).is_some_and(|w| core::mem::take(&mut w.fired))
+        self.ring.fired(watch)
     }
 }

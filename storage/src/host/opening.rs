@@ -5,18 +5,17 @@ use super::Open;
 use crate::image::ImageError;
 use alloc::format;
 use alloc::sync::{Arc, Weak};
+use core::task::Poll;
+use pvio_runtime::{Notify, Task, TaskError};
 use pvio_xenbus::driver::Fault;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::string::String;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
-use std::thread::Builder;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Default time to wait for an image that is in use elsewhere: as long as a migration takes from
 /// the start of the new domain to the end of the old one.
 pub const BUSY: Duration = Duration::from_secs(30);
 /// Interval between attempts to open.
-const AGAIN: Duration = Duration::from_millis(50);
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Timeouts of the steps of opening. The time of a step begins when the previous step ends, so that
 /// the error names the step that takes too long.
@@ -38,25 +37,19 @@ impl Deadlines {
     }
 }
 
-/// Wakes the thread that drives the device.
-pub(super) type Wake = Arc<dyn Fn() + Send + Sync>;
-
-/// Messages of a thread that opens a disk.
-enum News {
-    /// No I/O of an earlier process is in flight.
-    Fenced,
-    Busy(Fault),
-    Over(Result<Open, Fault>),
-}
-
 /// A disk that is being opened. The thread ends soon after this is dropped.
 pub(super) struct Pending {
-    news: Receiver<News>,
-    deadlines: Deadlines,
-    by: Instant,
-    /// The reason why the disk is not open, if its image is in use elsewhere.
-    pub busy: Option<Fault>,
+    task: Task<Result<Open, Fault>>,
+    progress: Arc<Mutex<Progress>>,
     _wanted: Arc<()>,
+}
+
+/// What the thread reports before it has an outcome.
+struct Progress {
+    /// Time by which the current step must end.
+    deadline: Instant,
+    /// The reason why the disk is not open, if its image is in use elsewhere.
+    busy: Option<Fault>,
 }
 
 impl Pending {
@@ -68,98 +61,88 @@ impl Pending {
         before: Option<Open>,
         fence: impl FnOnce() -> Result<F, ImageError> + Send + 'static,
         open: impl Fn(&F) -> Result<Open, ImageError> + Send + 'static,
-        wake: Wake,
+        wake: Notify,
     ) -> Result<Self, Fault> {
-        let (tell, news) = sync_channel(3);
         let wanted = Arc::new(());
         let weak = Arc::downgrade(&wanted);
+        // The fence reports its own timeout.
+        let deadline = Instant::now() + deadlines.fence + deadlines.opening;
+        let progress = Arc::new(Mutex::new(Progress { deadline, busy: None }));
+        let (reported, busy_wake) = (Arc::clone(&progress), Arc::clone(&wake));
         let work = move || {
             drop(before);
-            let work = || {
-                let fence = fence().map_err(fault)?;
-                let _ = tell.send(News::Fenced);
-                let by = Instant::now() + deadlines.busy;
-                patiently(|| open(&fence), by, &weak, &tell, &wake)
+            let fence = fence().map_err(fault)?;
+            let busy_until = Instant::now() + deadlines.busy;
+            lock(&reported).deadline = busy_until + deadlines.opening;
+            let report = |busy| {
+                lock(&reported).busy = Some(busy);
+                busy_wake();
             };
-            let outcome = catch_unwind(AssertUnwindSafe(work));
-            let panicked =
-                || Fault::new("image-panic", "opening the image failed: the thread panicked");
-            let _ = tell.send(News::Over(outcome.unwrap_or_else(|_| Err(panicked()))));
-            wake();
+            open_when_free(|| open(&fence), busy_until, &weak, report)
         };
-        let spawned = Builder::new().name(format!("open-{name}")).spawn(work);
         let failed =
             |e| Fault::new("worker", format!("the thread that opens the disk cannot start: {e}"));
-        spawned.map_err(failed)?;
-        // The fence reports its own timeout.
-        let by = Instant::now() + deadlines.fence + deadlines.opening;
-        Ok(Self { news, deadlines, by, busy: None, _wanted: wanted })
+        let task = Task::spawn(format!("open-{name}"), work, move || wake()).map_err(failed)?;
+        Ok(Self { task, progress, _wanted: wanted })
+    }
+
+    /// Returns the reason why the disk is not open, if its image is in use elsewhere.
+    pub fn busy(&self) -> Option<Fault> {
+        lock(&self.progress).busy.clone()
     }
 
     /// Returns the outcome, if there is one.
-    pub fn poll(&mut self) -> Option<Result<Open, Fault>> {
-        loop {
-            match self.news.try_recv() {
-                Ok(news) => {
-                    if let Some(outcome) = self.heard(news) {
-                        return Some(outcome);
-                    }
-                }
-                Err(TryRecvError::Empty) if Instant::now() < self.by => return None,
-                Err(_) => return Some(Err(too_long())),
-            }
-        }
+    pub fn poll(&mut self) -> Poll<Result<Open, Fault>> {
+        self.task.set_deadline(lock(&self.progress).deadline);
+        self.task.poll().map(outcome)
     }
 
     /// Waits for the outcome.
     pub fn wait(&mut self) -> Result<Open, Fault> {
         loop {
-            match self.news.recv_timeout(self.by.saturating_duration_since(Instant::now())) {
-                Ok(news) => {
-                    if let Some(outcome) = self.heard(news) {
-                        return outcome;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    return Err(too_long());
-                }
+            let deadline = lock(&self.progress).deadline;
+            self.task.set_deadline(deadline);
+            match self.task.wait() {
+                // The next step has begun, and has its own time.
+                Err(TaskError::TimedOut) if lock(&self.progress).deadline > deadline => {}
+                opened => return outcome(opened),
             }
         }
     }
+}
 
-    fn heard(&mut self, news: News) -> Option<Result<Open, Fault>> {
-        match news {
-            News::Fenced => {
-                self.by = Instant::now() + self.deadlines.busy + self.deadlines.opening;
-                None
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn outcome(opened: Result<Result<Open, Fault>, TaskError>) -> Result<Open, Fault> {
+    opened.unwrap_or_else(|error| {
+        Err(match error {
+            TaskError::Panicked => {
+                Fault::new("image-panic", "opening the image failed: the thread panicked")
             }
-            News::Busy(fault) => {
-                self.busy = Some(fault);
-                None
+            TaskError::TimedOut => {
+                let remedy =
+                    "check whether its storage responds, then detach the disk and attach it again";
+                Fault::new("image-timeout", "opening the image failed: it takes too long")
+                    .with_remedy(remedy)
             }
-            News::Over(outcome) => Some(outcome),
-        }
-    }
+        })
+    })
 }
 
 fn fault(error: ImageError) -> Fault {
     Fault::of(error.code(), &error)
 }
 
-fn too_long() -> Fault {
-    let fault = Fault::new("image-timeout", "opening the image failed: it takes too long");
-    fault
-        .with_remedy("check whether its storage responds, then detach the disk and attach it again")
-}
-
-fn patiently(
+/// Calls `open` until it succeeds or fails for another reason than that the image is in use.
+fn open_when_free(
     open: impl Fn() -> Result<Open, ImageError>,
-    by: Instant,
+    until: Instant,
     wanted: &Weak<()>,
-    tell: &SyncSender<News>,
-    wake: &Wake,
+    report: impl FnOnce(Fault),
 ) -> Result<Open, Fault> {
-    let mut told = false;
+    let mut report = Some(report);
     loop {
         let error = match open() {
             Ok(open) => return Ok(open),
@@ -167,38 +150,19 @@ fn patiently(
         };
         let busy = matches!(error, ImageError::Busy(_));
         let fault = fault(error);
-        if !busy || Instant::now() >= by || wanted.strong_count() == 0 {
+        if !busy || Instant::now() >= until || wanted.strong_count() == 0 {
             return Err(fault);
         }
-        if !core::mem::replace(&mut told, true) {
-            let _ = tell.send(News::Busy(fault));
-            wake();
+        if let Some(report) = report.take() {
+            report(fault);
         }
-        std::thread::sleep(AGAIN);
+        std::thread::sleep(RETRY_INTERVAL);
     }
 }
 
-/// A disk that is being closed.
-pub(super) struct Closing(Receiver<()>);
-
-impl Closing {
-    /// Starts a thread that drops the disk.
-    pub fn begin(open: Open, wake: Wake) -> Self {
-        let (tell, over) = sync_channel::<()>(1);
-        let work = move || {
-            drop(open);
-            drop(tell);
-            wake();
-        };
-        // If no thread can be created, the disk is closed synchronously.
-        let _ = Builder::new().name(String::from("close-disk")).spawn(work);
-        Self(over)
-    }
-
-    /// Returns whether the disk is closed.
-    pub fn is_over(&self) -> bool {
-        self.0.try_recv() == Err(TryRecvError::Disconnected)
-    }
+/// Starts a thread that closes a disk. Without a thread, the disk is closed here, which blocks.
+pub(super) fn close(open: Open, wake: Notify) -> Option<Task<()>> {
+    Task::spawn("close-disk", move || drop(open), move || wake()).ok()
 }
 
 #[cfg(test)]
@@ -253,8 +217,8 @@ mod tests {
         let mut pending =
             Pending::begin("disk", deadlines, None, pass, open, Arc::new(|| ())).unwrap();
         // Longer than the time for which an image may be in use.
-        std::thread::sleep(busy + AGAIN);
-        assert!(pending.poll().is_none(), "the fence is held");
+        std::thread::sleep(busy + RETRY_INTERVAL);
+        assert!(pending.poll().is_pending(), "the fence is held");
         drop(held);
         pending.wait().unwrap();
     }

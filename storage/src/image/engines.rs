@@ -94,7 +94,7 @@ impl Image {
     {
         let faulty = |engine, (switch, seed): &(Arc<FaultSwitch>, AtomicU64)| {
             let seed = seed.fetch_add(1, Ordering::Relaxed);
-            Faults::new(engine, Arc::clone(switch), seed, self.clock)
+            Faults::new(engine, switch, seed, self.clock)
         };
         let engine: DiskEngine<B> = match (&self.faults, &self.share) {
             (None, None) => Box::new(engine),

@@ -194,7 +194,7 @@ fn perform(
     engine.kick();
     let mut over = None;
     while over.is_none() {
-        engine.wait(None).unwrap();
+        engine.wait_due(None).unwrap();
         engine.reap(&mut |_, result, _| over = Some(result));
     }
     over.unwrap()

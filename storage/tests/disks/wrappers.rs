@@ -5,11 +5,10 @@ use pvio_blkback::engine::clock::{Clock, Manual};
 use pvio_blkback::engine::{BlockEngine, EngineError, Io};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::HeapMemory;
+use pvio_runtime::BucketRate;
 use pvio_storage::engine::faults::{FaultPlan, FaultSwitch, Faults};
 use pvio_storage::engine::ram::{RamDisk, RamEngine};
-use pvio_storage::engine::throttle::{
-    Quota, Rate, SharedLimit, Throttle, ThrottleLimits, Throttles,
-};
+use pvio_storage::engine::throttle::{Quota, SharedLimit, Throttle, ThrottleLimits, Throttles};
 use pvio_storage::engine::trace::{Trace, Traced};
 use pvio_storage::engine::wait::{WaitEngine, Waiting};
 use pvio_storage::image::{Image, ImageOptions};
@@ -42,7 +41,7 @@ fn tags(engine: &mut impl BlockEngine<HeapMemory>) -> Vec<u32> {
 #[test]
 fn a_rate_holds_from_the_burst_on_and_flushes_pass() {
     let clock = Manual::default();
-    let rate = Rate { per_second: 10, burst: 3 };
+    let rate = BucketRate::per_second(10, 3);
     let throttles = Arc::new(Throttles::new(ThrottleLimits::of_all(Some(rate), None)));
     let mut engine =
         Throttle::new(ram(), Arc::new(SharedLimit::new(throttles)), clock.clone()).unwrap();
@@ -69,8 +68,8 @@ fn a_rate_holds_from_the_burst_on_and_flushes_pass() {
 fn over_a_long_time_the_rate_is_what_was_asked_for() {
     let clock = Manual::default();
     let limits = ThrottleLimits::of_all(
-        Some(Rate { per_second: 1000, burst: 50 }),
-        Some(Rate { per_second: 1 << 20, burst: 1 << 20 }),
+        Some(BucketRate::per_second(1000, 50)),
+        Some(BucketRate::per_second(1 << 20, 1 << 20)),
     );
     // Two queues of a disk share the limits.
     let share = Arc::new(SharedLimit::new(Arc::new(Throttles::new(limits))));
@@ -109,7 +108,7 @@ fn over_a_long_time_the_rate_is_what_was_asked_for() {
 #[test]
 fn other_limits_end_a_wait_that_is_under_way() {
     // One byte per second.
-    let limits = ThrottleLimits::of_all(None, Some(Rate { per_second: 1, burst: 1 }));
+    let limits = ThrottleLimits::of_all(None, Some(BucketRate::per_second(1, 1)));
     let throttles = Arc::new(Throttles::new(limits));
     let clock = Manual::default();
     let share = Arc::new(SharedLimit::new(throttles.clone()));
@@ -124,7 +123,7 @@ fn other_limits_end_a_wait_that_is_under_way() {
     // Without a wakeup this would take half a day.
     let mut over = Vec::new();
     while over.is_empty() {
-        engine.wait(None).unwrap();
+        engine.wait_due(None).unwrap();
         over = tags(&mut engine);
     }
     assert_eq!(over, [1]);
@@ -143,7 +142,7 @@ fn faults_come_as_the_seed_says_and_answers_as_late_as_the_plan() {
     };
     let run = |seed| {
         let clock = Manual::default();
-        let mut engine = Faults::new(ram(), Arc::new(FaultSwitch::new(plan)), seed, clock.clone());
+        let mut engine = Faults::new(ram(), &FaultSwitch::new(plan), seed, clock.clone());
         let mut found = Vec::new();
         for tag in 0..64 {
             let (io, mut segments) = match tag % 3 {
@@ -193,7 +192,7 @@ impl Write for Shared {
 #[test]
 fn reads_and_writes_have_limits_of_their_own_and_do_not_wait_for_each_other() {
     let clock = Manual::default();
-    let rate = |per_second| Some(Rate { per_second, burst: 1 });
+    let rate = |per_second| Some(BucketRate::per_second(per_second, 1));
     let limits = ThrottleLimits {
         writes: Quota { operations: rate(1), bytes: None },
         reads: Quota { operations: rate(1000), bytes: None },
@@ -249,7 +248,7 @@ fn shared_by_two(limits: ThrottleLimits, depth: u64, sizes: [usize; 2]) -> [u64;
 
 #[test]
 fn disks_that_share_limits_get_as_much_each() {
-    let rate = |per_second, burst| Some(Rate { per_second, burst });
+    let rate = |per_second, burst| Some(BucketRate::per_second(per_second, burst));
     let over = shared_by_two(ThrottleLimits::of_all(rate(1000, 1), None), 1, [512, 512]);
     assert!(over[0].abs_diff(over[1]) <= 20, "operations: {over:?}");
     // With a byte limit, the disk with smaller operations may execute more of them.
@@ -261,7 +260,7 @@ fn disks_that_share_limits_get_as_much_each() {
 #[test]
 fn a_disk_that_does_not_take_its_turn_or_is_gone_holds_up_nobody() {
     let clock = Manual::default();
-    let limits = ThrottleLimits::of_all(Some(Rate { per_second: 100, burst: 1 }), None);
+    let limits = ThrottleLimits::of_all(Some(BucketRate::per_second(100, 1)), None);
     let throttles = Arc::new(Throttles::new(limits));
     let engine = || {
         let share = Arc::new(SharedLimit::new(throttles.clone()));
@@ -294,7 +293,7 @@ fn limits_and_faults_come_and_go_while_a_disk_is_used() {
     let clock = Manual::default();
     let (share, switch) =
         (Arc::new(SharedLimit::new(Arc::default())), Arc::new(FaultSwitch::default()));
-    let faults = Faults::new(ram(), switch.clone(), 1, clock.clone());
+    let faults = Faults::new(ram(), &switch, 1, clock.clone());
     let mut engine = Throttle::new(faults, share.clone(), clock.clone()).unwrap();
     let read = |engine: &mut Throttle<_, _, _>, tag| {
         engine.submit(tag, Io::Read { sector: 0 }, &mut page(512)).unwrap();
@@ -309,14 +308,14 @@ fn limits_and_faults_come_and_go_while_a_disk_is_used() {
     assert_eq!(engine.deadline(), Some(Duration::from_secs(9)));
     switch.set(FaultPlan::default());
     share.wake();
-    engine.wait(None).unwrap();
+    engine.wait_due(None).unwrap();
     assert_eq!(tags(&mut engine), [2], "nothing is late any more");
-    let limits = ThrottleLimits::of_all(Some(Rate { per_second: 1, burst: 1 }), None);
+    let limits = ThrottleLimits::of_all(Some(BucketRate::per_second(1, 1)), None);
     share.throttles().set(limits);
     assert_eq!(read(&mut engine, 3), [(3, Ok(()))]);
     assert_eq!(read(&mut engine, 4), []);
     share.throttles().set(ThrottleLimits::default());
-    engine.wait(None).unwrap();
+    engine.wait_due(None).unwrap();
     assert_eq!(tags(&mut engine), [4]);
 }
 
@@ -364,7 +363,7 @@ fn fio_replays_what_was_traced() {
 
 #[test]
 fn an_image_has_all_of_them_at_once() {
-    let limits = ThrottleLimits::of_all(Some(Rate { per_second: 5000, burst: 1 }), None);
+    let limits = ThrottleLimits::of_all(Some(BucketRate::per_second(5000, 1)), None);
     let share = Arc::new(SharedLimit::new(Arc::new(Throttles::new(limits))));
     let plan = FaultPlan {
         latency: Duration::from_micros(200),
@@ -387,7 +386,7 @@ fn an_image_has_all_of_them_at_once() {
     engine.kick();
     let mut over = Vec::new();
     while over.len() < 21 {
-        engine.wait(None).unwrap();
+        engine.wait_due(None).unwrap();
         over.extend(done(&mut engine));
     }
     assert!(over.contains(&(20, Err(EngineError::Os(28)))));

@@ -25,7 +25,7 @@ use pvio_hosted::Domain;
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
 use pvio_storage::engine::record::Record;
 use pvio_storage::image::{Image, ImageOptions};
-use pvio_storage::worker::Worker;
+use pvio_storage::worker::{self, Worker};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
 use std::ffi::OsStr;
@@ -70,7 +70,7 @@ impl Serve<Domain> for Recording {
         parts: QueueParts<Domain, <Domain as EventChannels>::Channel>,
     ) -> Result<Worker, Fault> {
         let image = self.image.clone().unwrap();
-        Ok(Worker::start(name, parts, image, || ()).unwrap())
+        Ok(worker::start(name, parts, image, Arc::new(|| ())).unwrap())
     }
 
     fn fault(&mut self, running: &mut Worker) -> Option<QueueFault> {

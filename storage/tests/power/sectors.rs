@@ -135,7 +135,7 @@ fn all(engine: &mut DiskEngine<HeapMemory>, ios: Vec<(Io, Vec<u8>)>) -> Vec<Vec<
     engine.kick();
     let mut left = ios.len();
     while left > 0 {
-        engine.wait(None).unwrap();
+        engine.wait_due(None).unwrap();
         engine.reap(&mut |tag, result, _| {
             result.unwrap_or_else(|e| panic!("{:?}: {e}", ios[tag as usize].0));
             left -= 1;

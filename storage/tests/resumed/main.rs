@@ -147,7 +147,7 @@ fn serve(dir: &Path) -> ! {
     let mut queue = Queue::new(parts, image.engine(SLOTS as u32).unwrap());
     loop {
         if queue.poll(32).unwrap() == Progress::None {
-            queue.engine_mut().wait(Some(Duration::from_millis(1))).unwrap();
+            queue.engine_mut().wait_due(Some(Duration::from_millis(1))).unwrap();
         }
     }
 }

@@ -294,7 +294,7 @@ pub fn alone(
         if let Some(result) = result {
             return result;
         }
-        engine.wait(None).unwrap();
+        engine.wait_due(None).unwrap();
     }
 }
 

@@ -21,23 +21,23 @@ pub(super) use tap::TapEvents;
 use super::config::{NicConfig, NicSettings};
 use crate::options::{LinkSpec, NicOptions};
 use crate::settings::RuntimeSettings;
-use crate::wait::Wait;
-use crate::worker::{News, Worker};
+use crate::wait::WaitPort;
+use crate::worker::{self, Worker};
 use afxdp::AfXdpLink;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use file::FileLink;
 use pvio_event_channel::BackendPlatform;
-use pvio_netback::queue::{Queue, Waker};
+use pvio_netback::queue::{Queue, Reception, Waker};
 use pvio_netback::stats::Stats;
 use pvio_netback::vif::{Attach, Session};
 use pvio_ring::shm::SharedMemory;
-use pvio_runtime::{LogLimit, PrivateBuf};
+use pvio_runtime::{EventFd, LogLimit, PrivateBuf};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use switch::SwitchLink;
 use tap::TapLink;
 
@@ -165,7 +165,7 @@ pub(super) struct WorkerSetup<P: BackendPlatform, R> {
     pub name: String,
     pub queue: Queue<P, PrivateBuf, R>,
     /// Eventfd by which the other queues of the session wake the worker.
-    pub wakeup: Option<OwnedFd>,
+    pub wakeup: Option<EventFd>,
     pub settings: Arc<RuntimeSettings>,
     /// Wakes the thread that drives the device.
     pub wake: Waker,
@@ -185,19 +185,15 @@ where
         stalled: impl Fn(bool) + Send + 'static,
     ) -> Result<Worker, Fault>
     where
-        N: Wait<Buf = PrivateBuf> + 'static,
+        N: WaitPort<Buf = PrivateBuf> + 'static,
     {
         let Self { index, name, queue, wakeup, settings, wake } = self;
         let wrapped = move |stats: Arc<Stats>| {
             let port = port(&stats)?;
             Ok(settings.wrap(port, stats, index))
         };
-        let report = move |event| match event {
-            News::Stalled => stalled(true),
-            News::Ready => stalled(false),
-            News::Begun | News::Ended => wake(),
-        };
-        Worker::spawn(&name, queue, wrapped, wakeup, report).map_err(not_started)
+        let reception = move |reception| stalled(reception == Reception::Stalled);
+        worker::spawn(&name, queue, wrapped, wakeup, wake, reception).map_err(not_started)
     }
 }
 

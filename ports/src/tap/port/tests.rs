@@ -37,8 +37,8 @@ fn until<T>(
     let mut host = 2;
     loop {
         port.turn(begin.elapsed());
-        let pumped = port.pump();
-        if let Some(found) = found(port, pumped) {
+        let polled = port.poll();
+        if let Some(found) = found(port, polled) {
             return found;
         }
         assert!(Instant::now() < end, "nothing of the kind happened");
@@ -63,14 +63,14 @@ fn failed_reads_of_a_tap_are_counted_and_it_is_read_again_until_it_is_gone() {
         let tap = Tap::create(&TapConfig { address, ..TapConfig::new("t") }).unwrap();
         let (same, stats) = (tap.try_clone().unwrap(), Arc::new(Stats::default()));
         let mut port = TapPort::reading(tap, stats.clone(), !standing).unwrap();
-        until(&mut port, |port, pumped| {
-            pumped.unwrap();
+        until(&mut port, |port, polled| {
+            polled.unwrap();
             port.receive().map(|packet| port.recycle(packet.buf))
         });
         // A header larger than every buffer: every read fails with EINVAL.
         same.set_header_size(READ_LEN + 1).unwrap();
-        until(&mut port, |_, pumped| {
-            pumped.unwrap();
+        until(&mut port, |_, polled| {
+            polled.unwrap();
             (stats.dropped(DropReason::RxPort) >= 5).then_some(())
         });
         assert!(port.paused.is_some(), "it does not read on and on");
@@ -78,14 +78,14 @@ fn failed_reads_of_a_tap_are_counted_and_it_is_read_again_until_it_is_gone() {
         while let Some(packet) = port.receive() {
             port.recycle(packet.buf);
         }
-        until(&mut port, |port, pumped| {
-            pumped.unwrap();
+        until(&mut port, |port, polled| {
+            polled.unwrap();
             port.receive().map(|packet| port.recycle(packet.buf))
         });
         assert_eq!((port.paused, port.backoff), (None, Backoff::default()));
         drop(same);
         ip("link del dev t").unwrap();
-        let gone = until(&mut port, |_, pumped| pumped.err());
+        let gone = until(&mut port, |_, polled| polled.err());
         assert_eq!(gone.raw_os_error(), Some(77), "EBADFD");
     }
 }

@@ -7,13 +7,12 @@
 
 use super::clock::sooner;
 use super::offload::{BudgetUsage, Executor, Offload};
-use super::uring::{UringEngine, Watch};
-use super::wait::WaitEngine;
+use super::uring::UringEngine;
 use super::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use core::time::Duration;
 use pvio_ring::shm::{PoolMemory, SharedMemory};
-use pvio_runtime::IoBuf;
+use pvio_runtime::{IoBuf, WaitPoint, Watch};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -21,6 +20,8 @@ use std::os::fd::OwnedFd;
 pub struct DeviceEngine<B: IoBuf> {
     data: UringEngine<B>,
     blocking: Offload<B>,
+    /// Watch of the descriptor that is readable while `blocking` has completions.
+    completions: Watch,
     /// Whether discards are done by the threads as well.
     discards: bool,
 }
@@ -39,9 +40,8 @@ impl<B: IoBuf + SharedMemory> DeviceEngine<B> {
         usage: &Arc<BudgetUsage>,
     ) -> io::Result<Self> {
         let blocking = Offload::new(executor, data.geometry(), depth, usage)?;
-        // The watch only ends a wait: completions are collected by every `reap`.
-        data.watch(blocking.completions()?);
-        Ok(Self { data, blocking, discards })
+        let completions = data.watch(blocking.completions()?)?;
+        Ok(Self { data, blocking, completions, discards })
     }
 }
 
@@ -73,12 +73,14 @@ impl<B: IoBuf + SharedMemory> BlockEngine<B> for DeviceEngine<B> {
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
         self.data.reap(done);
+        // Collected by every `reap`, which clears the descriptor.
+        self.data.fired(self.completions);
         self.blocking.reap(done);
     }
 }
 
-impl<B: IoBuf + SharedMemory> WaitEngine<B> for DeviceEngine<B> {
-    fn watch(&mut self, file: OwnedFd) -> Watch {
+impl<B: IoBuf> WaitPoint for DeviceEngine<B> {
+    fn watch(&mut self, file: OwnedFd) -> io::Result<Watch> {
         self.data.watch(file)
     }
 

@@ -14,11 +14,11 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use pvio_ring::error::Report;
-use pvio_runtime::LogLimit;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use pvio_runtime::{EventFd, LogLimit};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
@@ -42,7 +42,7 @@ pub struct NbdLink {
 
 struct Shared {
     /// Written when the channel has jobs, and to stop the thread.
-    wake: OwnedFd,
+    wake: EventFd,
     stop: AtomicBool,
     /// Counters of lost connections, reconnects, and servers given up.
     losses: Arc<LogLimit>,
@@ -62,9 +62,8 @@ impl NbdLink {
             return Err(NbdError::ReadOnly { server, export: spec.export.clone() });
         }
         let system = |error| NbdError::Unreachable { server: server.clone(), error };
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let shared = Arc::new(Shared {
-            wake: wake.map_err(|e| system(e.into()))?,
+            wake: EventFd::new().map_err(system)?,
             stop: AtomicBool::new(false),
             losses: Arc::default(),
             reconnects: Arc::default(),
@@ -120,27 +119,20 @@ impl NbdLink {
     }
 }
 
-impl Shared {
-    fn wake(&self) {
-        // The write fails only if the counter is near 2⁶⁴; the eventfd is readable then.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-    }
-}
-
 impl Executor for NbdLink {
     fn execute(&self, jobs: &mut dyn Iterator<Item = Job>) {
         for job in jobs {
             // If the thread has ended, the job is dropped, which completes it with an error.
             let _ = self.jobs.send(job);
         }
-        self.shared.wake();
+        self.shared.wake.notify();
     }
 }
 
 impl Drop for NbdLink {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.wake();
+        self.shared.wake.notify();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -218,14 +210,15 @@ impl ServerEnd {
         self.have = 0;
         let mut heard = Instant::now();
         loop {
-            match self.turn(stream, &mut heard) {
+            match self.exchange(stream, &mut heard) {
                 Ok(()) => {}
                 Err(broken) => return broken,
             }
         }
     }
 
-    fn turn(&mut self, stream: &mut Stream, heard: &mut Instant) -> Result<(), Broken> {
+    /// Sends, waits for the socket or for jobs, and receives.
+    fn exchange(&mut self, stream: &mut Stream, heard: &mut Instant) -> Result<(), Broken> {
         if self.shared.stop.load(Ordering::Acquire) {
             return Err(Broken::Stop);
         }
@@ -244,7 +237,7 @@ impl ServerEnd {
         let flags = if outgoing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let (socket, woken) = wait(stream.as_fd(), flags, &self.shared.wake, timeout)?;
         if woken {
-            clear(&self.shared.wake);
+            self.shared.wake.clear();
         }
         if socket && self.receive(stream)? {
             *heard = Instant::now();
@@ -360,7 +353,7 @@ impl ServerEnd {
 fn wait(
     socket: impl AsFd,
     flags: PollFlags,
-    wake: &OwnedFd,
+    wake: &EventFd,
     timeout: Option<Duration>,
 ) -> io::Result<(bool, bool)> {
     let mut files = [PollFd::new(&socket, flags), PollFd::new(wake, PollFlags::IN)];
@@ -376,14 +369,10 @@ fn wait(
 }
 
 /// Waits for jobs, at most for `timeout`.
-fn sleep(wake: &OwnedFd, timeout: Option<Duration>) {
+fn sleep(wake: &EventFd, timeout: Option<Duration>) {
     let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
     let mut files = [PollFd::new(wake, PollFlags::IN)];
     if poll(&mut files, timeout.as_ref()).is_ok_and(|ready| ready > 0) {
-        clear(wake);
+        wake.clear();
     }
-}
-
-fn clear(wake: &OwnedFd) {
-    let _ = rustix::io::read(wake, &mut [0u8; 8]);
 }

@@ -24,8 +24,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use buffers::Buffers;
 use pvio_ring::shm::{Region, SharedMemory};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
+use pvio_runtime::EventFd;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -101,10 +100,10 @@ pub(crate) struct Blocking(pub Arc<dyn Executor>);
 impl Blocking {
     fn call(&self, io: Io, data: Vec<u8>) -> io::Result<Vec<u8>> {
         // A blocking read of the eventfd is enough, because there is nothing else to wait for.
-        let to = Arc::new(Completions::new(EventfdFlags::empty())?);
+        let to = Arc::new(Completions::new(EventFd::blocking()?));
         let job = Job { io, data, part: Part::default(), to: Some(Arc::clone(&to)) };
         self.0.execute(&mut core::iter::once(job));
-        while rustix::io::read(&to.event, &mut [0u8; 8]) == Err(Errno::INTR) {}
+        to.event.clear();
         let over = to.over().pop();
         let over = over.ok_or_else(|| io::Error::other("an operation got lost"))?;
         match over.result {
@@ -148,12 +147,12 @@ struct Completions {
     over: Mutex<Vec<Finished>>,
     /// Readable while the list is not empty. Both are changed under the lock, so that neither a
     /// completion nor its notification can be lost.
-    event: OwnedFd,
+    event: EventFd,
 }
 
 impl Completions {
-    fn new(flags: EventfdFlags) -> io::Result<Self> {
-        Ok(Self { over: Mutex::default(), event: eventfd(0, flags | EventfdFlags::CLOEXEC)? })
+    fn new(event: EventFd) -> Self {
+        Self { over: Mutex::default(), event }
     }
 
     fn over(&self) -> MutexGuard<'_, Vec<Finished>> {
@@ -164,15 +163,14 @@ impl Completions {
         let mut over = self.over();
         over.push(finished);
         if over.len() == 1 {
-            // Cannot be full: it is written once between two reads.
-            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+            self.event.notify();
         }
     }
 
     fn take(&self, into: &mut Vec<Finished>) {
         let mut over = self.over();
         if !over.is_empty() {
-            while rustix::io::read(&self.event, &mut [0u8; 8]) == Err(Errno::INTR) {}
+            self.event.clear();
             into.append(&mut over);
         }
     }
@@ -224,7 +222,7 @@ impl<B> Offload<B> {
         Ok(Self {
             geometry,
             executor,
-            completions: Arc::new(Completions::new(EventfdFlags::NONBLOCK)?),
+            completions: Arc::new(Completions::new(EventFd::new()?)),
             pending: (0..depth).map(|_| None).collect(),
             batch: Vec::with_capacity(depth as usize),
             finished: Vec::with_capacity(depth as usize),
@@ -241,7 +239,7 @@ impl<B> Offload<B> {
     /// # Errors
     /// The system's error if it has no free descriptor.
     pub fn completions(&self) -> io::Result<OwnedFd> {
-        self.completions.event.try_clone()
+        self.completions.event.to_fd()
     }
 }
 

@@ -1,7 +1,7 @@
 //! An engine for a file or block device, through io_uring.
 //!
 //! The engine is also the worker's **only wait point**: event channels and the stop signal are
-//! polled through the same io_uring ([`UringEngine::watch`]), so that one system call submits a
+//! polled through the same io_uring ([`WaitPoint`]), so that one system call submits a
 //! batch and waits for the first event.
 //!
 //! A disk that is [polled](IoMode::IoPoll) has a second io_uring, for reads and writes within its
@@ -14,12 +14,12 @@ mod limits;
 pub use io_mode::IoMode;
 pub use limits::TransferLimits;
 
-use super::clock::sooner;
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_ring::shm::PoolMemory;
 use pvio_runtime::{Backoff, Done as Over, FileId, IoBuf, LogLimit, PrivateBuf, Uring, whole};
+use pvio_runtime::{MAX_WATCHES, WaitPoint, Watch, Watches};
 use rustix::fs::{OFlags, fcntl_getfl};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -27,13 +27,6 @@ use std::time::{Duration, Instant};
 
 /// Tokens from this value on are watches; smaller tokens are tags.
 const WATCH: u64 = 1 << 32;
-/// Slots of the io_uring in addition to one for each tag: for watches.
-const EXTRA: u32 = 8;
-
-/// A descriptor that ends a wait when it is readable.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Watch(pub(super) usize);
-
 /// An engine for a file or block device through io_uring. Must be used on the thread that created
 /// it.
 pub struct UringEngine<B: IoBuf> {
@@ -46,7 +39,7 @@ pub struct UringEngine<B: IoBuf> {
     direct: bool,
     /// The operation of each tag and its progress.
     operations: Vec<Operation>,
-    watches: Vec<Watched>,
+    watches: Watches,
     /// Operations to continue: short transfers and interrupted operations.
     rest: Vec<(u32, Segments<B>)>,
     /// Interrupted operations to continue at a later time.
@@ -79,12 +72,6 @@ impl Operation {
     }
 }
 
-struct Watched {
-    file: FileId,
-    armed: bool,
-    fired: bool,
-}
-
 impl<B: IoBuf> UringEngine<B> {
     /// Creates an engine for `depth` operations at a time over an open image.
     ///
@@ -112,7 +99,7 @@ impl<B: IoBuf> UringEngine<B> {
         };
         let polled = polled.map(|(uring, image)| Polled::over(uring, image, fence)).transpose()?;
         let direct = fcntl_getfl(&image).is_ok_and(|flags| flags.contains(OFlags::DIRECT));
-        let mut uring = ring(depth.saturating_add(EXTRA), mode)?;
+        let mut uring = ring(depth.saturating_add(MAX_WATCHES as u32), mode)?;
         let image = add_image(&mut uring, image, fence)?;
         Ok(Self {
             uring,
@@ -121,7 +108,7 @@ impl<B: IoBuf> UringEngine<B> {
             geometry,
             direct,
             operations: (0..depth).map(|_| Operation::new(Io::Flush, 0)).collect(),
-            watches: Vec::new(),
+            watches: Watches::new(WATCH),
             rest: Vec::new(),
             paused: Vec::new(),
             unregistered: Arc::default(),
@@ -153,38 +140,6 @@ impl<B: IoBuf> UringEngine<B> {
             IoMode::IoPoll => Uring::<B>::polled(1).map(drop),
             IoMode::Normal | IoMode::SqPoll => ring::<B>(1, mode).map(drop),
         }
-    }
-
-    /// Makes every [`wait`](Self::wait) end when `file` is readable. At most eight descriptors.
-    pub fn watch(&mut self, file: OwnedFd) -> Watch {
-        let file = self.uring.add_file(file);
-        self.watches.push(Watched { file, armed: false, fired: false });
-        Watch(self.watches.len() - 1)
-    }
-
-    /// Submits queued operations and waits until an operation completes, a watched descriptor is
-    /// readable, or the timeout expires.
-    ///
-    /// # Errors
-    /// The error of `io_uring_enter`.
-    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let timeout = sooner(timeout, self.next_attempt());
-        for (i, watch) in self.watches.iter_mut().enumerate().filter(|(_, w)| !w.armed) {
-            watch.armed = self.uring.poll_readable(watch.file, WATCH + i as u64).is_ok();
-        }
-        if let Some(polled) = self.polled.as_mut().filter(|polled| polled.uring.busy() > 0) {
-            return polled.wait_with(&mut self.uring, timeout);
-        }
-        if !self.uring.has_done() {
-            self.uring.wait(timeout)?;
-        }
-        Ok(())
-    }
-
-    /// Returns whether a watched descriptor became readable since the last call. Completions must
-    /// have been [reaped](BlockEngine::reap) before.
-    pub fn fired(&mut self, watch: Watch) -> bool {
-        self.watches.get_mut(watch.0).is_some_and(|w| core::mem::take(&mut w.fired))
     }
 
     /// Submits an operation or its remainder.
@@ -229,6 +184,27 @@ impl<B: IoBuf> UringEngine<B> {
     }
 }
 
+impl<B: IoBuf> WaitPoint for UringEngine<B> {
+    fn watch(&mut self, file: OwnedFd) -> io::Result<Watch> {
+        self.watches.add(&mut self.uring, file)
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.watches.arm(&mut self.uring);
+        if let Some(polled) = self.polled.as_mut().filter(|polled| polled.uring.busy() > 0) {
+            return polled.wait_with(&mut self.uring, timeout);
+        }
+        if !self.uring.has_done() {
+            self.uring.wait(timeout)?;
+        }
+        Ok(())
+    }
+
+    fn fired(&mut self, watch: Watch) -> bool {
+        self.watches.fired(watch)
+    }
+}
+
 impl<B: IoBuf> Polled<B> {
     fn over(
         mut uring: Uring<B>,
@@ -244,7 +220,7 @@ impl<B: IoBuf> Polled<B> {
         other.flush()?;
         self.uring.flush()?;
         let begin = Instant::now();
-        while !other.look()? && !self.uring.look()? {
+        while !other.poll()? && !self.uring.poll()? {
             if timeout.is_some_and(|time| begin.elapsed() >= time) {
                 break;
             }
@@ -346,10 +322,7 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
         let Self { uring, polled, operations, watches, rest, paused, .. } = self;
         let mut settle = |d: Over<'_, B>| {
             let Ok(tag) = u32::try_from(d.token) else {
-                let index = usize::try_from(d.token - WATCH).unwrap_or(usize::MAX);
-                if let Some(watch) = watches.get_mut(index) {
-                    (watch.armed, watch.fired) = (false, true);
-                }
+                watches.complete(d.token);
                 return;
             };
             let Some(operation) = operations.get_mut(tag as usize) else { return };
@@ -377,7 +350,7 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
         uring.reap(&mut settle);
         if let Some(polled) = polled {
             // The kernel completes polled operations only when it is called; `wait` reports errors.
-            let _ = polled.uring.look();
+            let _ = polled.uring.poll();
             polled.uring.reap(&mut settle);
         }
         if !self.paused.is_empty() {

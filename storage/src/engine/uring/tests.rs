@@ -1,5 +1,6 @@
 use super::*;
 use crate::engine::Discard;
+use crate::engine::wait::WaitEngine;
 use pvio_ring::IoSeg;
 use pvio_ring::shm::PrivatePage;
 use std::io::Write;
@@ -44,7 +45,7 @@ fn one(engine: &mut UringEngine<PrivateBuf>, io: Io, mut segments: Segments<Priv
     engine.submit(3, io, &mut segments).unwrap();
     engine.kick();
     loop {
-        engine.wait(None).unwrap();
+        engine.wait_due(None).unwrap();
         if let Some((tag, result, first)) = over(engine).pop() {
             assert_eq!((tag, result), (3, Ok(())), "{io:?}");
             return first.unwrap_or_default();
@@ -70,7 +71,7 @@ fn data_goes_over_the_second_ring_and_all_else_over_the_first() {
     assert_eq!(busy(&engine), (1, 1));
     let mut left = 2;
     while left > 0 {
-        engine.wait(None).unwrap();
+        engine.wait_due(None).unwrap();
         left -= over(&mut engine).len();
     }
 }
@@ -80,17 +81,17 @@ fn a_wait_that_looks_ends_for_watches_for_the_time_and_for_data() {
     let (image, mut data) = io::pipe().unwrap();
     let (event, mut bell) = io::pipe().unwrap();
     let mut engine = beside(image.into());
-    let watch = engine.watch(event.into());
+    let watch = engine.watch(event.into()).unwrap();
     engine.submit(0, Io::Read { sector: 0 }, &mut page(0)).unwrap();
-    engine.wait(Some(Duration::from_millis(1))).unwrap();
+    engine.wait_due(Some(Duration::from_millis(1))).unwrap();
     assert_eq!((over(&mut engine).len(), engine.fired(watch)), (0, false), "the time was over");
     bell.write_all(b"x").unwrap();
-    engine.wait(None).unwrap();
+    engine.wait_due(None).unwrap();
     assert_eq!((over(&mut engine).len(), engine.fired(watch)), (0, true));
     data.write_all(&[9; 4096]).unwrap();
     // The watched descriptor is still readable: other waits end because of it.
     let done = loop {
-        engine.wait(None).unwrap();
+        engine.wait_due(None).unwrap();
         if let Some(done) = over(&mut engine).pop() {
             break done;
         }
@@ -127,7 +128,7 @@ fn pages_of_ours_are_registered_for_what_goes_around_the_page_cache_and_nothing_
                 engine.submit(1, io, &mut segments).unwrap();
                 engine.kick();
                 while segments.is_empty() {
-                    engine.wait(None).unwrap();
+                    engine.wait_due(None).unwrap();
                     engine.reap(&mut |_, result, back| {
                         assert_eq!(result, Ok(()), "{io:?}, direct: {direct}");
                         segments.append(back);

@@ -1,18 +1,13 @@
 //! Fault injection: delays operations and makes some fail, reproducibly by a seed. The plan can be
-//! changed at runtime. Without a plan the cost is one check of a flag.
+//! changed at runtime. Without a plan the cost is one load.
 
 use crate::engine::clock::{Clock, sooner};
 use crate::engine::lists::SpareLists;
-use crate::engine::uring::Watch;
-use crate::engine::wait::WaitEngine;
 use crate::engine::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
 use pvio_ring::shm::PoolMemory;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use pvio_runtime::{Setting, SettingReader, WaitPoint, Wrapper};
 use std::time::Duration;
 
 /// Delays and failure rates.
@@ -42,43 +37,32 @@ impl FaultPlan {
 
 /// The fault plan of a disk, shared by its queues. It can be changed at any time.
 #[derive(Debug, Default)]
-pub struct FaultSwitch {
-    on: AtomicBool,
-    plan: Mutex<FaultPlan>,
-}
+pub struct FaultSwitch(Arc<Setting<FaultPlan>>);
 
 impl FaultSwitch {
     /// Creates a switch with an initial plan.
     #[must_use]
     pub fn new(plan: FaultPlan) -> Self {
-        let this = Self::default();
-        this.set(plan);
-        this
+        Self(Setting::new(plan))
     }
 
     /// Sets the plan for operations submitted from now on. A plan without effect also releases
     /// delayed completions. The caller must wake the threads that wait for engines of this disk.
     pub fn set(&self, plan: FaultPlan) {
-        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
-        self.on.store(plan.is_any(), Ordering::Release);
+        self.0.set(plan);
     }
 
     /// Returns the current plan, if it has any effect.
     #[must_use]
     pub fn plan(&self) -> Option<FaultPlan> {
-        let is_on = self.on.load(Ordering::Acquire);
-        is_on.then(|| *self.plan.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn is_on(&self) -> bool {
-        self.on.load(Ordering::Relaxed)
+        Some(*self.0.get()).filter(FaultPlan::is_any)
     }
 }
 
 /// An engine with delays and failures. An operation that fails was not executed.
 pub struct Faults<B, E, C> {
     engine: E,
-    switch: Arc<FaultSwitch>,
+    plan: SettingReader<FaultPlan>,
     clock: C,
     random: u64,
     /// By tag: the earliest time of completion.
@@ -90,9 +74,16 @@ pub struct Faults<B, E, C> {
 
 impl<B, E, C: Clock> Faults<B, E, C> {
     /// Wraps an engine. Queues of the same disk should have different seeds.
-    pub fn new(engine: E, switch: Arc<FaultSwitch>, seed: u64, clock: C) -> Self {
+    pub fn new(engine: E, switch: &FaultSwitch, seed: u64, clock: C) -> Self {
         let (due, over, lists) = (Vec::new(), Vec::new(), SpareLists::default());
-        Self { engine, switch, clock, random: seed, due, over, lists }
+        let plan = SettingReader::new(&switch.0);
+        Self { engine, plan, clock, random: seed, due, over, lists }
+    }
+
+    /// Returns the current plan, if it has any effect.
+    fn plan(&mut self) -> Option<FaultPlan> {
+        self.plan.refresh();
+        Some(*self.plan.get()).filter(FaultPlan::is_any)
     }
 
     /// Returns the next pseudorandom number (splitmix64).
@@ -131,7 +122,7 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
     }
 
     fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
-        let Some(plan) = self.switch.plan() else {
+        let Some(plan) = self.plan() else {
             return self.engine.submit(tag, io, segments);
         };
         self.set_due(&plan, tag);
@@ -162,7 +153,7 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
-        if !self.switch.is_on() {
+        if self.plan().is_none() {
             // Delays of an earlier plan must not apply to a later operation with the same tag.
             self.due.clear();
             for (tag, result, mut segments) in self.over.drain(..) {
@@ -190,17 +181,10 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Faults<B, E, C> {
     }
 }
 
-impl<B, E: WaitEngine<B>, C: Clock> WaitEngine<B> for Faults<B, E, C> {
-    fn watch(&mut self, file: OwnedFd) -> Watch {
-        self.engine.watch(file)
-    }
+impl<B, E: WaitPoint, C> Wrapper for Faults<B, E, C> {
+    type Inner = E;
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let own = self.deadline();
-        self.engine.wait(sooner(timeout, own))
-    }
-
-    fn fired(&mut self, watch: Watch) -> bool {
-        self.engine.fired(watch)
+    fn inner(&mut self) -> &mut E {
+        &mut self.engine
     }
 }

@@ -7,15 +7,12 @@
 //! unit that the storage writes atomically, as given by the disk's geometry), and in any order with
 //! others. [`Record::after_power_loss`] constructs each of these states, for any point in time.
 
-use crate::engine::uring::Watch;
-use crate::engine::wait::WaitEngine;
 use crate::engine::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_ring::shm::{PoolMemory, Region, SharedMemory};
-use std::io;
-use std::os::fd::OwnedFd;
+use pvio_runtime::{WaitPoint, Wrapper};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -300,16 +297,10 @@ impl<B: SharedMemory, E: BlockEngine<B>> BlockEngine<B> for Recorded<E> {
     }
 }
 
-impl<B: SharedMemory, E: WaitEngine<B>> WaitEngine<B> for Recorded<E> {
-    fn watch(&mut self, file: OwnedFd) -> Watch {
-        self.engine.watch(file)
-    }
+impl<E: WaitPoint> Wrapper for Recorded<E> {
+    type Inner = E;
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.engine.wait(timeout)
-    }
-
-    fn fired(&mut self, watch: Watch) -> bool {
-        self.engine.fired(watch)
+    fn inner(&mut self) -> &mut E {
+        &mut self.engine
     }
 }

@@ -4,15 +4,13 @@
 //! in microseconds since the start of the trace. The operations of all queues are in one trace.
 
 use crate::engine::clock::Clock;
-use crate::engine::uring::Watch;
-use crate::engine::wait::WaitEngine;
 use crate::engine::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use pvio_ring::shm::PoolMemory;
+use pvio_runtime::{WaitPoint, Wrapper};
 use std::io::{self, BufWriter, Write};
-use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -127,16 +125,10 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Traced<E, C> {
     }
 }
 
-impl<B, E: WaitEngine<B>, C: Clock> WaitEngine<B> for Traced<E, C> {
-    fn watch(&mut self, file: OwnedFd) -> Watch {
-        self.engine.watch(file)
-    }
+impl<E: WaitPoint, C> Wrapper for Traced<E, C> {
+    type Inner = E;
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.engine.wait(timeout)
-    }
-
-    fn fired(&mut self, watch: Watch) -> bool {
-        self.engine.fired(watch)
+    fn inner(&mut self) -> &mut E {
+        &mut self.engine
     }
 }

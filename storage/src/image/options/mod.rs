@@ -13,12 +13,13 @@ pub use keys::{KEYS, OptionError};
 use pvio_blkback::Config;
 
 use crate::engine::faults::FaultPlan;
-use crate::engine::throttle::{Quota, Rate, ThrottleLimits};
+use crate::engine::throttle::{Quota, ThrottleLimits};
 use crate::image::reference::ReferencePolicy;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_blkback::path::Policy;
+use pvio_runtime::BucketRate;
 use std::path::PathBuf;
 
 /// Defines the options, with the functions that handle all of them.
@@ -66,17 +67,17 @@ options! {
     /// `indirect`
     indirect: u32,
     /// `iops`; `Some(None)` is unlimited
-    iops: Option<Rate>,
+    iops: Option<BucketRate>,
     /// `bps`
-    bps: Option<Rate>,
+    bps: Option<BucketRate>,
     /// `read-iops`
-    read_iops: Option<Rate>,
+    read_iops: Option<BucketRate>,
     /// `read-bps`
-    read_bps: Option<Rate>,
+    read_bps: Option<BucketRate>,
     /// `write-iops`
-    write_iops: Option<Rate>,
+    write_iops: Option<BucketRate>,
     /// `write-bps`
-    write_bps: Option<Rate>,
+    write_bps: Option<BucketRate>,
     /// `group`
     group: String,
     /// `latency`
@@ -113,9 +114,8 @@ impl DiskOptions {
     /// Returns the rate limits.
     #[must_use]
     pub fn limits(&self) -> ThrottleLimits {
-        let quota = |operations: Option<Option<Rate>>, bytes: Option<Option<Rate>>| Quota {
-            operations: operations.flatten(),
-            bytes: bytes.flatten(),
+        let quota = |operations: Option<Option<BucketRate>>, bytes: Option<Option<BucketRate>>| {
+            Quota { operations: operations.flatten(), bytes: bytes.flatten() }
         };
         ThrottleLimits {
             all: quota(self.iops, self.bps),

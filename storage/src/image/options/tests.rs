@@ -51,8 +51,8 @@ fn what_is_said_of_a_disk_comes_before_what_is_usual() {
 fn rates_and_times() {
     let options: DiskOptions = "iops=100,bps=1M/2M,latency=3ms,jitter=1s".parse().unwrap();
     let limits = options.limits();
-    assert_eq!(limits.all.operations, Some(Rate { per_second: 100, burst: 10 }));
-    assert_eq!(limits.all.bytes, Some(Rate { per_second: 1 << 20, burst: 2 << 20 }));
+    assert_eq!(limits.all.operations, Some(BucketRate::per_second(100, 10)));
+    assert_eq!(limits.all.bytes, Some(BucketRate::per_second(1 << 20, 2 << 20)));
     let faults = options.faults();
     assert_eq!(faults.latency, Duration::from_millis(3));
     assert_eq!((faults.jitter, faults.errno), (Duration::from_secs(1), 5));

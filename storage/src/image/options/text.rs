@@ -149,7 +149,9 @@ impl DiskOptions {
             put(
                 key,
                 rate.map(|rate| {
-                    rate.map_or("none".into(), |r| format!("{}/{}", r.per_second, r.burst))
+                    rate.map_or("none".into(), |r| {
+                        format!("{}/{}", r.units_per_second(), r.burst())
+                    })
                 }),
             );
         }

@@ -1,10 +1,10 @@
 //! Values of options: numbers, sizes, times, rates.
 
-use crate::engine::throttle::Rate;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
+use pvio_runtime::BucketRate;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -89,7 +89,7 @@ pub(in crate::image) fn size(text: &str) -> Option<u64> {
 }
 
 /// Parses `N`, `N/BURST` or `none`. The default burst is a tenth of the rate per second.
-pub(super) fn rate(text: &str, number: impl Fn(&str) -> Option<u64>) -> Option<Option<Rate>> {
+pub(super) fn rate(text: &str, number: impl Fn(&str) -> Option<u64>) -> Option<Option<BucketRate>> {
     if text == "none" {
         return Some(None);
     }
@@ -97,7 +97,7 @@ pub(super) fn rate(text: &str, number: impl Fn(&str) -> Option<u64>) -> Option<O
         Some((rate, burst)) => (number(rate)?, number(burst)?),
         None => number(text).map(|rate| (rate, (rate / 10).max(1)))?,
     };
-    (per_second > 0 && burst > 0).then_some(Some(Rate { per_second, burst }))
+    (per_second > 0 && burst > 0).then_some(Some(BucketRate::per_second(per_second, burst)))
 }
 
 /// Formats a time in the largest unit that represents it exactly.

@@ -1,29 +1,18 @@
 //! Rate limits of a disk, and their token buckets.
 
 use core::time::Duration;
+use pvio_runtime::{BucketRate, TokenBucket};
 
-/// Units of a token: nanotokens, so that any time span adds a whole number.
-const WHOLE: i128 = 1_000_000_000;
-
-/// Maximum debt, in seconds, from operations that did not wait.
-const DEBT: i128 = 5;
-
-/// A rate with a burst.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Rate {
-    /// Tokens per second; at least 1.
-    pub per_second: u64,
-    /// Capacity of the bucket; at least 1.
-    pub burst: u64,
-}
+/// Maximum debt, as a time, from operations that did not wait.
+const MAX_DEBT: Duration = Duration::from_secs(5);
 
 /// Limits on operations and bytes. `None` is unlimited.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Quota {
     /// Operations; discards and zeroing count as writes.
-    pub operations: Option<Rate>,
+    pub operations: Option<BucketRate>,
     /// Bytes read and written.
-    pub bytes: Option<Rate>,
+    pub bytes: Option<BucketRate>,
 }
 
 impl Quota {
@@ -47,7 +36,7 @@ pub struct ThrottleLimits {
 impl ThrottleLimits {
     /// Creates limits on all operations together.
     #[must_use]
-    pub const fn of_all(operations: Option<Rate>, bytes: Option<Rate>) -> Self {
+    pub const fn of_all(operations: Option<BucketRate>, bytes: Option<BucketRate>) -> Self {
         let none = Quota { operations: None, bytes: None };
         Self { all: Quota { operations, bytes }, reads: none, writes: none }
     }
@@ -70,114 +59,65 @@ impl Lane {
     pub(super) const ALL: [Self; 2] = [Self::Reads, Self::Writes];
 }
 
-#[derive(Debug, Default)]
-struct Bucket {
-    rate: Option<Rate>,
-    level: i128,
-    filled: Duration,
+/// A limit and its bucket.
+#[derive(Debug)]
+struct Limit {
+    rate: BucketRate,
+    bucket: TokenBucket,
 }
 
-impl Bucket {
-    fn full(rate: Option<Rate>) -> Self {
-        // No clock is available here. It is not needed: a full bucket gains nothing from its first
-        // refill.
-        Self {
-            rate,
-            level: rate.map_or(0, |r| i128::from(r.burst) * WHOLE),
-            filled: Duration::ZERO,
-        }
-    }
-
-    /// Refills the bucket. Returns the time until its level is positive.
-    fn fill(&mut self, now: Duration) -> Duration {
-        let Some(rate) = self.rate else { return Duration::ZERO };
-        let nanos = now.saturating_sub(self.filled).as_nanos();
-        self.filled = self.filled.max(now);
-        let more =
-            i128::try_from(nanos).unwrap_or(i128::MAX).saturating_mul(rate.per_second.into());
-        let most = i128::from(rate.burst.max(1)) * WHOLE;
-        self.level = self.level.saturating_add(more).min(most);
-        if self.level > 0 {
-            return Duration::ZERO;
-        }
-        let nanos =
-            (1 - self.level + i128::from(rate.per_second) - 1) / i128::from(rate.per_second.max(1));
-        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
-    }
-
-    /// Takes tokens, which may leave a debt. Returns the time in nanoseconds that refills them.
-    fn take(&mut self, tokens: u64) -> u128 {
-        self.level -= i128::from(tokens) * if self.rate.is_some() { WHOLE } else { 0 };
-        self.cost(tokens)
-    }
-
-    /// Like [`take`](Self::take), for operations that did not wait: their debt is bounded.
-    fn owe(&mut self, tokens: u64) -> u128 {
-        let most = self.rate.map_or(0, |rate| i128::from(rate.per_second) * WHOLE * DEBT);
-        let least = self.level.min(-most);
-        let cost = self.take(tokens);
-        self.level = self.level.max(least);
-        cost
-    }
-
-    fn cost(&self, tokens: u64) -> u128 {
-        let Some(rate) = self.rate else { return 0 };
-        u128::from(tokens) * WHOLE.unsigned_abs() / u128::from(rate.per_second.max(1))
-    }
-}
-
-/// The buckets of one set of limits.
+/// The buckets of one set of limits: for operations, and for bytes.
 #[derive(Debug, Default)]
 pub(super) struct Buckets {
-    all: [Bucket; 2],
-    reads: [Bucket; 2],
-    writes: [Bucket; 2],
+    all: [Option<Limit>; 2],
+    reads: [Option<Limit>; 2],
+    writes: [Option<Limit>; 2],
 }
 
 impl Buckets {
     pub(super) fn full(limits: &ThrottleLimits) -> Self {
-        let pair = |q: Quota| [Bucket::full(q.operations), Bucket::full(q.bytes)];
+        let limit = |rate| Limit { rate, bucket: TokenBucket::new() };
+        let pair = |q: Quota| [q.operations.map(limit), q.bytes.map(limit)];
         Self { all: pair(limits.all), reads: pair(limits.reads), writes: pair(limits.writes) }
     }
 
-    fn of(&mut self, lane: Lane) -> impl Iterator<Item = &mut [Bucket; 2]> {
+    /// Returns the limits of an operation, with its units.
+    fn of(&self, lane: Lane, bytes: u64) -> impl Iterator<Item = (&Limit, u64)> {
         let own = match lane {
-            Lane::Reads => &mut self.reads,
-            Lane::Writes => &mut self.writes,
+            Lane::Reads => &self.reads,
+            Lane::Writes => &self.writes,
         };
-        [&mut self.all, own].into_iter()
+        let units = [1, bytes].into_iter().cycle();
+        let limits = self.all.iter().chain(own).zip(units);
+        limits.filter_map(|(limit, units)| Some((limit.as_ref()?, units)))
     }
 
-    /// Refills the buckets. Returns the time until all buckets of an operation have a positive
-    /// level.
-    pub(super) fn fill(&mut self, now: Duration, lane: Lane) -> Duration {
-        self.of(lane).flatten().map(|bucket| bucket.fill(now)).max().unwrap_or_default()
+    /// Returns the time from now until all buckets of an operation have a positive level.
+    pub(super) fn wait(&self, now: Duration, lane: Lane) -> Duration {
+        let until =
+            self.of(lane, 0).filter_map(|(limit, _)| limit.bucket.empty_until(limit.rate, now));
+        until.max().map_or(Duration::ZERO, |until| until.saturating_sub(now))
     }
 
-    /// Takes the cost of an operation. Returns the time in nanoseconds that refills it.
-    pub(super) fn take(&mut self, lane: Lane, bytes: usize) -> u128 {
-        self.charge(lane, bytes, Bucket::take)
+    /// Takes the cost of an operation. Returns the time that refills it.
+    pub(super) fn take(&self, now: Duration, lane: Lane, bytes: usize) -> Duration {
+        for (limit, units) in self.of(lane, bytes as u64) {
+            limit.bucket.take(limit.rate, units, now);
+        }
+        self.cost(lane, bytes)
     }
 
-    /// Takes the cost of an operation that does not wait, whatever the level.
-    pub(super) fn owe(&mut self, lane: Lane, bytes: usize) -> u128 {
-        self.charge(lane, bytes, Bucket::owe)
+    /// As [`take`](Self::take), for operations that did not wait: their debt is bounded.
+    pub(super) fn take_without_wait(&self, now: Duration, lane: Lane, bytes: usize) -> Duration {
+        for (limit, units) in self.of(lane, bytes as u64) {
+            limit.bucket.take_within(limit.rate, units, now, MAX_DEBT);
+        }
+        self.cost(lane, bytes)
     }
 
-    /// Returns the cost of an operation without taking it.
-    pub(super) fn cost(&mut self, lane: Lane, bytes: usize) -> u128 {
-        self.charge(lane, bytes, |bucket, tokens| bucket.cost(tokens))
-    }
-
-    fn charge(
-        &mut self,
-        lane: Lane,
-        bytes: usize,
-        each: impl Fn(&mut Bucket, u64) -> u128,
-    ) -> u128 {
-        self.of(lane)
-            .map(|[operations, of_bytes]| each(operations, 1).max(each(of_bytes, bytes as u64)))
-            .max()
-            .unwrap_or_default()
+    /// Returns the time that refills the cost of an operation, without taking it.
+    pub(super) fn cost(&self, lane: Lane, bytes: usize) -> Duration {
+        let costs = self.of(lane, bytes as u64).map(|(limit, units)| limit.rate.time_of(units));
+        costs.max().unwrap_or_default()
     }
 }

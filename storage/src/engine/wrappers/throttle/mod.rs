@@ -12,21 +12,19 @@
 mod limits;
 mod share;
 
-pub use limits::{Quota, Rate, ThrottleLimits};
+pub use limits::{Quota, ThrottleLimits};
 pub use share::{SharedLimit, Throttles};
 
 use crate::engine::clock::{Clock, sooner};
 use crate::engine::lists::SpareLists;
-use crate::engine::uring::Watch;
 use crate::engine::wait::WaitEngine;
 use crate::engine::{BlockEngine, Done, Full, Geometry, Io, Segments};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use limits::Lane;
 use pvio_ring::shm::PoolMemory;
-use rustix::event::{EventfdFlags, eventfd};
+use pvio_runtime::{EventFd, WaitPoint, Watch, Wrapper};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// A rate-limited engine.
@@ -41,7 +39,7 @@ pub struct Throttle<B, E, C> {
     /// The time of the last computation, and the time that the first operation must wait from then.
     next: Option<(Duration, Duration)>,
     lists: SpareLists<B>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<EventFd>,
     woken: Watch,
 }
 
@@ -52,8 +50,8 @@ impl<B, E: WaitEngine<B>, C: Clock> Throttle<B, E, C> {
     /// # Errors
     /// The system's error if it has no free descriptor.
     pub fn new(mut engine: E, share: Arc<SharedLimit>, clock: C) -> io::Result<Self> {
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let woken = engine.watch(wake.try_clone()?);
+        let wake = Arc::new(EventFd::new()?);
+        let woken = engine.watch(wake.to_fd()?)?;
         share.add(&wake);
         Ok(Self {
             engine,
@@ -168,7 +166,7 @@ impl<B, E: WaitEngine<B>, C: Clock> BlockEngine<B> for Throttle<B, E, C> {
     fn reap(&mut self, done: &mut Done<'_, B>) {
         self.engine.reap(done);
         if self.engine.fired(self.woken) {
-            let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+            self.wake.clear();
         }
         // A synchronous engine does not notify of its completions.
         while !self.is_empty() && self.release() {
@@ -177,17 +175,10 @@ impl<B, E: WaitEngine<B>, C: Clock> BlockEngine<B> for Throttle<B, E, C> {
     }
 }
 
-impl<B, E: WaitEngine<B>, C: Clock> WaitEngine<B> for Throttle<B, E, C> {
-    fn watch(&mut self, file: OwnedFd) -> Watch {
-        self.engine.watch(file)
-    }
+impl<B, E: WaitPoint, C> Wrapper for Throttle<B, E, C> {
+    type Inner = E;
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let own = self.deadline();
-        self.engine.wait(sooner(timeout, own))
-    }
-
-    fn fired(&mut self, watch: Watch) -> bool {
-        self.engine.fired(watch)
+    fn inner(&mut self) -> &mut E {
+        &mut self.engine
     }
 }

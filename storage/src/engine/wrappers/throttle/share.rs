@@ -8,25 +8,25 @@ use super::limits::{Buckets, Lane, ThrottleLimits};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
-use std::os::fd::OwnedFd;
+use pvio_runtime::EventFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Polling interval of a disk that waits for its turn, in case no notification arrives.
-const TURN: Duration = Duration::from_millis(1);
+const TURN_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 /// Time for which the others wait for a disk to take its turn: its worker may be busy or gone.
-const COURTESY: Duration = Duration::from_millis(5);
+const TURN_TIMEOUT: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
 struct Member {
-    /// Its virtual clock, in nanoseconds at the limits' rates.
-    used: u128,
+    /// Its virtual clock, as a time at the limits' rates.
+    used: Duration,
     /// Number of its queues with waiting operations, by lane.
     waiting: [usize; 2],
     /// When the others began to wait for it to take its turn.
     awaited: Option<Duration>,
     /// Eventfds that wake its queues.
-    wake: Vec<Weak<OwnedFd>>,
+    wake: Vec<Weak<EventFd>>,
 }
 
 impl Member {
@@ -37,8 +37,7 @@ impl Member {
     fn wake(&mut self) {
         self.wake.retain(|wake| match wake.upgrade() {
             Some(wake) => {
-                // If the counter is full, the queue is already notified.
-                let _ = rustix::io::write(&wake, &1u64.to_ne_bytes());
+                wake.notify();
                 true
             }
             None => false,
@@ -52,7 +51,7 @@ struct State {
     buckets: Buckets,
     members: Vec<Option<Member>>,
     /// Virtual clock of the disk that went last.
-    at: u128,
+    at: Duration,
 }
 
 /// Limits of one disk, or of several that share them. They can be changed at any time.
@@ -148,7 +147,7 @@ impl SharedLimit {
         self.throttles.limited.load(Ordering::Relaxed)
     }
 
-    pub(super) fn add(&self, wake: &Arc<OwnedFd>) {
+    pub(super) fn add(&self, wake: &Arc<EventFd>) {
         self.with(|_, member| member.wake.push(Arc::downgrade(wake)));
     }
 
@@ -181,23 +180,27 @@ impl SharedLimit {
         let State { buckets, members, at, .. } = &mut *state;
         if self.lifted.load(Ordering::Relaxed) {
             let is_alone = members.iter().flatten().nth(1).is_none();
-            let cost = if is_alone { buckets.owe(lane, bytes) } else { buckets.cost(lane, bytes) };
+            let cost = if is_alone {
+                buckets.take_without_wait(now, lane, bytes)
+            } else {
+                buckets.cost(lane, bytes)
+            };
             if let Some(member) = members.get_mut(self.index).and_then(Option::as_mut) {
                 member.used = member.used.saturating_add(cost);
             }
             return None;
         }
-        let wait = buckets.fill(now, lane);
+        let wait = buckets.wait(now, lane);
         if !wait.is_zero() {
             return Some(wait);
         }
         let used = members.get(self.index).and_then(Option::as_ref).map(|m| m.used)?;
         if members.len() > 1 {
-            let ready = Lane::ALL.map(|lane| buckets.fill(now, lane).is_zero());
+            let ready = Lane::ALL.map(|lane| buckets.wait(now, lane).is_zero());
             let others = members.iter_mut().enumerate().filter(|(i, _)| *i != self.index);
             let ahead = others.filter_map(|(_, member)| member.as_mut()).find(|member| {
                 let could = ready.iter().zip(member.waiting).any(|(ready, n)| *ready && n > 0);
-                let patient = member.awaited.is_none_or(|since| now <= since + COURTESY);
+                let patient = member.awaited.is_none_or(|since| now <= since + TURN_TIMEOUT);
                 could && patient && member.used < used
             });
             if let Some(ahead) = ahead {
@@ -205,12 +208,12 @@ impl SharedLimit {
                     ahead.awaited = Some(now);
                     ahead.wake();
                 }
-                return Some(TURN);
+                return Some(TURN_CHECK_INTERVAL);
             }
         }
-        let cost = buckets.take(lane, bytes);
+        let cost = buckets.take(now, lane, bytes);
         if let Some(member) = members.get_mut(self.index).and_then(Option::as_mut) {
-            member.used = member.used.max(if member.is_waiting() { 0 } else { *at });
+            member.used = member.used.max(if member.is_waiting() { Duration::ZERO } else { *at });
             *at = (*at).max(member.used);
             member.used = member.used.saturating_add(cost);
             member.awaited = None;
