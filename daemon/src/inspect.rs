@@ -5,7 +5,7 @@ use crate::failure::{Failure, one_line, say};
 use crate::units::human;
 use clap::Args;
 use pvio_storage::image::inspect::{FileReport, Inspection, inspect_as};
-use pvio_storage::image::{Disk, LockState, Shown, Spec};
+use pvio_storage::image::{Disk, EscapedPath, LockState, Spec};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::ffi::OsString;
@@ -96,19 +96,19 @@ fn described(file: &FileReport) -> String {
 
 /// Adds a byte string, such as a file name, to an object. It is added as text and, if it is not
 /// UTF-8, also as the key `KEY_hex` in hexadecimal digits; the text then has escapes for the
-/// invalid bytes ([`Shown`]).
+/// invalid bytes ([`EscapedPath`]).
 pub(crate) fn put_bytes(object: &mut Value, key: &str, bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
         object[key] = text.into();
         return;
     }
-    object[key] = Shown::new(OsStr::from_bytes(bytes)).to_string().into();
+    object[key] = EscapedPath::new(OsStr::from_bytes(bytes)).to_string().into();
     let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     object[format!("{key}_hex")] = digits.into();
 }
 
 fn path(file: &FileReport) -> String {
-    Shown::new(&file.path).to_string()
+    EscapedPath::new(&file.path).to_string()
 }
 
 fn is_written(found: &Inspection) -> bool {

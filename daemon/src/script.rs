@@ -13,7 +13,7 @@ mod sharing;
 
 use crate::failure::Failure;
 use pvio_ring::error::Report;
-use pvio_storage::image::{Disk, Shown};
+use pvio_storage::image::{Disk, EscapedPath};
 use pvio_xenbus::client::{Client, default_path};
 use pvio_xenbus::handshake::common::{Hotplug, write_hotplug};
 use pvio_xenbus::handshake::vbd::{Backing, OWN_SCRIPT, ToolstackBack};
@@ -102,11 +102,11 @@ fn disk_of(told: &ToolstackBack) -> Result<Disk, Failure> {
 
 fn look(image: &Path) -> Result<(), Failure> {
     let kind = std::fs::metadata(image).map_err(|e| {
-        let what = format!("disk image {} cannot be opened: {e}", Shown::new(image));
+        let what = format!("disk image {} cannot be opened: {e}", EscapedPath::new(image));
         Failure::input(what, "check the disk's line")
     })?;
     if !kind.is_file() && !kind.file_type().is_block_device() {
-        let what = format!("{} is neither a file nor a block device", Shown::new(image));
+        let what = format!("{} is neither a file nor a block device", EscapedPath::new(image));
         return Err(Failure::input(what, "name a disk image"));
     }
     Ok(())

@@ -4,7 +4,7 @@ use super::vdev::Vdev;
 use crate::failure::Failure;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use pvio_storage::image::{Disk, DiskOptions, Shown};
+use pvio_storage::image::{Disk, DiskOptions, EscapedPath};
 use pvio_xenbus::handshake::common::BackendKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{PathBuf, absolute};
@@ -143,7 +143,7 @@ impl ImageRootArgs {
         for root in &self.roots {
             if !root.is_dir() {
                 return Err(Failure::input(
-                    format!("the image root {} is not a directory", Shown::new(root)),
+                    format!("the image root {} is not a directory", EscapedPath::new(root)),
                     "name a directory with --image-root",
                 ));
             }

@@ -6,7 +6,7 @@ use super::{connect, disk_left_of, domain, error_of};
 use crate::disks::HOSTED_DRIVER;
 use crate::failure::{Failure, say};
 use pvio_grant_table::DomId;
-use pvio_storage::image::Shown;
+use pvio_storage::image::EscapedPath;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, DeviceClass, list_frontends, read_state, record_for_libxl,
@@ -46,7 +46,7 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
             return Err(Failure::input(
                 format!(
                     "the relative path {} cannot be used: the disk is opened in domain {back}",
-                    Shown::new(path)
+                    EscapedPath::new(path)
                 ),
                 "name its absolute path there",
             ));

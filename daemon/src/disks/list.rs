@@ -7,7 +7,7 @@ use crate::failure::{Failure, one_line, say};
 use crate::inspect::put_bytes;
 use crate::units::human;
 use pvio_grant_table::DomId;
-use pvio_storage::image::Shown;
+use pvio_storage::image::EscapedPath;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, DeviceClass, domain_name, list_backends, list_domains, read_state,
@@ -111,7 +111,7 @@ fn disk(xs: &mut Client, addr: DeviceAddr) -> Option<Value> {
 fn shown(object: &Value, key: &str) -> Option<String> {
     let text = object[key].as_str()?;
     let has_escapes = object[format!("{key}_hex")].is_string();
-    Some(if has_escapes { text.into() } else { Shown::new(text).to_string() })
+    Some(if has_escapes { text.into() } else { EscapedPath::new(text).to_string() })
 }
 
 /// Returns a line such as `guest xvda  pvio-vbd in 1  Connected/Connected  64.0 MiB  rw

@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use pvio_grant_table::DomId;
 use pvio_storage::image::inspect::inspect;
-use pvio_storage::image::{Disk, LockState, Shown, Spec};
+use pvio_storage::image::{Disk, EscapedPath, LockState, Spec};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass, list_backends};
 use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack};
 use pvio_xenbus::{Xenstore, XsError};
@@ -36,11 +36,11 @@ pub fn check(
     holders.retain(|(_, theirs)| theirs.is_some());
     match holders.iter().find(|(_, theirs)| *theirs != ours) {
         Some((other, _)) => Err(Failure::input(
-            format!("disk image {} is in use by domain {other}", Shown::new(image)),
+            format!("disk image {} is in use by domain {other}", EscapedPath::new(image)),
             "shut that domain down or detach its disk, or attach both disks read-only",
         )),
         None if holders.is_empty() => Err(Failure::input(
-            format!("disk image {} is in use by another program", Shown::new(image)),
+            format!("disk image {} is in use by another program", EscapedPath::new(image)),
             "find that program with lsof or fuser",
         )),
         None => Ok(()),

@@ -119,10 +119,10 @@ impl FromStr for Disk {
 }
 
 /// Formats the disk for messages: parseable if its paths are UTF-8, otherwise as
-/// [`Shown`](super::Shown).
+/// [`EscapedPath`](super::EscapedPath).
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        escaped::utf8_or_shown(&self.to_bytes(), f)
+        escaped::utf8_or_escaped(&self.to_bytes(), f)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The reasons why a disk cannot be served. `remedy.rs` has what an operator can do about each.
 
 use super::Format;
-use super::escaped::Shown;
+use super::escaped::EscapedPath;
 use super::metadata::ContentError;
 use crate::engine::nbd::NbdError;
 use alloc::string::{String, ToString};
@@ -13,18 +13,18 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The image does not exist.
-    #[error("disk image {p0} does not exist", p0 = Shown::new(.0))]
+    #[error("disk image {p0} does not exist", p0 = EscapedPath::new(.0))]
     Missing(PathBuf),
     /// The image cannot be opened for lack of permission.
-    #[error("disk image {p0} cannot be opened{1}: permission denied", p0 = Shown::new(.0))]
+    #[error("disk image {p0} cannot be opened{1}: permission denied", p0 = EscapedPath::new(.0))]
     Permission(PathBuf, &'static str),
     /// The path is a directory, a socket or the like.
-    #[error("{p0} is neither a file nor a block device", p0 = Shown::new(.0))]
+    #[error("{p0} is neither a file nor a block device", p0 = EscapedPath::new(.0))]
     NotADisk(PathBuf),
     /// The size is not a positive multiple of the sector size.
     #[error(
         "disk image {path} has {size} bytes, which is not a positive multiple of {unit}",
-        path = Shown::new(.path)
+        path = EscapedPath::new(.path)
     )]
     OddSize {
         /// Path of the image.
@@ -35,7 +35,7 @@ pub enum ImageError {
         unit: u32,
     },
     /// The image is in use by another program.
-    #[error("disk image {p0} is in use by another program", p0 = Shown::new(.0))]
+    #[error("disk image {p0} is in use by another program", p0 = EscapedPath::new(.0))]
     Busy(PathBuf),
     /// I/O of an earlier process may be in flight.
     #[error("waiting for the I/O of an earlier process for {disk} failed")]
@@ -49,13 +49,13 @@ pub enum ImageError {
     /// The file system does not support bypassing the page cache.
     #[error(
         "disk image {p0} cannot be opened with O_DIRECT: its file system does not support it",
-        p0 = Shown::new(.0)
+        p0 = EscapedPath::new(.0)
     )]
     NoDirect(PathBuf),
     /// The disk's size is not a multiple of the sector size that `O_DIRECT` requires.
     #[error(
         "disk image {path} cannot be served with O_DIRECT: its {size} bytes are not a multiple of \
-         its storage's sectors of {unit} bytes", path = Shown::new(.path)
+         its storage's sectors of {unit} bytes", path = EscapedPath::new(.path)
     )]
     DirectSize {
         /// Path of the image.
@@ -67,7 +67,7 @@ pub enum ImageError {
     },
     /// The content of the image cannot be served.
     #[error(
-        "disk image {path} cannot be opened as {word}", path = Shown::new(.path), word = format.word()
+        "disk image {path} cannot be opened as {word}", path = EscapedPath::new(.path), word = format.word()
     )]
     Content {
         /// Path of the image, or of the file below it.
@@ -79,7 +79,7 @@ pub enum ImageError {
         error: ContentError,
     },
     /// A backing file's name cannot be resolved.
-    #[error("the backing file {below} of disk image {path} cannot be opened: {what}", path = Shown::new(.path))]
+    #[error("the backing file {below} of disk image {path} cannot be opened: {what}", path = EscapedPath::new(.path))]
     Chain {
         /// Path of the image whose header has the name.
         path: PathBuf,
@@ -93,7 +93,7 @@ pub enum ImageError {
     /// The header of an image names a file that is not opened.
     #[error(
         "disk image {image} refers to {name}, which cannot be opened",
-        image = Shown::new(.image), name = Shown::new(.name)
+        image = EscapedPath::new(.image), name = EscapedPath::new(.name)
     )]
     Reference {
         /// Path of the image.
@@ -105,7 +105,7 @@ pub enum ImageError {
         problem: ReferenceProblem,
     },
     /// The snapshot does not exist.
-    #[error("disk image {path} has no snapshot {name:?}", path = Shown::new(.path))]
+    #[error("disk image {path} has no snapshot {name:?}", path = EscapedPath::new(.path))]
     NoSnapshot {
         /// Path of the image.
         path: PathBuf,
@@ -117,7 +117,7 @@ pub enum ImageError {
     /// The image has its data in another file, so its internal snapshots cannot be served.
     #[error(
         "disk image {p0} has its data in another file: its internal snapshots hold no data",
-        p0 = Shown::new(.0)
+        p0 = EscapedPath::new(.0)
     )]
     SnapshotOfDataFile(PathBuf),
     /// This kind of image is not supported for writing.
@@ -161,7 +161,7 @@ pub enum ImageError {
         error: io::Error,
     },
     /// The trace cannot be created.
-    #[error("the trace {path} cannot be created", path = Shown::new(.path))]
+    #[error("the trace {path} cannot be created", path = EscapedPath::new(.path))]
     Trace {
         /// Path of the trace.
         path: PathBuf,
@@ -173,7 +173,7 @@ pub enum ImageError {
     #[error("a disk of {0} bytes in memory cannot be created: not enough memory")]
     Memory(u64),
     /// Any other error.
-    #[error("disk image {path} cannot be used", path = Shown::new(.path))]
+    #[error("disk image {path} cannot be used", path = EscapedPath::new(.path))]
     Other {
         /// Path of the image.
         path: PathBuf,
@@ -234,7 +234,7 @@ pub enum ReferenceProblem {
     #[error("a symbolic link leads out of its image root, to a file that is not a block device")]
     LinkOutside,
     /// An image root cannot be opened.
-    #[error("the image root {p0} cannot be opened", p0 = Shown::new(.0))]
+    #[error("the image root {p0} cannot be opened", p0 = EscapedPath::new(.0))]
     Root(PathBuf, #[source] io::Error),
     /// It does not exist.
     #[error("it does not exist")]
@@ -277,6 +277,6 @@ impl ReferenceProblem {
 }
 
 fn listed(roots: &[PathBuf]) -> String {
-    let roots: Vec<String> = roots.iter().map(|root| Shown::new(root).to_string()).collect();
+    let roots: Vec<String> = roots.iter().map(|root| EscapedPath::new(root).to_string()).collect();
     if roots.is_empty() { "there is none".into() } else { roots.join(", ") }
 }

@@ -8,16 +8,16 @@ use std::os::unix::ffi::OsStrExt;
 /// A file name in a message: UTF-8 unchanged, but a backslash as `\\`, and every byte of a control
 /// character or of invalid UTF-8 as `\x` and two digits. `printf %b` converts it back to the bytes.
 #[derive(Clone, Copy, Debug)]
-pub struct Shown<'a>(&'a [u8]);
+pub struct EscapedPath<'a>(&'a [u8]);
 
-impl<'a> Shown<'a> {
+impl<'a> EscapedPath<'a> {
     /// Creates the text of a file name.
     pub fn new(name: &'a (impl AsRef<OsStr> + ?Sized)) -> Self {
         Self(name.as_ref().as_bytes())
     }
 }
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for EscapedPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
             for c in chunk.valid().chars() {
@@ -38,11 +38,11 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Writes text unchanged if it is UTF-8, otherwise as [`Shown`].
-pub(super) fn utf8_or_shown(text: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// Writes text unchanged if it is UTF-8, otherwise as [`EscapedPath`].
+pub(super) fn utf8_or_escaped(text: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match core::str::from_utf8(text) {
         Ok(text) => f.write_str(text),
-        Err(_) => fmt::Display::fmt(&Shown(text), f),
+        Err(_) => fmt::Display::fmt(&EscapedPath(text), f),
     }
 }
 
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn any_two_names_are_shown_differently_and_nothing_moves_the_cursor() {
-        let shown = |bytes: &[u8]| Shown(bytes).to_string();
+        let shown = |bytes: &[u8]| EscapedPath(bytes).to_string();
         assert_eq!(shown("/srv/gäst 1.img".as_bytes()), "/srv/gäst 1.img");
         assert_eq!(shown(b"/srv/\xff\\\n.img"), "/srv/\\xff\\\\\\x0a.img");
         assert_eq!(shown("\u{85}".as_bytes()), "\\xc2\\x85");

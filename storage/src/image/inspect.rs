@@ -6,7 +6,7 @@ use super::file::{Access, FileHandle};
 use super::lock::{self, LockState};
 use super::metadata::{FileContent, Meter};
 use super::open::open;
-use super::qcow2::chain::{Below, Layer};
+use super::qcow2::chain::{Backing, Layer};
 use super::qcow2::header::{Header, Snapshot, incompatible};
 use super::reference::{ImageRoots, ReferencePolicy};
 use super::vhd::footer::{Footer, Kind};
@@ -156,7 +156,7 @@ fn of_qcow2(
     let roots = ImageRoots::of(&file, policy)?;
     let meter = Meter::default();
     let mut layer = qcow2::chain::read(file, &roots, false, &meter)?;
-    report_below(found, &layer)?;
+    report_backing(found, &layer)?;
     let written = found.files.first().is_some_and(|file| file.lock == LockState::Written);
     if written {
         // The mark is expected while the image is being written.
@@ -199,20 +199,20 @@ fn describe_qcow2(report: Option<&mut FileReport>, header: &Header) {
 }
 
 /// Reports all backing files of an image.
-fn report_below(found: &mut Inspection, layer: &Layer) -> Result<(), ImageError> {
-    match &layer.below {
+fn report_backing(found: &mut Inspection, layer: &Layer) -> Result<(), ImageError> {
+    match &layer.backing {
         None => Ok(()),
-        Some(Below::Raw(file)) => {
+        Some(Backing::Raw(file)) => {
             let mut report = file_report(file, Format::Raw)?;
             report.size = Some(report.length);
             found.files.push(report);
             Ok(())
         }
-        Some(Below::Qcow2(layer)) => {
+        Some(Backing::Qcow2(layer)) => {
             let mut report = file_report(&layer.file, Format::Qcow2)?;
             describe_qcow2(Some(&mut report), &layer.header);
             found.files.push(report);
-            report_below(found, layer)
+            report_backing(found, layer)
         }
     }
 }

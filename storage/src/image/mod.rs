@@ -40,7 +40,7 @@ mod vmdk;
 
 pub use disk::{Disk, DiskError};
 pub use error::{ImageError, ReferenceProblem};
-pub use escaped::Shown;
+pub use escaped::EscapedPath;
 pub use format::Format;
 pub use lock::LockState;
 pub use options::{DiskOptions, IoMode, OptionError};
@@ -71,7 +71,7 @@ use std::path::Path;
 use storage::Storage;
 
 /// Number of threads that execute the operations of a disk with blocking storage.
-const POOL: usize = 4;
+const BLOCKING_THREADS: usize = 4;
 
 /// Options for opening an image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -139,7 +139,7 @@ impl Image {
                     inner.on_failure(move || outer.mark_failed());
                 }
                 Storage::ThreadPool(Arc::new(
-                    ThreadPool::start("disk", POOL, store).map_err(other)?,
+                    ThreadPool::start("disk", BLOCKING_THREADS, store).map_err(other)?,
                 ))
             }
             other => other,
@@ -191,7 +191,7 @@ impl Image {
             (IoMode::IoPoll, Storage::File { file, .. }) => limits = raw::poll::check(file, disk)?,
             _ => return Err(ImageError::NoIoMode(io.word(), disk.spec.to_string())),
         }
-        let geometry = raw::shaped(image.geometry, disk)?;
+        let geometry = raw::with_sector_options(image.geometry, disk)?;
         Ok(Self { geometry, io, limits, ..image })
     }
 

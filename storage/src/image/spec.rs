@@ -248,10 +248,10 @@ impl FromStr for Spec {
 }
 
 /// Formats the specification for messages: parseable if its path is UTF-8, otherwise as
-/// [`Shown`](crate::image::Shown).
+/// [`EscapedPath`](crate::image::EscapedPath).
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        escaped::utf8_or_shown(&self.to_bytes(), f)
+        escaped::utf8_or_escaped(&self.to_bytes(), f)
     }
 }
 

@@ -5,7 +5,7 @@ use super::stream::Stream;
 use super::wire::{
     self, Greeting, InfoBlockSize, InfoExport, OptionHeader, OptionReply, info, opt, rep,
 };
-use crate::image::Shown;
+use crate::image::EscapedPath;
 use crate::image::spec::{NbdServer, NbdSpec};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -18,9 +18,9 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 /// Timeout of each step.
 const STEP: Duration = Duration::from_secs(5);
 /// Maximum length of a reply to an option, in bytes.
-const LONGEST: u32 = 64 << 10;
+const MAX_REPLY_LEN: u32 = 64 << 10;
 /// Maximum number of replies to one option.
-const ANSWERS: u32 = 256;
+const MAX_REPLIES: u32 = 256;
 
 /// Parameters of an export.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,9 +47,9 @@ impl Export {
 pub fn connect(spec: &NbdSpec) -> Result<(Stream, Export), NbdError> {
     let unreachable = |error| NbdError::Unreachable { server: name(&spec.server), error };
     let stream = Stream::connect(&spec.server, STEP).map_err(unreachable)?;
-    let mut talk = Talk { stream, spec };
-    let export = talk.through()?;
-    let Talk { stream, .. } = talk;
+    let mut handshake = Handshake { stream, spec };
+    let export = handshake.negotiate()?;
+    let Handshake { stream, .. } = handshake;
     stream.set_nonblocking().map_err(unreachable)?;
     Ok((stream, export))
 }
@@ -58,37 +58,37 @@ pub fn connect(spec: &NbdSpec) -> Result<(Stream, Export), NbdError> {
 pub fn name(server: &NbdServer) -> String {
     match server {
         NbdServer::Tcp(host, port) => format!("{host}:{port}"),
-        NbdServer::Unix(path) => Shown::new(path).to_string(),
+        NbdServer::Unix(path) => EscapedPath::new(path).to_string(),
     }
 }
 
-struct Talk<'a> {
+struct Handshake<'a> {
     stream: Stream,
     spec: &'a NbdSpec,
 }
 
 /// A reply to an option.
-struct Answer {
+struct Reply {
     kind: u32,
     data: Vec<u8>,
 }
 
-impl Talk<'_> {
-    fn through(&mut self) -> Result<Export, NbdError> {
+impl Handshake<'_> {
+    fn negotiate(&mut self) -> Result<Export, NbdError> {
         let mut greeting = Greeting::new_zeroed();
         self.read(greeting.as_mut_bytes())?;
         if greeting.magic != wire::GREETING || greeting.style != wire::OPTION {
-            return Err(self.broke("its greeting is not that of a newstyle server"));
+            return Err(self.protocol_error("its greeting is not that of a newstyle server"));
         }
         let flags = greeting.flags.get();
         if flags & wire::FIXED_NEWSTYLE == 0 {
-            return Err(self.broke("it is older than the fixed newstyle handshake"));
+            return Err(self.protocol_error("it is older than the fixed newstyle handshake"));
         }
         let answer = u32::from(flags & (wire::FIXED_NEWSTYLE | wire::NO_ZEROES));
         self.write(&answer.to_be_bytes())?;
 
         self.option(opt::STRUCTURED_REPLY, &[])?;
-        let structured = self.answer(opt::STRUCTURED_REPLY)?.kind == rep::ACK;
+        let structured = self.read_reply(opt::STRUCTURED_REPLY)?.kind == rep::ACK;
         self.go(structured)
     }
 
@@ -104,11 +104,11 @@ impl Talk<'_> {
         let mut export =
             Export { size: 0, flags: 0, min_block: 1, max_block: 32 << 20, structured };
         let mut has_size = false;
-        for _ in 0..ANSWERS {
-            let answer = self.answer(opt::GO)?;
-            match answer.kind {
+        for _ in 0..MAX_REPLIES {
+            let reply = self.read_reply(opt::GO)?;
+            match reply.kind {
                 rep::INFO => {
-                    let Ok((kind, data)) = U16::ref_from_prefix(&answer.data) else { continue };
+                    let Ok((kind, data)) = U16::ref_from_prefix(&reply.data) else { continue };
                     match kind.get() {
                         info::EXPORT => {
                             let found: &InfoExport = self.info(data)?;
@@ -124,11 +124,11 @@ impl Talk<'_> {
                     }
                 }
                 rep::ACK if has_size => return self.check(export),
-                kind if kind >= rep::ERROR => return Err(self.refused(kind, &answer.data)),
-                _ => return Err(self.broke("an answer makes no sense")),
+                kind if kind >= rep::ERROR => return Err(self.refused(kind, &reply.data)),
+                _ => return Err(self.protocol_error("an answer makes no sense")),
             }
         }
-        Err(self.broke("its answer has no end"))
+        Err(self.protocol_error("its answer has no end"))
     }
 
     /// Returns the information at the front of a reply's data.
@@ -138,7 +138,7 @@ impl Talk<'_> {
     {
         match T::ref_from_prefix(data) {
             Ok((info, _)) => Ok(info),
-            Err(_) => Err(self.broke("an answer is too short")),
+            Err(_) => Err(self.protocol_error("an answer is too short")),
         }
     }
 
@@ -194,19 +194,19 @@ impl Talk<'_> {
         self.write(&[head.as_bytes(), data].concat())
     }
 
-    fn answer(&mut self, option: u32) -> Result<Answer, NbdError> {
+    fn read_reply(&mut self, option: u32) -> Result<Reply, NbdError> {
         let mut head = OptionReply::new_zeroed();
         self.read(head.as_mut_bytes())?;
         if head.magic != wire::OPTION_REPLY || head.option != option {
-            return Err(self.broke("it answers what was not asked"));
+            return Err(self.protocol_error("it answers what was not asked"));
         }
         let (kind, len) = (head.kind.get(), head.len.get());
-        if len > LONGEST {
-            return Err(self.broke("an answer is too long"));
+        if len > MAX_REPLY_LEN {
+            return Err(self.protocol_error("an answer is too long"));
         }
         let mut data = alloc::vec![0; len as usize];
         self.read(&mut data)?;
-        Ok(Answer { kind, data })
+        Ok(Reply { kind, data })
     }
 
     fn read(&mut self, into: &mut [u8]) -> Result<(), NbdError> {
@@ -227,7 +227,7 @@ impl Talk<'_> {
         NbdError::Unreachable { server: name(&self.spec.server), error }
     }
 
-    fn broke(&self, what: &'static str) -> NbdError {
+    fn protocol_error(&self, what: &'static str) -> NbdError {
         NbdError::Protocol { server: name(&self.spec.server), what }
     }
 }

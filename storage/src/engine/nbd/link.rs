@@ -70,7 +70,7 @@ impl NbdLink {
             failures: Arc::default(),
         });
         let (jobs, incoming) = unbounded();
-        let mut end = ServerEnd {
+        let mut client = Client {
             spec: spec.clone(),
             server: server.clone(),
             patience: options.patience,
@@ -83,7 +83,7 @@ impl NbdLink {
             have: 0,
             lost: None,
         };
-        let thread = Builder::new().name(String::from("nbd")).spawn(move || end.serve());
+        let thread = Builder::new().name(String::from("nbd")).spawn(move || client.serve());
         Ok(Self { jobs, shared, thread: Some(thread.map_err(system)?), export })
     }
 
@@ -160,7 +160,7 @@ impl From<Lost> for Broken {
     }
 }
 
-struct ServerEnd {
+struct Client {
     spec: NbdSpec,
     server: String,
     patience: Duration,
@@ -176,11 +176,11 @@ struct ServerEnd {
     lost: Option<Instant>,
 }
 
-impl ServerEnd {
+impl Client {
     fn serve(&mut self) {
         loop {
             let why = match self.stream.take() {
-                Some(mut stream) => match self.talk(&mut stream) {
+                Some(mut stream) => match self.run(&mut stream) {
                     Broken::Stop => {
                         let leave = wire::Request::new(cmd::DISCONNECT, 0, 0, 0);
                         let _ = stream.write_all(leave.as_bytes());
@@ -206,11 +206,11 @@ impl ServerEnd {
     }
 
     /// Sends and receives until the connection fails.
-    fn talk(&mut self, stream: &mut Stream) -> Broken {
+    fn run(&mut self, stream: &mut Stream) -> Broken {
         self.have = 0;
-        let mut heard = Instant::now();
+        let mut last_received = Instant::now();
         loop {
-            match self.exchange(stream, &mut heard) {
+            match self.exchange(stream, &mut last_received) {
                 Ok(()) => {}
                 Err(broken) => return broken,
             }
@@ -218,18 +218,18 @@ impl ServerEnd {
     }
 
     /// Sends, waits for the socket or for jobs, and receives.
-    fn exchange(&mut self, stream: &mut Stream, heard: &mut Instant) -> Result<(), Broken> {
+    fn exchange(&mut self, stream: &mut Stream, last_received: &mut Instant) -> Result<(), Broken> {
         if self.shared.stop.load(Ordering::Acquire) {
             return Err(Broken::Stop);
         }
         if self.requests.is_empty() {
-            *heard = Instant::now();
+            *last_received = Instant::now();
         }
         for job in self.jobs.try_iter() {
             self.requests.add(job);
         }
         let outgoing = !self.send(stream)?;
-        let silent = heard.elapsed();
+        let silent = last_received.elapsed();
         if !self.requests.is_empty() && silent > SILENCE {
             return Err(Broken::Lost(Lost("it owes answers and is silent")));
         }
@@ -240,7 +240,7 @@ impl ServerEnd {
             self.shared.wake.clear();
         }
         if socket && self.receive(stream)? {
-            *heard = Instant::now();
+            *last_received = Instant::now();
             self.lost = None;
         }
         Ok(())
@@ -308,7 +308,7 @@ impl ServerEnd {
             let error = match handshake::connect(&self.spec) {
                 Ok((stream, export)) if !too_long() && self.is_the_same(export) => {
                     self.export = export;
-                    self.requests.again(export);
+                    self.requests.requeue(export);
                     self.stream = Some(stream);
                     if let Some(unlogged) = self.shared.reconnects.admit() {
                         tracing::info!(server = self.server, unlogged, "connected again");

@@ -145,7 +145,7 @@ impl Requests {
     }
 
     /// Queues all requests without a reply again, in their original order, after a reconnect.
-    pub fn again(&mut self, export: Export) {
+    pub fn requeue(&mut self, export: Export) {
         self.export = export;
         (self.reading, self.sent) = (Reading::Head, 0);
         self.out.clear();
@@ -214,7 +214,7 @@ impl Requests {
                     }
                     self.reading = Reading::Head;
                     if done {
-                        self.answered(cookie)?;
+                        self.complete_part(cookie)?;
                     }
                     rest
                 }
@@ -244,7 +244,7 @@ impl Requests {
                 if read {
                     self.expect(cookie, 0, None, true)?;
                 } else {
-                    self.answered(cookie)?;
+                    self.complete_part(cookie)?;
                 }
                 Ok(Some(rest))
             }
@@ -287,7 +287,7 @@ impl Requests {
             _ => return Err(Lost("it sends a chunk that makes no sense")),
         }
         if done {
-            self.answered(cookie)?;
+            self.complete_part(cookie)?;
         }
         Ok(Some(rest))
     }
@@ -335,7 +335,7 @@ impl Requests {
     }
 
     /// Completes a part and, with the last part, its job.
-    fn answered(&mut self, cookie: u64) -> Result<(), Lost> {
+    fn complete_part(&mut self, cookie: u64) -> Result<(), Lost> {
         let part = self.parts.remove(&cookie).ok_or(Lost("it answers what was not asked"))?;
         if part.command == cmd::READ && part.error.is_none() && part.filled != part.len {
             self.parts.insert(cookie, part);

@@ -2,7 +2,7 @@
 
 use super::super::Format;
 use super::super::error::ImageError;
-use super::super::escaped::Shown;
+use super::super::escaped::EscapedPath;
 use super::super::file::{Access, FileHandle};
 use super::super::metadata::{FileContent, Meter};
 use super::super::reference::ImageRoots;
@@ -27,7 +27,7 @@ pub struct Layer {
     /// The external data file, if there is one.
     pub data: Option<FileHandle>,
     /// The backing file, if there is one.
-    pub below: Option<Below>,
+    pub backing: Option<Backing>,
 }
 
 impl Layer {
@@ -40,7 +40,7 @@ impl Layer {
 
 /// A backing file.
 #[derive(Debug)]
-pub enum Below {
+pub enum Backing {
     /// Another qcow2 image.
     Qcow2(Box<Layer>),
     /// A raw file or a block device.
@@ -62,15 +62,15 @@ pub(in crate::image) fn read(
 }
 
 /// An image above another one, up to the image that the operator named.
-struct Above<'a> {
+struct ChainLink<'a> {
     file: &'a FileHandle,
-    above: Option<&'a Above<'a>>,
+    above: Option<&'a ChainLink<'a>>,
     depth: usize,
 }
 
-impl Above<'_> {
-    fn holds(&self, file: &FileHandle) -> bool {
-        self.file.is_same(file) || self.above.is_some_and(|above| above.holds(file))
+impl ChainLink<'_> {
+    fn contains(&self, file: &FileHandle) -> bool {
+        self.file.is_same(file) || self.above.is_some_and(|above| above.contains(file))
     }
 }
 
@@ -79,7 +79,7 @@ fn read_layer(
     roots: &ImageRoots,
     lock: bool,
     meter: &Meter,
-    above: Option<&Above<'_>>,
+    above: Option<&ChainLink<'_>>,
 ) -> Result<Layer, ImageError> {
     let wrap =
         |error| ImageError::Content { path: file.path().into(), format: Format::Qcow2, error };
@@ -95,27 +95,27 @@ fn read_layer(
         Some(name) => Some(roots.find(&file, Path::new(OsStr::from_bytes(name)))?),
         None => None,
     };
-    let here = Above { file: &file, above, depth: above.map_or(1, |above| above.depth + 1) };
-    let below = match &header.backing {
+    let here = ChainLink { file: &file, above, depth: above.map_or(1, |above| above.depth + 1) };
+    let backing = match &header.backing {
         Some(name) => {
             let format = header.backing_format.as_deref();
-            Some(below(name, format, roots, lock, meter, &here)?)
+            Some(read_backing(name, format, roots, lock, meter, &here)?)
         }
         None => None,
     };
-    Ok(Layer { file, header, data, below })
+    Ok(Layer { file, header, data, backing })
 }
 
-fn below(
+fn read_backing(
     name: &[u8],
     format: Option<&[u8]>,
     roots: &ImageRoots,
     lock: bool,
     meter: &Meter,
-    here: &Above<'_>,
-) -> Result<Below, ImageError> {
+    here: &ChainLink<'_>,
+) -> Result<Backing, ImageError> {
     let fail = |what, remedy| {
-        let below = Shown::new(OsStr::from_bytes(name)).to_string();
+        let below = EscapedPath::new(OsStr::from_bytes(name)).to_string();
         Err(ImageError::Chain { path: here.file.path().into(), below, what, remedy })
     };
     // In QEMU, the prefix `file:` means that further colons are part of the path.
@@ -132,17 +132,17 @@ fn below(
         _ => name,
     };
     let file = roots.find(here.file, Path::new(OsStr::from_bytes(plain)))?;
-    if here.holds(&file) || here.depth >= LONGEST {
+    if here.contains(&file) || here.depth >= LONGEST {
         return fail(
             "it depends on the image itself, or on too many files",
             "restore the image from a backup, or copy it again",
         );
     }
     match format {
-        Some(b"raw" | b"file" | b"host_device") => Ok(Below::Raw(file)),
+        Some(b"raw" | b"file" | b"host_device") => Ok(Backing::Raw(file)),
         Some(b"qcow2") => {
             let layer = read_layer(file, roots, lock, meter, Some(here))?;
-            Ok(Below::Qcow2(Box::new(layer)))
+            Ok(Backing::Qcow2(Box::new(layer)))
         }
         Some(_) => fail(
             "its format is neither raw nor qcow2",

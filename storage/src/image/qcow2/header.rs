@@ -269,14 +269,14 @@ impl Header {
     fn read_snapshots(
         &mut self,
         content: &dyn Content,
-        begin: u64,
+        offset: u64,
         count: u32,
     ) -> Result<(), ContentError> {
         if count > MAX_SNAPSHOTS {
             return Err(ContentError::corrupt(format!("{count} snapshots")));
         }
         self.snapshots = try_vec(count.into())?;
-        let mut table = Window { content, begin, bytes: Vec::new() };
+        let mut table = Window { content, offset, bytes: Vec::new() };
         let mut at = 0;
         for _ in 0..count {
             let mut entry = RawSnapshot::new_zeroed();
@@ -319,7 +319,7 @@ impl Header {
 /// A table that is read in large parts, front to back. Offsets are relative to its beginning.
 struct Window<'a> {
     content: &'a dyn Content,
-    begin: u64,
+    offset: u64,
     /// The bytes read so far.
     bytes: Vec<u8>,
 }
@@ -333,11 +333,11 @@ impl Window<'_> {
         }
         let have = self.bytes.len() as u64;
         if end > have {
-            let there = self.content.length().saturating_sub(self.begin).min(MAX_SNAPSHOT_BYTES);
+            let there = self.content.length().saturating_sub(self.offset).min(MAX_SNAPSHOT_BYTES);
             let upto = end.next_multiple_of(PART).min(there).max(end);
             self.bytes.resize(upto as usize, 0);
             let more = self.bytes.get_mut(have as usize..).unwrap_or_default();
-            self.content.read(self.begin.saturating_add(have), more)?;
+            self.content.read(self.offset.saturating_add(have), more)?;
         }
         let found = self.bytes.get(at as usize..end as usize).unwrap_or_default();
         into.copy_from_slice(found);

@@ -14,7 +14,7 @@ mod write_order;
 mod writer;
 
 use super::error::ImageError;
-use super::escaped::Shown;
+use super::escaped::EscapedPath;
 use super::file::{Access, FileHandle};
 use super::library::{Library, LibraryImage, Ordered, failed, storage};
 use super::metadata::{ContentError, FileContent, Meter};
@@ -24,7 +24,7 @@ use super::{Format, ImageOptions, raw};
 use crate::engine::Discard;
 use alloc::format;
 use alloc::sync::Arc;
-use chain::{Below, Layer};
+use chain::{Backing, Layer};
 use header::{Header, incompatible};
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
@@ -54,11 +54,11 @@ pub(super) fn open(
         repair(&layer, meter)?;
         layer.header.incompatible &= !incompatible::DIRTY;
     }
-    is_whole(&layer, meter)?;
+    check_complete(&layer, meter)?;
     if let Some(name) = snapshot {
         let snapshot = snapshot::find(&layer, name)?;
         if !options.read_only {
-            return Err(ImageError::OnlyRead(format!("qcow2@{name}:{}", Shown::new(path))));
+            return Err(ImageError::OnlyRead(format!("qcow2@{name}:{}", EscapedPath::new(path))));
         }
         let geometry = raw::geometry(path, snapshot.size, 512, 4096, true)?;
         return Ok((Arc::new(SnapshotStore::open(&layer, snapshot, meter)?), geometry));
@@ -87,13 +87,13 @@ fn repair(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     let content = FileContent::new(&file, meter).map_err(system)?;
     // The header is read again under the lock, because another writer may have changed it before.
     let header = Header::read(&content).map_err(wrap)?;
-    let raised = refcounts::raise(&file, &content, &header).map_err(wrap)?;
+    let raised = refcounts::raise_counts(&file, &content, &header).map_err(wrap)?;
     if header.version >= 3 {
         refcounts::set_dirty(&file, header.incompatible, false).map_err(system)?;
     }
     if header.version >= 3 || raised > 0 {
         tracing::warn!(
-            image = %Shown::new(layer.path()), raised,
+            image = %EscapedPath::new(layer.path()), raised,
             "a disk image was not closed by who wrote it last; its reference counts are in order \
              again"
         );
@@ -108,22 +108,22 @@ pub(super) fn snapshot_size(layer: &Layer, name: &str) -> Result<u64, ImageError
 
 /// Rejects a truncated image. The caller has checked that the image is consistent. Backing files
 /// are checked as well, because they have no writer.
-fn is_whole(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
+fn check_complete(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     let wrap =
         |error| ImageError::Content { path: layer.path().into(), format: Format::Qcow2, error };
     let access = Access { write: false, direct: false, lock: false };
     let file = layer.file.open(access)?;
     let content = FileContent::new(&file, meter).map_err(|e| wrap(e.into()))?;
-    refcounts::is_whole(&content, &layer.header).map_err(wrap)?;
-    match &layer.below {
-        Some(chain::Below::Qcow2(below)) => is_whole(below, meter),
-        Some(chain::Below::Raw(_)) | None => Ok(()),
+    refcounts::check_complete(&content, &layer.header).map_err(wrap)?;
+    match &layer.backing {
+        Some(chain::Backing::Qcow2(backing)) => check_complete(backing, meter),
+        Some(chain::Backing::Raw(_)) | None => Ok(()),
     }
 }
 
 /// Opens an image for reading without a lock, and closes it.
 pub(super) fn try_open(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
-    is_whole(layer, meter)?;
+    check_complete(layer, meter)?;
     let access = Access { write: false, direct: false, lock: false };
     Library::open(layer.path(), Format::Qcow2, false, || open_layer(layer, access, None)).map(drop)
 }
@@ -141,7 +141,7 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
     // The reference counts may be wrong, but reading does not need them.
     if !write && has(incompatible::DIRTY) {
         tracing::warn!(
-            image = %Shown::new(layer.path()),
+            image = %EscapedPath::new(layer.path()),
             "a disk image is read that was not closed by who wrote it last"
         );
     }
@@ -163,9 +163,9 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
     if has(incompatible::DATA_FILE) && write {
         return fail(ContentError::unsupported("its data in another file, to be written"));
     }
-    match &layer.below {
-        Some(Below::Qcow2(layer)) => check_features(layer, false),
-        Some(Below::Raw(_)) | None => Ok(()),
+    match &layer.backing {
+        Some(Backing::Qcow2(layer)) => check_features(layer, false),
+        Some(Backing::Raw(_)) | None => Ok(()),
     }
 }
 
@@ -175,8 +175,8 @@ fn open_layer(
     access: Access,
     ordered: Option<Ordered>,
 ) -> Result<LibraryImage, ImageError> {
-    let below = match &layer.below {
-        Some(below) => Some(Arc::new(open_below(below, access)?)),
+    let backing = match &layer.backing {
+        Some(backing) => Some(Arc::new(open_backing(backing, access)?)),
         None => None,
     };
     let data = match &layer.data {
@@ -192,18 +192,18 @@ fn open_layer(
     }
     Qcow2::<ImageFile, Arc<LibraryImage>>::builder(file)
         .write(access.write)
-        .backing(below)
+        .backing(backing)
         .data_file(data)
         .open(DenyImplicitOpenGate::default())
         .map(FormatAccess::new)
         .map_err(|e| failed(layer.path(), Format::Qcow2, e))
 }
 
-fn open_below(below: &Below, access: Access) -> Result<LibraryImage, ImageError> {
+fn open_backing(backing: &Backing, access: Access) -> Result<LibraryImage, ImageError> {
     let access = Access { write: false, ..access };
-    match below {
-        Below::Qcow2(layer) => open_layer(layer, access, None),
-        Below::Raw(file) => Raw::builder(storage(file, access, None)?)
+    match backing {
+        Backing::Qcow2(layer) => open_layer(layer, access, None),
+        Backing::Raw(file) => Raw::builder(storage(file, access, None)?)
             .open(DenyImplicitOpenGate::default())
             .map(FormatAccess::new)
             .map_err(|e| failed(file.path(), Format::Raw, e)),

@@ -45,7 +45,7 @@ pub(super) fn clear_autoclear(file: &File) -> io::Result<()> {
 ///
 /// # Errors
 /// [`ContentError`] if the metadata is inconsistent, or cannot be repaired here.
-pub(super) fn raise(
+pub(super) fn raise_counts(
     file: &File,
     content: &dyn Content,
     header: &Header,
@@ -64,12 +64,12 @@ pub(super) fn raise(
         if first >= clusters {
             return Ok(());
         }
-        used.none(next..first)?;
+        used.check_unused(next..first)?;
         next = clusters.min(first + per_block);
         raised += raise_block(file, content, header.refcount_order, at, &used, first..next)?;
         Ok(())
     })?;
-    used.none(next..clusters)?;
+    used.check_unused(next..clusters)?;
     file.sync_data()?;
     Ok(raised)
 }
@@ -109,16 +109,16 @@ fn raise_block(
     let (mut raised, mut changed) = (0, None);
     for cluster in clusters.clone() {
         let count = used.get(cluster);
-        let place = Place::of(cluster - clusters.start, order);
-        if count == 0 || place.get(&block) >= u64::from(count) {
+        let position = CountPosition::of(cluster - clusters.start, order);
+        if count == 0 || position.get(&block) >= u64::from(count) {
             continue;
         }
         if order < 6 && u64::from(count) >= 1 << (1 << order) {
             return Err(ContentError::corrupt(format!("{count} uses of cluster {cluster}")));
         }
-        place.set(&mut block, count.into());
-        let (first, _) = changed.unwrap_or((place.byte, 0));
-        changed = Some((first, place.byte + place.len));
+        position.set(&mut block, count.into());
+        let (first, _) = changed.unwrap_or((position.byte, 0));
+        changed = Some((first, position.byte + position.len));
         raised += 1;
     }
     if let Some((first, end)) = changed {
@@ -129,7 +129,7 @@ fn raise_block(
 }
 
 /// The position of a count in its block.
-struct Place {
+struct CountPosition {
     byte: usize,
     len: usize,
     /// For counts of less than a byte: the lowest bit, and the mask.
@@ -137,7 +137,7 @@ struct Place {
     mask: u64,
 }
 
-impl Place {
+impl CountPosition {
     fn of(index: u64, order: u32) -> Self {
         let (bit, bits) = (index << order, 1u32 << order);
         let mask = if order < 3 { (1 << bits) - 1 } else { u64::MAX };
@@ -167,7 +167,7 @@ impl Place {
 ///
 /// # Errors
 /// [`ContentError::Truncated`], and the errors of reading the tables.
-pub(super) fn is_whole(content: &dyn Content, header: &Header) -> Result<(), ContentError> {
+pub(super) fn check_complete(content: &dyn Content, header: &Header) -> Result<(), ContentError> {
     let length = content.length();
     // If the last used cluster is inside the file, it was not truncated, and the full check is not
     // needed.
@@ -260,7 +260,7 @@ impl Used {
     }
 
     /// Rejects clusters that are in use but have no block of counts.
-    fn none(&self, mut clusters: core::ops::Range<u64>) -> Result<(), ContentError> {
+    fn check_unused(&self, mut clusters: core::ops::Range<u64>) -> Result<(), ContentError> {
         match clusters.any(|cluster| self.get(cluster) > 0) {
             false => Ok(()),
             true => Err(ContentError::corrupt(

@@ -8,7 +8,7 @@ use super::super::metadata::{ContentError, FileContent, Meter, each_entry, try_v
 use super::chain::Layer;
 use super::header::{Header, Snapshot, incompatible};
 use super::layout::{L1Entry, L2Entry};
-use super::open_below;
+use super::open_backing;
 use crate::engine::store::Store;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -25,7 +25,7 @@ pub(super) struct SnapshotStore {
     /// Whether clusters can be marked as zeroes; not in version 2.
     zeroes: bool,
     l1: Vec<L1Entry>,
-    below: Option<LibraryImage>,
+    backing: Option<LibraryImage>,
 }
 
 /// Returns the snapshot with this name, or else with this id.
@@ -69,12 +69,12 @@ impl SnapshotStore {
             format: Format::Qcow2,
             error,
         })?;
-        let below = match &layer.below {
-            Some(below) => Some(open_below(below, access)?),
+        let backing = match &layer.backing {
+            Some(backing) => Some(open_backing(backing, access)?),
             None => None,
         };
         let Header { cluster_bits, version, .. } = layer.header;
-        Ok(Self { file, cluster_bits, zeroes: version >= 3, l1, below })
+        Ok(Self { file, cluster_bits, zeroes: version >= 3, l1, backing })
     }
 
     /// Reads a range that lies within one cluster.
@@ -86,8 +86,8 @@ impl SnapshotStore {
         }
         match entry.cluster() {
             _ if self.zeroes && entry.is_zero() => into.fill(0),
-            0 => match &self.below {
-                Some(below) => below.read(into, at)?,
+            0 => match &self.backing {
+                Some(backing) => backing.read(into, at)?,
                 None => into.fill(0),
             },
             cluster => self.file.read_exact_at(into, cluster + inside)?,

@@ -51,17 +51,22 @@ pub(super) struct WriteOrder {
 #[derive(Debug)]
 struct Tables {
     /// The first-level table, and the reference count table, as byte ranges.
-    first: Range<u64>,
-    counts: Range<u64>,
+    l1: Range<u64>,
+    refcount_table: Range<u64>,
     /// The cluster of the second-level table for each first-level entry, and the set of these
     /// clusters.
-    named: Vec<u64>,
-    second: HashSet<u64>,
+    l1_clusters: Vec<u64>,
+    l2_clusters: HashSet<u64>,
 }
 
 impl Tables {
     fn none() -> Self {
-        Self { first: 0..0, counts: 0..0, named: Vec::new(), second: HashSet::new() }
+        Self {
+            l1: 0..0,
+            refcount_table: 0..0,
+            l1_clusters: Vec::new(),
+            l2_clusters: HashSet::new(),
+        }
     }
 }
 
@@ -119,9 +124,9 @@ impl WriteOrder {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         if first == 0 {
             Part::Header
-        } else if touches(&tables.first) || touches(&tables.counts) {
+        } else if touches(&tables.l1) || touches(&tables.refcount_table) {
             Part::Entry
-        } else if (first..=last).any(|cluster| tables.second.contains(&cluster)) {
+        } else if (first..=last).any(|cluster| tables.l2_clusters.contains(&cluster)) {
             Part::SecondLevel
         } else {
             Part::Data
@@ -157,7 +162,7 @@ impl pvio_imagefile::WriteOrdering for WriteOrder {
             Part::Header => {}
             Part::Entry => {
                 let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
-                tables.named(change, self.cluster_bits);
+                tables.add_references(change, self.cluster_bits);
             }
         }
         self.barrier(true)
@@ -198,39 +203,40 @@ impl Tables {
         second.try_reserve(tables.clone().count()).map_err(no_memory)?;
         second.extend(tables);
         *self = Self {
-            first: at..at.saturating_add(entries * 8),
-            counts: header.refcounts.0..header.refcounts.0.saturating_add(header.refcounts.1),
-            named,
-            second,
+            l1: at..at.saturating_add(entries * 8),
+            refcount_table: header.refcounts.0
+                ..header.refcounts.0.saturating_add(header.refcounts.1),
+            l1_clusters: named,
+            l2_clusters: second,
         };
         Ok(())
     }
 
     /// Adds the second-level tables to which a pending write refers.
-    fn named(&mut self, change: &Change<'_>, cluster_bits: u32) {
+    fn add_references(&mut self, change: &Change<'_>, cluster_bits: u32) {
         let bytes = change.bytes();
         // Only whole entries, and only of the first-level table.
-        let begin = self.first.start.max(change.at.next_multiple_of(8));
-        let end = self.first.end.min(change.at.saturating_add(change.len));
+        let begin = self.l1.start.max(change.at.next_multiple_of(8));
+        let end = self.l1.end.min(change.at.saturating_add(change.len));
         let inside = |at: u64| usize::try_from(at.saturating_sub(change.at)).unwrap_or(usize::MAX);
         let named = bytes.get(inside(begin)..inside(end)).unwrap_or_default();
         let entries = <[L1Entry]>::ref_from_prefix(named).map_or(&[][..], |(whole, _)| whole);
-        let slot = begin.saturating_sub(self.first.start) / 8;
-        self.name(usize::try_from(slot).unwrap_or(usize::MAX), entries, cluster_bits);
+        let slot = begin.saturating_sub(self.l1.start) / 8;
+        self.set_entries(usize::try_from(slot).unwrap_or(usize::MAX), entries, cluster_bits);
     }
 
     /// Sets the entries from `slot` on. The cluster of a table without a reference may be reused
     /// for data.
-    fn name(&mut self, slot: usize, entries: &[L1Entry], cluster_bits: u32) {
-        let slots = self.named.get_mut(slot..).unwrap_or_default();
+    fn set_entries(&mut self, slot: usize, entries: &[L1Entry], cluster_bits: u32) {
+        let slots = self.l1_clusters.get_mut(slot..).unwrap_or_default();
         for (named, entry) in slots.iter_mut().zip(entries) {
             let cluster = entry.table() >> cluster_bits;
             if *named != cluster {
-                self.second.remove(named);
+                self.l2_clusters.remove(named);
                 *named = cluster;
             }
             if cluster != 0 {
-                self.second.insert(cluster);
+                self.l2_clusters.insert(cluster);
             }
         }
     }

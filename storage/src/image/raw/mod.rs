@@ -22,7 +22,7 @@ use std::path::Path;
 
 /// Threads for discards: enough to utilize a device. A discard that hangs blocks only other
 /// discards.
-const DISCARDERS: usize = 2;
+const DISCARD_THREADS: usize = 2;
 
 /// Opens a raw image.
 pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Storage, Geometry), ImageError> {
@@ -57,14 +57,14 @@ pub(super) fn serve(
     if block_device && !options.read_only {
         geometry.discard = device::discard(&file, geometry.physical_sector_size).map_err(other)?;
         if geometry.discard.is_some() {
-            discards = Some(Arc::new(discarders(&file).map_err(other)?));
+            discards = Some(Arc::new(discard_pool(&file).map_err(other)?));
         }
     }
     Ok((Storage::File { file, discards }, geometry))
 }
 
-fn discarders(device: &File) -> io::Result<ThreadPool> {
-    ThreadPool::start("discard", DISCARDERS, Arc::new(FileStore::new(device.try_clone()?)?))
+fn discard_pool(device: &File) -> io::Result<ThreadPool> {
+    ThreadPool::start("discard", DISCARD_THREADS, Arc::new(FileStore::new(device.try_clone()?)?))
 }
 
 /// Checks a size and returns a geometry in which any physical sector can be discarded.
@@ -94,7 +94,7 @@ pub(super) fn geometry(
 }
 
 /// Returns the geometry with the sector sizes that the disk's options request.
-pub(super) fn shaped(geometry: Geometry, disk: &Disk) -> Result<Geometry, ImageError> {
+pub(super) fn with_sector_options(geometry: Geometry, disk: &Disk) -> Result<Geometry, ImageError> {
     let DiskOptions { sector, physical, discard, .. } = disk.options;
     let sector_size = sector.unwrap_or(geometry.sector_size);
     let size = geometry.sectors.saturating_mul(512);

@@ -8,7 +8,7 @@ mod layout;
 mod sparse;
 
 use super::error::ImageError;
-use super::escaped::Shown;
+use super::escaped::EscapedPath;
 use super::file::{Access, FileHandle};
 use super::metadata::{Content, ContentError, FileContent, Meter, buffer};
 use super::reference::{ImageRoots, ReferencePolicy};
@@ -144,7 +144,7 @@ impl Vmdk {
         for extent in &descriptor.extents {
             // An extent without a file cannot store writes.
             if access.write && (!extent.write || extent.data == ExtentData::Zero) {
-                return Err(ImageError::OnlyRead(format!("vmdk:{}", Shown::new(path))));
+                return Err(ImageError::OnlyRead(format!("vmdk:{}", EscapedPath::new(path))));
             }
             let bytes = extent.sectors * SECTOR;
             let end = at.checked_add(bytes);
@@ -291,7 +291,7 @@ fn open_sparse(
     let kind = file.metadata().map_err(|error| content(error.into()))?.file_type();
     // A block device does not grow.
     if write && (header.compressed || header.version >= 3 || kind.is_block_device()) {
-        return Err(ImageError::OnlyRead(format!("vmdk:{}", Shown::new(path))));
+        return Err(ImageError::OnlyRead(format!("vmdk:{}", EscapedPath::new(path))));
     }
     Ok(Data::Sparse(Sparse::open(file, header, write, meter).map_err(content)?))
 }

@@ -157,7 +157,7 @@ fn what_is_unanswered_is_sent_again_in_order_and_what_is_answered_is_not() {
     // Half of a read was received.
     let half = chunk(0, chunk::OFFSET_DATA, first[3].1, &[&[0; 8][..], &[1; 256]].concat());
     rig.requests.incoming(&half).unwrap();
-    rig.requests.again(EXPORT);
+    rig.requests.requeue(EXPORT);
     let second = rig.sent();
     assert_eq!(second.iter().map(|r| r.0).collect::<Vec<_>>(), [cmd::WRITE, cmd::TRIM, cmd::READ]);
     assert!(second.iter().all(|new| first.iter().all(|old| old.1 != new.1)), "new cookies");
@@ -215,7 +215,7 @@ proptest! {
                 prop_assert!(held.len() < 8192, "what is not complete is bounded");
             }
         }
-        rig.requests.again(EXPORT);
+        rig.requests.requeue(EXPORT);
         rig.requests.fail(EngineError::Os(5));
         let mut tags: Vec<u32> = rig.done().iter().map(|done| done.0).collect();
         tags.sort();
