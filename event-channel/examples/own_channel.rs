@@ -22,7 +22,7 @@ impl EventChannel for End {
     }
 
     fn notify(&self) -> Result<(), EventError> {
-        // An event that is already pending wakes nobody again.
+        // An event that is already pending needs no second wake-up.
         if self.peer.raise(self.port) {
             self.peer_thread.unpark();
         }
@@ -42,7 +42,7 @@ fn main() -> Result<(), EventError> {
     };
     let backend = end(&driver, &guest, thread::current());
     let thread = thread::spawn(move || {
-        // An event has no payload: after it, a device reads what has changed in shared memory.
+        // An event has no payload. A device now reads its rings in shared memory.
         while !backend.take()? {
             thread::park();
         }

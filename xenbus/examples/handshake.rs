@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         })?;
     }
 
-    // A watch says that something has changed, not what: the frontend reads the state again.
+    // An event names a watch and no value: the frontend reads the state again.
     let event = front.poll_event()?.ok_or("no event")?;
     assert_eq!(event.token, "backend");
     assert_eq!(common::read_state(&mut front, &device.backend)?, XenbusState::InitWait);
