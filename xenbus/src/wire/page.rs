@@ -1,4 +1,4 @@
-//! The words of a domain's shared page beside its two rings (`struct xenstore_domain_interface`).
+//! Fields of a domain's shared page beside its two rings (`struct xenstore_domain_interface`).
 
 use core::sync::atomic::Ordering;
 
