@@ -148,7 +148,7 @@ where
             self.poll()?;
             let now = monotonic();
             self.queue.set_clock(now);
-            self.port.turn(now);
+            self.port.set_clock(now);
             let moved = self.queue.poll(&mut self.port, BUDGET)?;
             gather.done(moved.rx);
             let busy = moved.any();

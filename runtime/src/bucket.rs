@@ -254,7 +254,7 @@ mod tests {
             bucket.take_within(rate, 1000, NOW, debt);
         }
         assert_eq!(bucket.empty_until(rate, NOW).unwrap().as_secs(), 6);
-        // A larger debt from before stays as it is.
+        // A larger debt from before does not change.
         bucket.take(rate, 5000, NOW);
         bucket.take_within(rate, 1, NOW, debt);
         assert_eq!(bucket.empty_until(rate, NOW).unwrap().as_secs(), 11);

@@ -1,4 +1,4 @@
-//! Blocking work on a thread of its own, for a thread that must not block.
+//! Blocking work on a separate thread, for a thread that must not block.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -19,7 +19,7 @@ pub enum TaskError {
     TimedOut,
 }
 
-/// Work on a thread of its own. Its outcome can be polled, or waited for. The thread is not joined
+/// Work on a separate thread. Its outcome can be polled, or waited for. The thread is not joined
 /// when this is dropped: it ends when the work is done, and the outcome is dropped there.
 ///
 /// ```

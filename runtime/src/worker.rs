@@ -86,7 +86,7 @@ impl<E: Send + 'static> Worker<E> {
     /// The error of its start.
     pub fn wait_ready(&mut self) -> io::Result<()> {
         if !self.serves {
-            self.started.recv().unwrap_or_else(|_| Err(ended_at_once()))?;
+            self.started.recv().unwrap_or_else(|_| Err(ended_early()))?;
             self.serves = true;
         }
         Ok(())
@@ -106,7 +106,7 @@ impl<E: Send + 'static> Worker<E> {
                 Poll::Ready(outcome)
             }
             Err(TryRecvError::Empty) => Poll::Pending,
-            Err(TryRecvError::Disconnected) => Poll::Ready(Err(ended_at_once())),
+            Err(TryRecvError::Disconnected) => Poll::Ready(Err(ended_early())),
         }
     }
 
@@ -148,8 +148,8 @@ impl<E> Drop for Worker<E> {
     }
 }
 
-fn ended_at_once() -> io::Error {
-    io::Error::other("the worker thread ended at once")
+fn ended_early() -> io::Error {
+    io::Error::other("the worker thread ended before it was ready")
 }
 
 #[cfg(test)]
@@ -189,7 +189,7 @@ mod tests {
         (Arc::new(notify), calls)
     }
 
-    /// Returns the fault after so many notifications.
+    /// Returns the fault after this number of notifications.
     fn ended(worker: &mut Worker<Fault>, calls: &AtomicU32, wanted: u32) -> Option<Fault> {
         while calls.load(Ordering::Relaxed) < wanted {
             std::thread::yield_now();

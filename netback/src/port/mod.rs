@@ -73,11 +73,11 @@ pub trait NetPort {
 
     /// Sets the time, from a monotonic clock with any origin. Called once per round, before other
     /// methods.
-    fn turn(&mut self, now: Duration) {
+    fn set_clock(&mut self, now: Duration) {
         let _ = now;
     }
 
-    /// Time at which [`turn`](NetPort::turn) has to be called even without an event; later than the
+    /// Time at which [`set_clock`](NetPort::set_clock) has to be called even without an event; later than the
     /// time of the last call. `None` if no timer is armed.
     fn deadline(&self) -> Option<Duration> {
         None

@@ -241,7 +241,7 @@ impl NetPort for AfXdpPort {
         }
     }
 
-    fn turn(&mut self, now: Duration) {
+    fn set_clock(&mut self, now: Duration) {
         (self.now, self.dry, self.starved) = (now, false, false);
         self.flush();
     }

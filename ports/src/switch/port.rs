@@ -157,7 +157,7 @@ impl NetPort for Lane {
 
     fn flush(&mut self) {}
 
-    fn turn(&mut self, now: Duration) {
+    fn set_clock(&mut self, now: Duration) {
         self.now = u32::try_from(now.as_secs()).unwrap_or(u32::MAX);
         self.dry = false;
         self.members.refresh();
@@ -258,8 +258,8 @@ impl NetPort for SwitchPort {
         self.lane.flush();
     }
 
-    fn turn(&mut self, now: Duration) {
-        self.lane.turn(now);
+    fn set_clock(&mut self, now: Duration) {
+        self.lane.set_clock(now);
     }
 }
 

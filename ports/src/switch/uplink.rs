@@ -88,12 +88,12 @@ impl Moving {
 
     fn run(&mut self, stop: &StopFlag) -> io::Result<()> {
         while !stop.is_set() {
-            self.tap.turn(monotonic());
+            self.tap.set_clock(monotonic());
             self.tap.poll()?;
             if self.tap.fired(self.arrived) {
                 self.lane.inbox().event().clear();
             }
-            self.lane.turn(monotonic());
+            self.lane.set_clock(monotonic());
             let inward = transfer(&mut self.tap, &mut self.lane);
             let outward = transfer(&mut self.lane, &mut self.tap);
             if outward > 0 {

@@ -380,7 +380,7 @@ impl NetPort for TapPort {
         let _ = self.uring.flush();
     }
 
-    fn turn(&mut self, now: Duration) {
+    fn set_clock(&mut self, now: Duration) {
         self.now = now;
         self.paused = self.paused.filter(|until| *until > now);
     }

@@ -254,9 +254,9 @@ impl<N: NetPort> NetPort for Capture<N> {
         self.port.flush();
     }
 
-    fn turn(&mut self, now: Duration) {
+    fn set_clock(&mut self, now: Duration) {
         self.session.refresh();
-        self.port.turn(now);
+        self.port.set_clock(now);
     }
 
     fn deadline(&self) -> Option<Duration> {

@@ -267,9 +267,9 @@ impl<N: NetPort> NetPort for Faults<N> {
         self.port.flush();
     }
 
-    fn turn(&mut self, now: Duration) {
+    fn set_clock(&mut self, now: Duration) {
         self.now = now;
-        self.port.turn(now);
+        self.port.set_clock(now);
         if self.plan.refresh() {
             self.begin();
         }

@@ -302,9 +302,9 @@ impl<N: NetPort> NetPort for Guard<N> {
         self.port.flush();
     }
 
-    fn turn(&mut self, now: Duration) {
+    fn set_clock(&mut self, now: Duration) {
         self.rules.refresh();
-        self.port.turn(now);
+        self.port.set_clock(now);
     }
 
     fn deadline(&self) -> Option<Duration> {

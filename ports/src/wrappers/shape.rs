@@ -191,13 +191,13 @@ impl<N: NetPort> NetPort for Shaper<N> {
         self.port.flush();
     }
 
-    fn turn(&mut self, now: Duration) {
+    fn set_clock(&mut self, now: Duration) {
         self.now = now;
         if self.seen.refresh() {
             self.begin();
         }
         self.tx.iter_mut().chain(&mut self.rx).for_each(|gate| gate.update(self.now));
-        self.port.turn(now);
+        self.port.set_clock(now);
     }
 
     fn deadline(&self) -> Option<Duration> {

@@ -43,7 +43,7 @@ fn frame(from: [u8; 6], to: [u8; 6], len: usize) -> Vec<u8> {
 
 impl Member {
     fn send(&mut self, frame: &[u8], offload: Offload) {
-        self.lane.turn(Duration::from_secs(1));
+        self.lane.set_clock(Duration::from_secs(1));
         let buf = self.lane.reserve().expect("nobody holds a sender's buffers");
         let mut buf = self.lane.fit(buf, frame.len());
         buf.as_mut_slice()[..frame.len()].copy_from_slice(frame);

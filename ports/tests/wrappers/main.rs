@@ -196,7 +196,7 @@ fn a_guard_is_changed_while_packets_pass_and_gives_every_buffer_back() {
     let foreign = udp4(OTHER, [192, 0, 2, 2], 9);
     assert_eq!(send(&mut port, &foreign), Ok(()));
     guards.set(Rules { mac: Some(MAC), addresses: None });
-    port.turn(MS);
+    port.set_clock(MS);
     for _ in 0..20 {
         assert_eq!(send(&mut port, &foreign), Err(PortError::Refused(DropReason::TxSpoofMac)));
     }
@@ -219,7 +219,7 @@ fn through(plan: FaultPlan, count: u32, out: bool) -> (Vec<u32>, usize, Arc<Stat
     let (mut port, mut wire, stats) = faulty(plan, 64);
     let (mut numbers, mut broken) = (Vec::new(), 0);
     for tick in 0..count + 200 {
-        port.turn(tick * MS);
+        port.set_clock(tick * MS);
         if tick < count {
             let frame = numbered(tick, 100);
             if out { send(&mut port, &frame).unwrap() } else { send(&mut wire, &frame).unwrap() }
@@ -266,16 +266,16 @@ fn faults_happen_as_often_as_planned_both_ways_and_the_same_for_the_same_seed() 
 fn a_delayed_packet_comes_in_time_and_holds_back_no_more_than_there_is_room_for() {
     let plan = FaultPlan { delay: 10 * MS, ..FaultPlan::default() };
     let (mut port, mut wire, _) = faulty(plan, 8);
-    port.turn(MS);
+    port.set_clock(MS);
     while let Ok(buf) = port.reserve() {
         port.send(Packet { buf, start: 0, len: 60, offload: Offload::default() }).unwrap();
     }
     send(&mut wire, &[1; 60]).unwrap();
     assert!(received(&mut port).is_empty() && received(&mut wire).is_empty());
     assert_eq!(port.deadline(), Some(11 * MS));
-    port.turn(10 * MS);
+    port.set_clock(10 * MS);
     assert!(received(&mut port).is_empty() && received(&mut wire).is_empty());
-    port.turn(11 * MS);
+    port.set_clock(11 * MS);
     assert_eq!((received(&mut wire).len(), received(&mut port).len()), (8, 1));
     assert_eq!(port.deadline(), None);
     assert_eq!(REORDER, 3 * MS);
@@ -289,7 +289,7 @@ fn what_passes_is_captured_whole_marked_and_in_a_file_that_others_read() {
     send(&mut port, &numbered(0, 60)).unwrap();
     let reader = probe.open(usize::MAX).unwrap();
     assert!(probe.open(100).is_err(), "once at a time");
-    port.turn(MS);
+    port.set_clock(MS);
     let gso = Gso { size: 1448, kind: GsoKind::TcpV4 };
     let offload = Offload { checksum: Checksum::Partial { start: 34, offset: 16 }, gso: Some(gso) };
     send_with(&mut port, &numbered(1, 65_000), offload).unwrap();
@@ -311,7 +311,7 @@ fn what_passes_is_captured_whole_marked_and_in_a_file_that_others_read() {
     assert_eq!(reader.lost(), 600 - 512);
     let bytes = file.end(reader.lost()).unwrap();
     drop(reader);
-    port.turn(2 * MS);
+    port.set_clock(2 * MS);
     assert!(probe.open(100).is_ok());
 
     let mut found = pcap_file::pcapng::PcapNgReader::new(&bytes[..]).unwrap();
@@ -350,7 +350,7 @@ fn words_set_every_wrapper_and_what_makes_no_sense_changes_nothing() {
     let shares = BTreeMap::from([("up".into(), SharedRate::new(BucketRate::per_second(1, 1)))]);
     let mut set = |words: &str, ip: Option<&str>| {
         let done = settings.apply(&said(words), MAC, ip, &shares);
-        port.turn(MS);
+        port.set_clock(MS);
         let sent = match port.reserve() {
             Ok(buf) => {
                 port.unreserve(buf);

@@ -11,7 +11,7 @@ fn bytes_in(
 ) -> usize {
     let (mut now, mut sent) = (from, 0);
     while now < from + time {
-        port.turn(now);
+        port.set_clock(now);
         while let Ok(buf) = port.reserve() {
             let buf = port.fit(buf, len);
             port.send(Packet { buf, start: 0, len, offload: Offload::default() }).unwrap();
@@ -43,7 +43,7 @@ fn a_shaper_keeps_to_bytes_and_packets_a_second_and_holds_the_rest_back() {
     assert!((99_800..101_200).contains(&sent), "{sent}");
     // To the guest: packets that may not pass stay in the port.
     shapes.set(&Shape { rx: packets, ..Shape::default() });
-    port.turn(30_000 * MS);
+    port.set_clock(30_000 * MS);
     (0..4).for_each(|n| send(&mut wire, &numbered(n, 60)).unwrap());
     let mut got = received(&mut port).len();
     for n in 4..100 {
@@ -55,7 +55,7 @@ fn a_shaper_keeps_to_bytes_and_packets_a_second_and_holds_the_rest_back() {
     assert_eq!(got, 11, "a burst and one, all at one time");
     assert!(wire.reserve().is_err() && port.deadline().is_some());
     shapes.set(&Shape::default());
-    port.turn(30_001 * MS);
+    port.set_clock(30_001 * MS);
     assert_eq!((received(&mut port).len(), port.deadline()), (4, None));
 }
 
@@ -85,7 +85,7 @@ fn a_shaper_counts_the_frames_that_a_packet_is_segmented_into_both_ways() {
         shapes.set(&Shape { tx: limits, rx: limits, share: None });
         let mut passed = [0, 0];
         for tick in 0..10_000 {
-            port.turn(MS * (tick + 1));
+            port.set_clock(MS * (tick + 1));
             if let Ok(buf) = port.reserve() {
                 let mut buf = port.fit(buf, frame.len());
                 buf[..frame.len()].copy_from_slice(&frame);
@@ -123,7 +123,7 @@ fn vifs_that_share_a_rate_get_the_same_of_it_however_eager_they_are() {
         for tick in from..from + ticks {
             for &one in who.iter().filter(|one| tick % [1, 10, 30][**one] == 0) {
                 let (port, wire) = &mut ends[one];
-                port.turn(Duration::from_micros(100 * (tick + 1)));
+                port.set_clock(Duration::from_micros(100 * (tick + 1)));
                 while let Ok(buf) = port.reserve() {
                     let (len, offload) = (lens[one], Offload::default());
                     let buf = port.fit(buf, len);

@@ -103,7 +103,7 @@ impl Pending {
             let deadline = lock(&self.progress).deadline;
             self.task.set_deadline(deadline);
             match self.task.wait() {
-                // The next step has begun, and has its own time.
+                // The deadline is that of the next step now.
                 Err(TaskError::TimedOut) if lock(&self.progress).deadline > deadline => {}
                 opened => return outcome(opened),
             }

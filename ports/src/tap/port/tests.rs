@@ -36,7 +36,7 @@ fn until<T>(
     let (begin, end) = (*BEGIN.get_or_init(Instant::now), Instant::now() + PATIENCE);
     let mut host = 2;
     loop {
-        port.turn(begin.elapsed());
+        port.set_clock(begin.elapsed());
         let polled = port.poll();
         if let Some(found) = found(port, polled) {
             return found;
