@@ -21,7 +21,8 @@ pub use folder::default_root;
 
 use crate::failure::{Failure, one_line};
 use crate::served::{Served, budgets};
-use pvio_ports::wrappers::capture::{CaptureFile, Reader};
+use pvio_ports::pcapng::CaptureFile;
+use pvio_ports::wrappers::capture::Reader;
 use pvio_recordfile::{DirError, PrivateDir};
 use pvio_runtime::LogLimit;
 use rustix::net::sockopt::socket_peercred;

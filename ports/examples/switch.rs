@@ -40,8 +40,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (left, right) = (switch.join(1, (true, true))?, switch.join(1, (true, true))?);
     let probe = Probe::default();
     let capture = probe.open(SNAPLEN)?;
-    let mut left = probe.wrap(SwitchPort::new(left.end(0)?, &stats)?);
-    let mut right = SwitchPort::new(right.end(0)?, &stats)?;
+    let mut left = probe.wrap(SwitchPort::new(left.queue(0)?, &stats)?);
+    let mut right = SwitchPort::new(right.queue(0)?, &stats)?;
 
     send(&mut left, [0xff; 6], LEFT)?;
     assert_eq!(receive(&mut right), Some(LEFT), "a broadcast, which shows where LEFT is");

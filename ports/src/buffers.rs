@@ -1,7 +1,7 @@
 //! Packet buffers of two sizes: few large ones, more small ones.
 #![forbid(unsafe_code)]
 
-use super::FRAME_MAX;
+use super::{FRAME_MAX, WouldBlock};
 use alloc::vec::Vec;
 use pvio_ring::shm::PAGE_SIZE;
 use pvio_runtime::PrivateBuf;
@@ -31,6 +31,11 @@ pub(super) struct BufferPool {
 impl BufferPool {
     pub fn new(headroom: usize) -> Self {
         Self { large: buffers(LARGE, LARGE_OUT), small: buffers(SMALL, SMALL_OUT), headroom }
+    }
+
+    /// Returns a large buffer, for a packet whose size is not known.
+    pub fn reserve(&mut self) -> Result<PrivateBuf, WouldBlock> {
+        self.large.pop().ok_or(WouldBlock)
     }
 
     pub fn give_back(&mut self, buf: PrivateBuf) {

@@ -23,6 +23,8 @@ mod buffers;
 pub mod file;
 pub mod host;
 pub mod options;
+pub mod pcapng;
+pub mod queue_port;
 mod segment;
 pub mod settings;
 pub mod switch;

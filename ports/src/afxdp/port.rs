@@ -197,7 +197,7 @@ impl NetPort for AfXdpPort {
                 return Err(WouldBlock);
             }
         }
-        self.pool.large.pop().ok_or(WouldBlock)
+        self.pool.reserve()
     }
 
     fn fit(&mut self, buf: PrivateBuf, len: usize) -> PrivateBuf {

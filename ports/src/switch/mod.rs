@@ -4,7 +4,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `table` | address table: the member of each station |
-//! | `inbox` | packets that wait for a queue: bounded in bytes, in the receiver's buffers |
+//! | `rx_queue` | packets that wait for a queue: bounded in bytes, in the receiver's buffers |
 //! | `port` | a queue's connection, as a port |
 //! | `uplink` | a tap as a member, for external networks |
 //!
@@ -20,12 +20,12 @@
 //! learning bridge. A [guard](crate::wrappers::guard) prevents that.
 #![forbid(unsafe_code)]
 
-mod inbox;
 mod port;
+mod rx_queue;
 mod table;
 mod uplink;
 
-pub use port::{Lane, SwitchPort};
+pub use port::{SwitchPort, SwitchQueue};
 pub use uplink::Uplink;
 
 use crate::tap::{Tap, TapConfig, TapError};
@@ -34,8 +34,8 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
-use inbox::Inbox;
 use pvio_runtime::Setting;
+use rx_queue::RxQueue;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use table::Table;
@@ -55,7 +55,7 @@ pub struct Switch {
 struct Member {
     /// Number of the member; not 0.
     number: u16,
-    inboxes: Vec<Arc<Inbox>>,
+    queues: Vec<Arc<RxQueue>>,
 }
 
 impl Switch {
@@ -71,30 +71,34 @@ impl Switch {
     ///
     /// # Errors
     /// Fails if there are no more descriptors or member numbers.
-    pub fn join(self: &Arc<Self>, queues: usize, takes: (bool, bool)) -> io::Result<Socket> {
-        let inboxes = core::iter::repeat_with(|| Inbox::new(takes).map(Arc::new));
-        let inboxes = inboxes.take(queues.max(1)).collect::<io::Result<Vec<_>>>()?;
+    pub fn join(
+        self: &Arc<Self>,
+        queues: usize,
+        takes: (bool, bool),
+    ) -> io::Result<SwitchMembership> {
+        let rx_queues = core::iter::repeat_with(|| RxQueue::new(takes).map(Arc::new));
+        let queues = rx_queues.take(queues.max(1)).collect::<io::Result<Vec<_>>>()?;
         let mut joined = None;
         self.members.update(|all| {
             let taken = |number: &u16| all.iter().any(|member| member.number == *number);
             let Some(number) = (1..=u16::MAX).find(|number| !taken(number)) else {
                 return all.clone();
             };
-            let member = Arc::new(Member { number, inboxes });
+            let member = Arc::new(Member { number, queues });
             joined = Some(Arc::clone(&member));
             let mut all: Vec<_> = all.iter().chain([&member]).map(Arc::clone).collect();
             all.sort_by_key(|member| member.number);
             all
         });
         let member = joined.ok_or_else(|| io::Error::other("the switch has too many members"))?;
-        Ok(Socket { switch: Arc::clone(self), member })
+        Ok(SwitchMembership { switch: Arc::clone(self), member })
     }
 
     /// Marks the uplink as lost: the workers of all members end, which closes their devices.
     fn lose_uplink(&self) {
         self.uplink_lost.store(true, Ordering::Release);
         let members = self.members.get();
-        members.iter().flat_map(|member| &member.inboxes).for_each(|inbox| inbox.event().notify());
+        members.iter().flat_map(|member| &member.queues).for_each(|rx| rx.event().notify());
     }
 
     fn has_lost_uplink(&self) -> bool {
@@ -110,32 +114,32 @@ impl Switch {
 
 /// Membership in a switch.
 #[derive(Debug)]
-pub struct Socket {
+pub struct SwitchMembership {
     switch: Arc<Switch>,
     member: Arc<Member>,
 }
 
-/// Connection of one of a member's queues, for a [`SwitchPort`] or a [`Lane`].
+/// Connection of one of a member's queues, for a [`SwitchPort`] or a [`SwitchQueue`].
 #[derive(Debug)]
-pub struct End {
+pub struct MemberQueue {
     switch: Arc<Switch>,
     number: u16,
-    inbox: Arc<Inbox>,
+    rx: Arc<RxQueue>,
 }
 
-impl Socket {
+impl SwitchMembership {
     /// Returns the connection of the queue with that number, counted from 0.
     ///
     /// # Errors
     /// The member has no such queue.
-    pub fn end(&self, queue: usize) -> io::Result<End> {
-        let inbox = self.member.inboxes.get(queue).map(Arc::clone);
-        let inbox = inbox.ok_or_else(|| io::Error::other("the member has no such queue"))?;
-        Ok(End { switch: Arc::clone(&self.switch), number: self.member.number, inbox })
+    pub fn queue(&self, queue: usize) -> io::Result<MemberQueue> {
+        let rx = self.member.queues.get(queue).map(Arc::clone);
+        let rx = rx.ok_or_else(|| io::Error::other("the member has no such queue"))?;
+        Ok(MemberQueue { switch: Arc::clone(&self.switch), number: self.member.number, rx })
     }
 }
 
-impl Drop for Socket {
+impl Drop for SwitchMembership {
     fn drop(&mut self) {
         let number = self.member.number;
         let others = |all: &Vec<Arc<Member>>| {

@@ -1,56 +1,51 @@
 //! The port of a queue that is connected to a switch.
 #![forbid(unsafe_code)]
 
-use super::inbox::Inbox;
-use super::{End, Member, Switch};
+use super::rx_queue::RxQueue;
+use super::{Member, MemberQueue, Switch};
 use crate::buffers::BufferPool;
+use crate::queue_port::{PacketQueue, QueuePort};
 use crate::segment::Segments;
-use crate::wait::WaitPort;
 use crate::{Checksum, NetPort, Offload, Packet, PortError, WouldBlock};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pvio_netback::stats::Stats;
-use pvio_runtime::{PrivateBuf, SettingReader, WaitPoint, Watch, WatchRing};
+use pvio_runtime::{EventFd, PrivateBuf, SettingReader};
 use std::io;
-use std::os::fd::OwnedFd;
 
 /// Connection of a queue to a switch, without a wait point.
 #[derive(Debug)]
-pub struct Lane {
+pub struct SwitchQueue {
     switch: Arc<Switch>,
     number: u16,
-    inbox: Arc<Inbox>,
+    rx: Arc<RxQueue>,
     members: SettingReader<Vec<Arc<Member>>>,
     pool: BufferPool,
     /// Time in seconds.
     now: u32,
-    /// The last attempt to receive found no packet, so a non-empty inbox means new packets.
+    /// The last attempt to receive found no packet, so a non-empty receive queue means new
+    /// packets.
     dry: bool,
 }
 
-impl Lane {
-    /// Packets that do not fit into this queue's inbox are counted in `stats`.
+impl SwitchQueue {
+    /// Packets that do not fit into the receive queue are counted in `stats`.
     #[must_use]
-    pub fn new(end: End, stats: &Arc<Stats>) -> Self {
-        let End { switch, number, inbox } = end;
-        inbox.count_in(stats);
+    pub fn new(queue: MemberQueue, stats: &Arc<Stats>) -> Self {
+        let MemberQueue { switch, number, rx } = queue;
+        rx.count_in(stats);
         let (members, pool) = (SettingReader::new(&switch.members), BufferPool::new(0));
-        Self { switch, number, inbox, members, pool, now: 0, dry: false }
+        Self { switch, number, rx, members, pool, now: 0, dry: false }
     }
 
-    pub(super) fn inbox(&self) -> &Inbox {
-        &self.inbox
-    }
-
-    /// Called before the receiver sleeps. Returns whether it may. Packets that the receiver has not
-    /// tried to take must not keep it awake.
-    pub(super) fn may_sleep(&self) -> bool {
-        self.inbox.may_sleep() || !self.dry
+    /// Returns the eventfd that is notified when packets arrive while the receiver sleeps.
+    pub(super) fn arrivals(&self) -> &EventFd {
+        self.rx.event()
     }
 
     /// Sends the packet to one member, which takes over the buffer.
-    fn hand_over(&mut self, to: &Inbox, packet: Packet<PrivateBuf>) {
+    fn hand_over(&mut self, to: &RxQueue, packet: Packet<PrivateBuf>) {
         let buf = if packet.offload.gso.is_some_and(|gso| !to.takes(gso)) {
             copy(to, &packet);
             packet.buf
@@ -62,7 +57,7 @@ impl Lane {
 }
 
 /// Sends a copy of the packet to a member, in segments if required.
-fn copy(to: &Inbox, packet: &Packet<PrivateBuf>) {
+fn copy(to: &RxQueue, packet: &Packet<PrivateBuf>) {
     let frame = packet.frame();
     let Some(gso) = packet.offload.gso.filter(|gso| !to.takes(*gso)) else {
         let Some(mut buf) = to.reserve(frame.len()) else { return };
@@ -82,8 +77,8 @@ fn copy(to: &Inbox, packet: &Packet<PrivateBuf>) {
 }
 
 /// Returns the queue of a member for a frame: all packets of a flow use the same.
-fn queue_of<'a>(member: &'a Member, frame: &[u8]) -> Option<&'a Arc<Inbox>> {
-    if let [only] = &member.inboxes[..] {
+fn queue_of<'a>(member: &'a Member, frame: &[u8]) -> Option<&'a Arc<RxQueue>> {
+    if let [only] = &member.queues[..] {
         return Some(only);
     }
     // MAC addresses; for IPv4 without options and for IPv6 also IP addresses and ports.
@@ -95,16 +90,16 @@ fn queue_of<'a>(member: &'a Member, frame: &[u8]) -> Option<&'a Arc<Inbox>> {
     let bytes = frame.iter().take(12).chain(more.unwrap_or_default());
     let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325, mix) >> 32;
-    let index = hash.checked_rem(member.inboxes.len() as u64)?;
-    member.inboxes.get(usize::try_from(index).ok()?)
+    let index = hash.checked_rem(member.queues.len() as u64)?;
+    member.queues.get(usize::try_from(index).ok()?)
 }
 
-impl NetPort for Lane {
+impl NetPort for SwitchQueue {
     type Buf = PrivateBuf;
     const HEADROOM: usize = 0;
 
     fn reserve(&mut self) -> Result<PrivateBuf, WouldBlock> {
-        self.pool.large.pop().ok_or(WouldBlock)
+        self.pool.reserve()
     }
 
     fn fit(&mut self, buf: PrivateBuf, len: usize) -> PrivateBuf {
@@ -131,14 +126,14 @@ impl NetPort for Lane {
             // The destination is the sending member itself.
             Some(member) if member.number == self.number => self.pool.give_back(packet.buf),
             Some(member) => {
-                if let Some(inbox) = queue_of(member, frame).map(Arc::clone) {
-                    self.hand_over(&inbox, packet);
+                if let Some(rx) = queue_of(member, frame).map(Arc::clone) {
+                    self.hand_over(&rx, packet);
                 }
             }
             None => {
                 let others = members.iter().filter(|member| member.number != self.number);
-                let inboxes = others.filter_map(|member| queue_of(member, frame));
-                inboxes.for_each(|inbox| copy(inbox, &packet));
+                let queues = others.filter_map(|member| queue_of(member, frame));
+                queues.for_each(|rx| copy(rx, &packet));
                 self.pool.give_back(packet.buf);
             }
         }
@@ -146,13 +141,13 @@ impl NetPort for Lane {
     }
 
     fn receive(&mut self) -> Option<Packet<PrivateBuf>> {
-        let packet = self.inbox.pop();
+        let packet = self.rx.pop();
         self.dry = packet.is_none();
         packet
     }
 
     fn recycle(&mut self, buf: PrivateBuf) {
-        self.inbox.recycle(buf);
+        self.rx.recycle(buf);
     }
 
     fn flush(&mut self) {}
@@ -169,102 +164,42 @@ fn addresses(head: &[u8; 12]) -> [[u8; 6]; 2] {
     [[a, b, c, d, e, f], [g, h, i, j, k, l]]
 }
 
-/// Connection of a queue to a switch, with the worker's wait point.
-pub struct SwitchPort {
-    lane: Lane,
-    ring: WatchRing,
-    arrived: Watch,
+impl PacketQueue for SwitchQueue {
+    fn event(&self) -> Option<&EventFd> {
+        Some(self.rx.event())
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.switch.has_lost_uplink() {
+            return Err(io::Error::other("the uplink of its switch has ended"));
+        }
+        Ok(())
+    }
+
+    fn has_arrived(&self) -> bool {
+        self.dry && !self.rx.is_empty()
+    }
+
+    fn may_sleep(&self) -> bool {
+        // Packets that the receiver has not tried to take must not keep it awake.
+        self.rx.may_sleep() || !self.dry
+    }
+
+    fn awake(&self) {
+        self.rx.awake();
+    }
 }
 
+/// Port of a queue that is connected to a switch.
+pub type SwitchPort = QueuePort<SwitchQueue>;
+
 impl SwitchPort {
-    /// Creates the port. It must be used by the thread that creates it.
+    /// Creates the port. It must be used by the thread that creates it. Packets that do not fit into
+    /// this queue are counted in `stats`.
     ///
     /// # Errors
     /// A system error.
-    pub fn new(end: End, stats: &Arc<Stats>) -> io::Result<Self> {
-        let lane = Lane::new(end, stats);
-        let mut ring = WatchRing::new()?;
-        let arrived = ring.watch(lane.inbox().event().to_fd()?)?;
-        Ok(Self { lane, ring, arrived })
-    }
-}
-
-impl WaitPoint for SwitchPort {
-    fn watch(&mut self, file: OwnedFd) -> io::Result<Watch> {
-        self.ring.watch(file)
-    }
-
-    fn fired(&mut self, watch: Watch) -> bool {
-        self.ring.fired(watch)
-    }
-
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let waited = match self.lane.may_sleep() {
-            true => self.ring.wait(timeout),
-            false => Ok(()),
-        };
-        self.lane.inbox().awake();
-        waited
-    }
-}
-
-impl WaitPort for SwitchPort {
-    fn poll(&mut self) -> io::Result<()> {
-        self.ring.reap();
-        if self.ring.fired(self.arrived) {
-            self.lane.inbox().event().clear();
-        }
-        if self.lane.switch.has_lost_uplink() {
-            return Err(io::Error::other("the uplink of its switch has ended"));
-        }
-        self.ring.poll()
-    }
-
-    fn has_work(&mut self) -> io::Result<bool> {
-        let is_new = self.lane.dry && !self.lane.inbox().is_empty();
-        Ok(is_new || self.ring.has_work()?)
-    }
-}
-
-impl NetPort for SwitchPort {
-    type Buf = PrivateBuf;
-    const HEADROOM: usize = Lane::HEADROOM;
-
-    fn reserve(&mut self) -> Result<PrivateBuf, WouldBlock> {
-        self.lane.reserve()
-    }
-
-    fn fit(&mut self, buf: PrivateBuf, len: usize) -> PrivateBuf {
-        self.lane.fit(buf, len)
-    }
-
-    fn unreserve(&mut self, buf: PrivateBuf) {
-        self.lane.unreserve(buf);
-    }
-
-    fn send(&mut self, packet: Packet<PrivateBuf>) -> Result<(), PortError> {
-        self.lane.send(packet)
-    }
-
-    fn receive(&mut self) -> Option<Packet<PrivateBuf>> {
-        self.lane.receive()
-    }
-
-    fn recycle(&mut self, buf: PrivateBuf) {
-        self.lane.recycle(buf);
-    }
-
-    fn flush(&mut self) {
-        self.lane.flush();
-    }
-
-    fn set_clock(&mut self, now: Duration) {
-        self.lane.set_clock(now);
-    }
-}
-
-impl core::fmt::Debug for SwitchPort {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("SwitchPort").field("lane", &self.lane).finish_non_exhaustive()
+    pub fn new(queue: MemberQueue, stats: &Arc<Stats>) -> io::Result<Self> {
+        Self::on(SwitchQueue::new(queue, stats))
     }
 }

@@ -1,7 +1,8 @@
 //! A tap as a member of a switch: the connection to external networks, by routing or a bridge.
 #![forbid(unsafe_code)]
 
-use super::{Lane, Socket, Switch};
+use super::{Switch, SwitchMembership, SwitchQueue};
+use crate::queue_port::PacketQueue;
 use crate::tap::{Tap, TapPort};
 use crate::wait::WaitPort;
 use crate::{NetPort, Packet, PacketBuf};
@@ -27,16 +28,17 @@ impl Uplink {
     /// An error of the system if it has no thread, descriptor or io_uring available.
     pub fn start(name: &str, switch: &Arc<Switch>, tap: Tap) -> io::Result<Self> {
         tap.set_unsegmented(true, true).map_err(io::Error::other)?;
-        let socket = switch.join(1, (true, true))?;
+        let membership = switch.join(1, (true, true))?;
         let stats = Arc::new(Stats::default());
         let (counts, switch) = (Arc::clone(&stats), Arc::clone(switch));
         let start = move |stopped| {
-            let mut moving = Moving::new(&socket, tap, &counts)?;
+            let mut moving = Moving::new(&membership, tap, &counts)?;
             moving.tap.watch(stopped)?;
             // The switch's member leaves when the thread ends.
-            Ok((moving, socket))
+            Ok((moving, membership))
         };
-        let serve = move |(mut moving, _socket): (Moving, Socket), stop: &StopFlag| {
+        let serve = move |(mut moving, _membership): (Moving, SwitchMembership),
+                          stop: &StopFlag| {
             let _ends = Ends { switch, stop: stop.clone() };
             let outcome = moving.run(stop);
             if let Err(error) = &outcome {
@@ -74,16 +76,16 @@ impl Drop for Ends {
 
 struct Moving {
     tap: TapPort,
-    lane: Lane,
+    queue: SwitchQueue,
     arrived: Watch,
 }
 
 impl Moving {
-    fn new(socket: &Socket, tap: Tap, stats: &Arc<Stats>) -> io::Result<Self> {
-        let lane = Lane::new(socket.end(0)?, stats);
+    fn new(membership: &SwitchMembership, tap: Tap, stats: &Arc<Stats>) -> io::Result<Self> {
+        let queue = SwitchQueue::new(membership.queue(0)?, stats);
         let mut tap = TapPort::new(tap, Arc::clone(stats))?;
-        let arrived = tap.watch(lane.inbox().event().to_fd()?)?;
-        Ok(Self { tap, lane, arrived })
+        let arrived = tap.watch(queue.arrivals().to_fd()?)?;
+        Ok(Self { tap, queue, arrived })
     }
 
     fn run(&mut self, stop: &StopFlag) -> io::Result<()> {
@@ -91,20 +93,20 @@ impl Moving {
             self.tap.set_clock(monotonic());
             self.tap.poll()?;
             if self.tap.fired(self.arrived) {
-                self.lane.inbox().event().clear();
+                self.queue.arrivals().clear();
             }
-            self.lane.set_clock(monotonic());
-            let inward = transfer(&mut self.tap, &mut self.lane);
-            let outward = transfer(&mut self.lane, &mut self.tap);
+            self.queue.set_clock(monotonic());
+            let inward = transfer(&mut self.tap, &mut self.queue);
+            let outward = transfer(&mut self.queue, &mut self.tap);
             if outward > 0 {
                 self.tap.flush();
             }
             if inward == 0 && outward == 0 {
-                if self.lane.may_sleep() {
+                if self.queue.may_sleep() {
                     let deadline = self.tap.deadline();
                     self.tap.wait(deadline.map(|time| time.saturating_sub(monotonic())))?;
                 }
-                self.lane.inbox().awake();
+                self.queue.awake();
             }
         }
         Ok(())

@@ -326,7 +326,7 @@ impl NetPort for TapPort {
     const HEADROOM: usize = VNET_HEADER;
 
     fn reserve(&mut self) -> Result<PrivateBuf, WouldBlock> {
-        self.out.large.pop().ok_or(WouldBlock)
+        self.out.reserve()
     }
 
     fn fit(&mut self, buf: PrivateBuf, len: usize) -> PrivateBuf {

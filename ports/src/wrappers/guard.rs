@@ -13,16 +13,16 @@
 //! dropped, since it cannot be validated (RFC 6980).
 #![forbid(unsafe_code)]
 
-use crate::{NetPort, Packet, PortError, WouldBlock};
+use super::inspect::{Inspected, Inspector};
+use crate::{NetPort, Offload};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv6Addr};
 use core::str::FromStr;
-use core::time::Duration;
 use pvio_netback::fault::DropReason;
 use pvio_ring::proto::checksum::ETHERNET_HEADER;
 use pvio_ring::proto::headers::{Arp, ether_type};
-use pvio_runtime::{Setting, SettingReader, WaitPoint, Wrapper};
+use pvio_runtime::Setting;
 use zerocopy::FromBytes;
 
 /// Addresses that a guest may use as a sender. The default allows all.
@@ -255,67 +255,15 @@ impl Guards {
 
     /// Returns a wrapper of `port` that applies the rules.
     pub fn wrap<N: NetPort>(&self, port: N) -> Guard<N> {
-        Guard { port, rules: SettingReader::new(&self.0) }
+        Guard::new(port, &self.0)
     }
 }
 
 /// Port through which a guest can send only under its own addresses.
-#[derive(Debug)]
-pub struct Guard<N> {
-    port: N,
-    rules: SettingReader<Rules>,
-}
+pub type Guard<N> = Inspected<N, Rules>;
 
-impl<N: NetPort> NetPort for Guard<N> {
-    type Buf = N::Buf;
-    const HEADROOM: usize = N::HEADROOM;
-
-    fn reserve(&mut self) -> Result<N::Buf, WouldBlock> {
-        self.port.reserve()
-    }
-
-    fn fit(&mut self, buf: N::Buf, len: usize) -> N::Buf {
-        self.port.fit(buf, len)
-    }
-
-    fn unreserve(&mut self, buf: N::Buf) {
-        self.port.unreserve(buf);
-    }
-
-    fn send(&mut self, packet: Packet<N::Buf>) -> Result<(), PortError> {
-        if let Err(reason) = self.rules.get().check(packet.frame()) {
-            self.port.unreserve(packet.buf);
-            return Err(PortError::Refused(reason));
-        }
-        self.port.send(packet)
-    }
-
-    fn receive(&mut self) -> Option<Packet<N::Buf>> {
-        self.port.receive()
-    }
-
-    fn recycle(&mut self, buf: N::Buf) {
-        self.port.recycle(buf);
-    }
-
-    fn flush(&mut self) {
-        self.port.flush();
-    }
-
-    fn set_clock(&mut self, now: Duration) {
-        self.rules.refresh();
-        self.port.set_clock(now);
-    }
-
-    fn deadline(&self) -> Option<Duration> {
-        self.port.deadline()
-    }
-}
-
-impl<N: WaitPoint> Wrapper for Guard<N> {
-    type Inner = N;
-
-    fn inner(&mut self) -> &mut N {
-        &mut self.port
+impl Inspector for Rules {
+    fn sent(&self, frame: &[u8], _offload: Offload) -> Result<(), DropReason> {
+        self.check(frame)
     }
 }

@@ -7,6 +7,7 @@
 //! | [`shape`] | limits the packet and byte rate, and shares a rate between vifs |
 //! | [`faults`] | loses, repeats, reorders, corrupts and delays packets |
 //!
+//! The first two [inspect] packets.
 //! [`RuntimeSettings`](crate::settings::RuntimeSettings) wraps a port in all of them. Their settings can
 //! be changed while packets pass.
 #![forbid(unsafe_code)]
@@ -14,5 +15,6 @@
 pub mod capture;
 pub mod faults;
 pub mod guard;
+pub mod inspect;
 pub mod shape;
 mod shared_rate;

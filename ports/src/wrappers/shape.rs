@@ -39,20 +39,20 @@ pub struct Shape {
 
 /// Shape of a vif, shared by its queues.
 #[derive(Clone, Debug)]
-pub struct Shapes(Arc<Setting<Ways>>);
+pub struct Shapes(Arc<Setting<Directions>>);
 
 impl Default for Shapes {
     fn default() -> Self {
-        Self(Setting::new(Ways::default()))
+        Self(Setting::new(Directions::default()))
     }
 }
 
 /// State of both directions with their buckets; replaced when the limits change.
 #[derive(Debug, Default)]
-struct Ways([Option<Arc<Way>>; 2]);
+struct Directions([Option<Arc<Direction>>; 2]);
 
 #[derive(Debug)]
-struct Way {
+struct Direction {
     limits: DirectionLimits,
     bytes: TokenBucket,
     packets: TokenBucket,
@@ -66,12 +66,12 @@ impl Shapes {
             Some(share) => share.join().map(|membership| Some(Arc::new(membership))),
             None => [None, None],
         };
-        let way = |limits: DirectionLimits, share: Option<Arc<Membership>>| {
+        let direction = |limits: DirectionLimits, share: Option<Arc<Membership>>| {
             let (bytes, packets) = (TokenBucket::new(), TokenBucket::new());
             let any = limits != DirectionLimits::default() || share.is_some();
-            any.then(|| Arc::new(Way { limits, bytes, packets, share }))
+            any.then(|| Arc::new(Direction { limits, bytes, packets, share }))
         };
-        self.0.set(Ways([way(shape.tx, tx), way(shape.rx, rx)]));
+        self.0.set(Directions([direction(shape.tx, tx), direction(shape.rx, rx)]));
     }
 
     /// Returns a wrapper of `port` that applies the shape.
@@ -87,7 +87,7 @@ impl Shapes {
 #[derive(Debug)]
 pub struct Shaper<N> {
     port: N,
-    seen: SettingReader<Ways>,
+    seen: SettingReader<Directions>,
     now: Duration,
     tx: Option<Gate>,
     rx: Option<Gate>,
@@ -96,16 +96,16 @@ pub struct Shaper<N> {
 /// State of one queue at the limits of one direction.
 #[derive(Debug)]
 struct Gate {
-    way: Arc<Way>,
+    direction: Arc<Direction>,
     part: Option<Part>,
     /// Time until which no packet may pass.
     until: Option<Duration>,
 }
 
 impl Gate {
-    fn new(way: &Arc<Way>) -> Self {
-        let part = way.share.as_ref().map(Part::of);
-        Self { way: Arc::clone(way), part, until: None }
+    fn new(direction: &Arc<Direction>) -> Self {
+        let part = direction.share.as_ref().map(Part::of);
+        Self { direction: Arc::clone(direction), part, until: None }
     }
 
     /// Starts a round.
@@ -115,7 +115,7 @@ impl Gate {
     }
 
     fn is_shut(&mut self, now: Duration) -> bool {
-        let Way { limits, bytes, packets, .. } = &*self.way;
+        let Direction { limits, bytes, packets, .. } = &*self.direction;
         let by_bytes = limits.bytes.and_then(|rate| bytes.empty_until(rate, now));
         let by_packets = limits.packets.and_then(|rate| packets.empty_until(rate, now));
         let mut until = by_bytes.max(by_packets);
@@ -128,7 +128,7 @@ impl Gate {
     }
 
     fn take(&self, cost: WireCost, now: Duration) {
-        let Way { limits, bytes, packets, .. } = &*self.way;
+        let Direction { limits, bytes, packets, .. } = &*self.direction;
         limits.bytes.into_iter().for_each(|rate| bytes.take(rate, cost.bytes, now));
         limits.packets.into_iter().for_each(|rate| packets.take(rate, cost.frames, now));
         self.part.iter().for_each(|part| part.take(cost.bytes, now));
@@ -137,7 +137,7 @@ impl Gate {
 
 impl<N> Shaper<N> {
     fn begin(&mut self) {
-        let Ways([tx, rx]) = self.seen.get();
+        let Directions([tx, rx]) = self.seen.get();
         (self.tx, self.rx) = (tx.as_ref().map(Gate::new), rx.as_ref().map(Gate::new));
     }
 }

@@ -26,14 +26,17 @@ const CHECK_INTERVAL: Duration = Duration::from_micros(500);
 #[derive(Debug)]
 pub struct SharedRate {
     rate: BucketRate,
-    ways: [Arc<Way>; 2],
+    directions: [Arc<SharedDirection>; 2],
 }
 
 impl SharedRate {
     /// Creates a shared rate, which applies to the sum of all vifs, separately for each direction.
     #[must_use]
     pub fn new(rate: BucketRate) -> Arc<Self> {
-        Arc::new(Self { rate, ways: [Way::new(rate), Way::new(rate)] })
+        Arc::new(Self {
+            rate,
+            directions: [SharedDirection::new(rate), SharedDirection::new(rate)],
+        })
     }
 
     /// Returns the rate.
@@ -44,12 +47,12 @@ impl SharedRate {
 
     /// Adds a vif, until the returned memberships are dropped. Returns one for each direction.
     pub(super) fn join(&self) -> [Membership; 2] {
-        self.ways.each_ref().map(Way::join)
+        self.directions.each_ref().map(SharedDirection::join)
     }
 }
 
 #[derive(Debug)]
-struct Way {
+struct SharedDirection {
     rate: BucketRate,
     bucket: TokenBucket,
     members: Arc<Setting<Vec<Arc<Member>>>>,
@@ -69,7 +72,7 @@ impl Member {
     }
 }
 
-impl Way {
+impl SharedDirection {
     fn new(rate: BucketRate) -> Arc<Self> {
         Arc::new(Self { rate, bucket: TokenBucket::new(), members: Setting::new(Vec::new()) })
     }
@@ -77,14 +80,14 @@ impl Way {
     fn join(self: &Arc<Self>) -> Membership {
         let member = Arc::new(Member::default());
         self.members.update(|all| all.iter().chain([&member]).map(Arc::clone).collect());
-        Membership { way: Arc::clone(self), member }
+        Membership { direction: Arc::clone(self), member }
     }
 }
 
 /// Membership of a vif in one direction, shared by its queues.
 #[derive(Debug)]
 pub(super) struct Membership {
-    way: Arc<Way>,
+    direction: Arc<SharedDirection>,
     member: Arc<Member>,
 }
 
@@ -94,7 +97,7 @@ impl Drop for Membership {
             let others = all.iter().filter(|one| !Arc::ptr_eq(one, &self.member));
             others.map(Arc::clone).collect()
         };
-        self.way.members.update(others);
+        self.direction.members.update(others);
     }
 }
 
@@ -109,7 +112,7 @@ pub(super) struct Part {
 
 impl Part {
     pub fn of(membership: &Arc<Membership>) -> Self {
-        let members = SettingReader::new(&membership.way.members);
+        let members = SettingReader::new(&membership.direction.members);
         Self { membership: Arc::clone(membership), members, most: u64::MAX }
     }
 
@@ -130,11 +133,11 @@ impl Part {
 
     /// Returns the time until which nothing may be taken, or `None` if bytes may be taken.
     pub fn refused_until(&self, now: Duration) -> Option<Duration> {
-        let Membership { way, member } = &*self.membership;
+        let Membership { direction, member } = &*self.membership;
         let ahead = member.taken.load(Ordering::Relaxed) > self.most;
         // The other vifs may advance at any time, so retry soon.
         let retry = ahead.then(|| now.saturating_add(CHECK_INTERVAL));
-        let until = way.bucket.empty_until(way.rate, now).max(retry)?;
+        let until = direction.bucket.empty_until(direction.rate, now).max(retry)?;
         // Bounded, so that a vif that sends earlier still sees this one as waiting.
         let until = until.min(now.saturating_add(LIMIT_CHECK_INTERVAL));
         member.waiting.store(nanos(until.saturating_add(WAITING)), Ordering::Relaxed);
@@ -142,8 +145,8 @@ impl Part {
     }
 
     pub fn take(&self, bytes: u64, now: Duration) {
-        let Membership { way, member } = &*self.membership;
-        way.bucket.take(way.rate, bytes, now);
+        let Membership { direction, member } = &*self.membership;
+        direction.bucket.take(direction.rate, bytes, now);
         member.taken.fetch_add(bytes, Ordering::Relaxed);
     }
 }

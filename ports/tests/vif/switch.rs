@@ -8,7 +8,7 @@ use pvio_netback::port::{Checksum, Gso, NetPort, Offload, Packet};
 use pvio_netback::{Stats, port::FRAME_MAX};
 use pvio_netfront::Checksum as Sent;
 use pvio_ports::host::{NicConfig, NicSettings};
-use pvio_ports::switch::{Lane, Socket, Switch};
+use pvio_ports::switch::{Switch, SwitchMembership, SwitchQueue};
 use pvio_ports::tap::TapConfig;
 use pvio_ring::proto::checksum::Transport;
 use pvio_ring::proto::netif::GsoKind;
@@ -23,16 +23,16 @@ fn station(n: u8) -> [u8; 6] {
 }
 
 struct Member {
-    lane: Lane,
+    queue: SwitchQueue,
     stats: Arc<Stats>,
-    _socket: Socket,
+    _membership: SwitchMembership,
 }
 
 fn join(switch: &Arc<Switch>, takes: (bool, bool)) -> Member {
-    let socket = switch.join(1, takes).unwrap();
+    let membership = switch.join(1, takes).unwrap();
     let stats = Arc::new(Stats::default());
-    let lane = Lane::new(socket.end(0).unwrap(), &stats);
-    Member { lane, stats, _socket: socket }
+    let queue = SwitchQueue::new(membership.queue(0).unwrap(), &stats);
+    Member { queue, stats, _membership: membership }
 }
 
 fn frame(from: [u8; 6], to: [u8; 6], len: usize) -> Vec<u8> {
@@ -43,18 +43,18 @@ fn frame(from: [u8; 6], to: [u8; 6], len: usize) -> Vec<u8> {
 
 impl Member {
     fn send(&mut self, frame: &[u8], offload: Offload) {
-        self.lane.set_clock(Duration::from_secs(1));
-        let buf = self.lane.reserve().expect("nobody holds a sender's buffers");
-        let mut buf = self.lane.fit(buf, frame.len());
+        self.queue.set_clock(Duration::from_secs(1));
+        let buf = self.queue.reserve().expect("nobody holds a sender's buffers");
+        let mut buf = self.queue.fit(buf, frame.len());
         buf.as_mut_slice()[..frame.len()].copy_from_slice(frame);
-        self.lane.send(Packet { buf, start: 0, len: frame.len(), offload }).unwrap();
+        self.queue.send(Packet { buf, start: 0, len: frame.len(), offload }).unwrap();
     }
 
     fn received(&mut self) -> Vec<(Vec<u8>, Offload)> {
         let mut all = Vec::new();
-        while let Some(packet) = self.lane.receive() {
+        while let Some(packet) = self.queue.receive() {
             all.push((packet.frame().to_vec(), packet.offload));
-            self.lane.recycle(packet.buf);
+            self.queue.recycle(packet.buf);
         }
         all
     }

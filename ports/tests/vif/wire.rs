@@ -9,7 +9,7 @@ use etherparse::PacketBuilder;
 use pvio_netback::fault::DropReason;
 use pvio_netfront::Checksum;
 use pvio_ports::host::NicConfig;
-use pvio_ports::wrappers::capture::CaptureFile;
+use pvio_ports::pcapng::CaptureFile;
 use pvio_ring::proto::checksum::Transport;
 use std::fs;
 use std::io::Read;
@@ -115,7 +115,7 @@ fn what_a_guest_sends_is_on_the_wire_byte_by_byte_and_in_the_vifs_own_capture() 
     assert!(dump.0.wait().unwrap().success());
     let mut file = CaptureFile::begin(fs::File::create(&ours).unwrap(), "v0", 70_000).unwrap();
     wait_for(|| {
-        let add = |record: &pvio_ports::wrappers::capture::Record| {
+        let add = |record: &pvio_ports::pcapng::CapturedPacket| {
             if record.sent {
                 file.add(record)?;
             }

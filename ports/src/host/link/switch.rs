@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{LinkOps, LinkParams, WorkerSetup};
-use crate::switch::{Socket, Switch, SwitchPort};
+use crate::switch::{Switch, SwitchMembership, SwitchPort};
 use crate::worker::Worker;
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -16,13 +16,13 @@ use std::os::fd::AsFd;
 pub(in crate::host) struct SwitchLink {
     switch: Arc<Switch>,
     /// `Some` while a guest is connected.
-    socket: Option<Socket>,
+    membership: Option<SwitchMembership>,
 }
 
 impl SwitchLink {
     /// Returns a link to the switch of that name.
     pub fn open(name: &str, params: &LinkParams) -> Result<Self, Fault> {
-        Ok(Self { switch: params.settings.switches.get(name)?, socket: None })
+        Ok(Self { switch: params.settings.switches.get(name)?, membership: None })
     }
 }
 
@@ -30,7 +30,8 @@ impl LinkOps for SwitchLink {
     fn begin(&mut self, session: &Session) -> Result<(), Fault> {
         let gso = (session.features.gso_v4, session.features.gso_v6);
         let joined = self.switch.join(session.queues, gso);
-        self.socket = Some(joined.map_err(|error| Fault::new("switch-join", error.to_string()))?);
+        self.membership =
+            Some(joined.map_err(|error| Fault::new("switch-join", error.to_string()))?);
         Ok(())
     }
 
@@ -41,11 +42,11 @@ impl LinkOps for SwitchLink {
         R: SharedMemory + Clone + Send + Sync + 'static,
     {
         let none = || Fault::new("switch-join", "the vif is not connected to its switch");
-        let end = self.socket.as_ref().ok_or_else(none)?.end(setup.index);
-        setup.spawn(move |stats| SwitchPort::new(end?, stats), |_| {})
+        let member_queue = self.membership.as_ref().ok_or_else(none)?.queue(setup.index);
+        setup.spawn(move |stats| SwitchPort::new(member_queue?, stats), |_| {})
     }
 
     fn stopped(&mut self) {
-        self.socket = None;
+        self.membership = None;
     }
 }

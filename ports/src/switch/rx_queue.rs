@@ -21,7 +21,7 @@ const SMALLS: usize = 256;
 /// empty one of the same size, so nothing is copied and a slow receiver does not hold the senders'
 /// memory.
 #[derive(Debug)]
-pub(super) struct Inbox {
+pub(super) struct RxQueue {
     full: ArrayQueue<Packet<PrivateBuf>>,
     large: ArrayQueue<PrivateBuf>,
     small: ArrayQueue<PrivateBuf>,
@@ -35,8 +35,8 @@ pub(super) struct Inbox {
     takes: (bool, bool),
 }
 
-impl Inbox {
-    /// Creates an inbox for a queue. `takes` holds whether it accepts unsegmented TCP over IPv4 and
+impl RxQueue {
+    /// Creates an rx for a queue. `takes` holds whether it accepts unsegmented TCP over IPv4 and
     /// over IPv6.
     pub fn new(takes: (bool, bool)) -> io::Result<Self> {
         let (large, small) = (ArrayQueue::new(LARGES), ArrayQueue::new(SMALLS));
