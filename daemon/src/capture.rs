@@ -1,8 +1,8 @@
 //! `pvio capture`: writes the packets of a NIC of a running driver domain to a file.
 
-use crate::control::ask::{ask, gone};
+use crate::control::client::{connection_lost, request};
 use crate::failure::{Failure, say, say_aside};
-use crate::stop::{Bell, Stop, sleep};
+use crate::stop::{Stop, Wakeup, sleep};
 use clap::Args;
 use pvio_ports::wrappers::capture::SNAPLEN;
 use std::fs::File;
@@ -38,36 +38,36 @@ pub struct CaptureArgs {
 /// # Errors
 /// There is no driver domain, it has no such NIC, or the file cannot be written.
 pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
-    let door = args.state_dir.as_deref();
+    let state_dir = args.state_dir.as_deref();
     let (Some(vif), Some(path)) = (&args.vif, &args.write) else {
-        let (_, mut names) = ask(door, "list")?;
+        let (_, mut names) = request(state_dir, "list")?;
         let mut all = String::new();
-        names.read_to_string(&mut all).map_err(gone)?;
+        names.read_to_string(&mut all).map_err(connection_lost)?;
         say!("{}", all.trim_end());
         return Ok(());
     };
-    let bell = Bell::new()?;
-    let stop = Stop::on_signal(bell.clone())?;
+    let wakeup = Wakeup::new()?;
+    let stop = Stop::on_signal(wakeup.clone())?;
     let snaplen = args.snaplen.map_or(SNAPLEN, |n| n as usize);
     let count = args.count.unwrap_or(0);
     // Created before the request, so that a failure here does not start a capture for nothing.
     let mut file = create(path)?;
-    let (stream, mut data) = ask(door, &format!("capture {vif} {snaplen} {count}"))?;
+    let (stream, mut data) = request(state_dir, &format!("capture {vif} {snaplen} {count}"))?;
     let mut buffer = vec![0; 1 << 16];
-    let (mut bytes, mut told) = (0, false);
+    let (mut bytes, mut stopping) = (0, false);
     loop {
-        if stop.is_told() && !told {
-            told = true;
+        if stop.is_requested() && !stopping {
+            stopping = true;
             // The server still sends the packets captured until now and the end of the file.
-            stream.shutdown(Shutdown::Write).map_err(gone)?;
+            stream.shutdown(Shutdown::Write).map_err(connection_lost)?;
         }
-        if data.buffer().is_empty() && !told {
-            sleep(&[stream.as_fd(), bell.as_fd()], None)?;
-            if bell.take() {
+        if data.buffer().is_empty() && !stopping {
+            sleep(&[stream.as_fd(), wakeup.as_fd()], None)?;
+            if wakeup.take() {
                 continue;
             }
         }
-        match data.read(&mut buffer).map_err(gone)? {
+        match data.read(&mut buffer).map_err(connection_lost)? {
             0 => break,
             n => {
                 let written = file.write_all(&buffer[..n]).and_then(|()| file.flush());

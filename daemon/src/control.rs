@@ -14,7 +14,7 @@
 //! The socket is created under a temporary name and then renamed. The daemon that starts last
 //! receives the connections, and the name exists at every moment while one daemon replaces another.
 
-pub mod ask;
+pub mod client;
 mod folder;
 
 pub use folder::default_root;
@@ -43,12 +43,12 @@ pub const FOLDER: &str = "/run/pvio";
 pub const NAME: &str = "control.sock";
 
 /// Maximum number of concurrent connections.
-const MOST: usize = 16;
+const MAX_CONNECTIONS: usize = 16;
 /// Read and write timeout of a connection.
-const PATIENCE: Duration = Duration::from_secs(5);
+const IO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval at which a capture checks whether its client is still connected, and delay after a
 /// failed accept.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A listening control socket; its file is removed when this is dropped.
 #[derive(Debug)]
@@ -72,28 +72,28 @@ impl Control {
             let what = format!("the control socket {} cannot be created: {e}", path.display());
             Failure::new(what, "")
         };
-        let fresh = format!("{NAME}.{}", std::process::id());
-        dir.remove(&fresh).map_err(failed)?;
-        let fresh = dir.by_descriptor(&fresh);
-        let listener = UnixListener::bind(&fresh).map_err(failed)?;
+        let temporary = format!("{NAME}.{}", std::process::id());
+        dir.remove(&temporary).map_err(failed)?;
+        let temporary = dir.by_descriptor(&temporary);
+        let listener = UnixListener::bind(&temporary).map_err(failed)?;
         // Set before the rename. A client that connects earlier is rejected by its user id in
-        // `answer`.
-        fs::set_permissions(&fresh, Permissions::from_mode(0o600)).map_err(failed)?;
-        let inode = fs::metadata(&fresh).map_err(failed)?.ino();
-        fs::rename(&fresh, dir.by_descriptor(NAME)).map_err(failed)?;
+        // `respond`.
+        fs::set_permissions(&temporary, Permissions::from_mode(0o600)).map_err(failed)?;
+        let inode = fs::metadata(&temporary).map_err(failed)?.ino();
+        fs::rename(&temporary, dir.by_descriptor(NAME)).map_err(failed)?;
         let served = served.clone();
-        let busy = Arc::new(AtomicUsize::new(0));
+        let connections = Arc::new(AtomicUsize::new(0));
         let failures = LogLimit::new();
         let serve = move || {
             for stream in listener.incoming() {
                 match stream {
-                    Ok(stream) => admit(stream, &served, &busy),
+                    Ok(stream) => admit(stream, &served, &connections),
                     // For example because of a lack of file descriptors: retry after a delay.
                     Err(error) => {
                         if let Some(unlogged) = failures.admit() {
                             tracing::warn!(%error, unlogged, "the control socket");
                         }
-                        std::thread::sleep(LOOK);
+                        std::thread::sleep(POLL_INTERVAL);
                     }
                 }
             }
@@ -113,34 +113,34 @@ impl Drop for Control {
     }
 }
 
-/// Serves a connection on a new thread, or drops it if there are `MOST` already.
-fn admit(stream: UnixStream, served: &Served, busy: &Arc<AtomicUsize>) {
-    let (served, guard) = (served.clone(), Arc::clone(busy));
-    if busy.fetch_add(1, Ordering::AcqRel) >= MOST {
-        busy.fetch_sub(1, Ordering::AcqRel);
+/// Serves a connection on a new thread, or drops it if there are `MAX_CONNECTIONS` already.
+fn admit(stream: UnixStream, served: &Served, connections: &Arc<AtomicUsize>) {
+    let (served, guard) = (served.clone(), Arc::clone(connections));
+    if connections.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
+        connections.fetch_sub(1, Ordering::AcqRel);
         return;
     }
     let work = move || {
-        if let Err(error) = answer(&stream, &served, &guard) {
-            tracing::debug!(%error, "an asker went away");
+        if let Err(error) = respond(&stream, &served, &guard) {
+            tracing::debug!(%error, "a client of the control socket disconnected");
         }
         guard.fetch_sub(1, Ordering::AcqRel);
     };
     if std::thread::Builder::new().name("control-answer".into()).spawn(work).is_err() {
-        busy.fetch_sub(1, Ordering::AcqRel);
+        connections.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-fn answer(mut stream: &UnixStream, served: &Served, busy: &AtomicUsize) -> io::Result<()> {
-    let who = socket_peercred(stream)?.uid;
-    if !who.is_root() && who != geteuid() {
+fn respond(mut stream: &UnixStream, served: &Served, connections: &AtomicUsize) -> io::Result<()> {
+    let uid = socket_peercred(stream)?.uid;
+    if !uid.is_root() && uid != geteuid() {
         return writeln!(
             stream,
             "error permission denied: only root and the user of the driver domain may connect"
         );
     }
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(IO_TIMEOUT))?;
+    stream.set_write_timeout(Some(IO_TIMEOUT))?;
     let mut line = String::new();
     BufReader::new(stream.take(256)).read_line(&mut line)?;
     let words: Vec<&str> = line.split_whitespace().collect();
@@ -153,8 +153,8 @@ fn answer(mut stream: &UnixStream, served: &Served, busy: &AtomicUsize) -> io::R
             writeln!(stream, "ok")?;
             let mut out = BufWriter::new(stream);
             let mut process = served.process();
-            let askers = busy.load(Ordering::Relaxed) as u64;
-            process.extend(budgets([("control-connections", askers, MOST as u64)]));
+            let count = connections.load(Ordering::Relaxed) as u64;
+            process.extend(budgets([("control-connections", count, MAX_CONNECTIONS as u64)]));
             writeln!(out, "{}", json!({ "process": std::process::id(), "budgets": process }))?;
             served.counters().iter().try_for_each(|device| writeln!(out, "{device}"))?;
             out.flush()
@@ -165,11 +165,11 @@ fn answer(mut stream: &UnixStream, served: &Served, busy: &AtomicUsize) -> io::R
             };
             let Some(settings) = served.nic(name) else {
                 let names = served.nics().join(", ");
-                let there = if names.is_empty() { "none".into() } else { names };
+                let known = if names.is_empty() { "none".into() } else { names };
                 let name = one_line(name);
                 return writeln!(
                     stream,
-                    "error the NIC {name} does not exist\tname one of: {there}"
+                    "error the NIC {name} does not exist\tname one of: {known}"
                 );
             };
             match settings.probe.open(snaplen) {
@@ -200,8 +200,8 @@ fn capture(
     // The file's header tells the client that the capture is running.
     file.flush()?;
     let enough = |packets: u64| count != 0 && packets >= count;
-    while !enough(file.packets()) && is_wanted(stream)? {
-        reader.read(LOOK, |record| {
+    while !enough(file.packets()) && is_client_open(stream)? {
+        reader.read(POLL_INTERVAL, |record| {
             file.add(record)?;
             Ok(!enough(file.packets()))
         })?;
@@ -211,7 +211,7 @@ fn capture(
 }
 
 /// Returns whether the client has not shut down its sending side.
-fn is_wanted(mut stream: &UnixStream) -> io::Result<bool> {
+fn is_client_open(mut stream: &UnixStream) -> io::Result<bool> {
     stream.set_nonblocking(true)?;
     let read = stream.read(&mut [0]);
     stream.set_nonblocking(false)?;

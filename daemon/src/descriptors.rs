@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Descriptors reserved for the process itself: logs, xenstore, the control socket and its
 /// connections, an image that is being opened.
-const OWN: u64 = 64;
+const RESERVED_FOR_PROCESS: u64 = 64;
 
 /// Raises the soft limit of this process and its children to the hard limit.
 pub fn raise_limit() {
@@ -28,14 +28,14 @@ pub struct Descriptors(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    most: u64,
-    promised: AtomicU64,
+    limit: u64,
+    reserved: AtomicU64,
 }
 
 /// A reservation, released when dropped.
 #[derive(Debug)]
-pub struct Promise {
-    of: Descriptors,
+pub struct Reservation {
+    budget: Descriptors,
     count: u64,
 }
 
@@ -50,31 +50,31 @@ impl Descriptors {
     /// Returns a budget of `limit` descriptors, of which the process needs some itself.
     #[must_use]
     pub fn with_limit(limit: u64) -> Self {
-        let most = limit.saturating_sub(OWN);
-        Self(Arc::new(Inner { most, promised: AtomicU64::new(0) }))
+        let limit = limit.saturating_sub(RESERVED_FOR_PROCESS);
+        Self(Arc::new(Inner { limit, reserved: AtomicU64::new(0) }))
     }
 
     /// Returns the number of reserved descriptors, and the maximum.
     #[must_use]
-    pub fn promised(&self) -> (u64, u64) {
-        (self.0.promised.load(Ordering::Relaxed), self.0.most)
+    pub fn reserved(&self) -> (u64, u64) {
+        (self.0.reserved.load(Ordering::Relaxed), self.0.limit)
     }
 
     /// Reserves descriptors.
     ///
     /// # Errors
     /// Too few are left: a [`Fault`] that says how many.
-    pub fn promise(&self, count: u64) -> Result<Promise, Fault> {
-        let Inner { most, promised } = &*self.0;
-        let fits = |taken: u64| taken.checked_add(count).filter(|sum| sum <= most);
-        match promised.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
-            Ok(_) => Ok(Promise { of: self.clone(), count }),
+    pub fn reserve(&self, count: u64) -> Result<Reservation, Fault> {
+        let Inner { limit, reserved } = &*self.0;
+        let fits = |taken: u64| taken.checked_add(count).filter(|sum| sum <= limit);
+        match reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+            Ok(_) => Ok(Reservation { budget: self.clone(), count }),
             Err(taken) => {
                 let text = format!(
                     "the device cannot be served: it needs up to {count} file descriptors, and \
-                     {taken} of {most} are reserved for other devices"
+                     {taken} budget {limit} are reserved for other devices"
                 );
-                let remedy = "raise the limit (LimitNOFILE= of the service, ulimit -Hn), allow fewer \
+                let remedy = "raise the limit (LimitNOFILE= budget the service, ulimit -Hn), allow fewer \
                               queues (--queues), or detach another device, then attach it again";
                 Err(Fault::new("file-descriptors", text).with_remedy(remedy))
             }
@@ -82,7 +82,7 @@ impl Descriptors {
     }
 }
 
-impl Promise {
+impl Reservation {
     /// Returns the number of reserved descriptors.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -99,9 +99,9 @@ pub fn open_now() -> (u64, u64) {
     (open.saturating_sub(1) as u64, limit)
 }
 
-impl Drop for Promise {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        self.of.0.promised.fetch_sub(self.count, Ordering::Relaxed);
+        self.budget.0.reserved.fetch_sub(self.count, Ordering::Relaxed);
     }
 }
 
@@ -111,15 +111,15 @@ mod tests {
 
     #[test]
     fn no_more_are_promised_than_there_are_and_those_given_back_are_free_again() {
-        let all = Descriptors::with_limit(OWN + 100);
-        let first = all.promise(60).unwrap();
-        let _second = all.promise(40).unwrap();
-        let refused = all.promise(1).unwrap_err();
+        let all = Descriptors::with_limit(RESERVED_FOR_PROCESS + 100);
+        let first = all.reserve(60).unwrap();
+        let _second = all.reserve(40).unwrap();
+        let refused = all.reserve(1).unwrap_err();
         assert!(refused.text.contains("100 of 100"), "{refused}");
-        assert_eq!((first.count(), all.promised()), (60, (100, 100)));
+        assert_eq!((first.count(), all.reserved()), (60, (100, 100)));
         drop(first);
-        all.promise(60).unwrap();
-        assert!(all.promise(u64::MAX).is_err());
-        assert!(Descriptors::with_limit(1).promise(1).is_err());
+        all.reserve(60).unwrap();
+        assert!(all.reserve(u64::MAX).is_err());
+        assert!(Descriptors::with_limit(1).reserve(1).is_err());
     }
 }

@@ -12,9 +12,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long to wait for the locks of a daemon that was stopped or killed and is still ending.
-const HANDOVER: Duration = Duration::from_secs(3);
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Interval between two attempts to take a lock.
-const AGAIN: Duration = Duration::from_millis(50);
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The guests whose devices a daemon serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,38 +38,45 @@ impl ServiceLock {
     /// Another process holds one of them (the text has its process id), or the file cannot be
     /// created.
     pub fn take(folder: &Path, kinds: &[BackendKind], scope: Scope) -> Result<Self, Failure> {
-        Self::take_within(folder, kinds, scope, HANDOVER)
+        Self::take_with_timeout(folder, kinds, scope, HANDOVER_TIMEOUT)
     }
 
-    fn take_within(
+    fn take_with_timeout(
         folder: &Path,
         kinds: &[BackendKind],
         scope: Scope,
-        most: Duration,
+        timeout: Duration,
     ) -> Result<Self, Failure> {
         let dir = PrivateDir::create(folder).map_err(|e| Failure::of(e).as_input())?;
-        let by = Instant::now() + most;
-        let lock = |kind: &BackendKind| one(&dir, *kind, scope, by);
+        let deadline = Instant::now() + timeout;
+        let lock = |kind: &BackendKind| lock_kind(&dir, *kind, scope, deadline);
         Ok(Self { _files: kinds.iter().map(lock).collect::<Result<_, _>>()? })
     }
 }
 
-fn one(dir: &PrivateDir, kind: BackendKind, scope: Scope, by: Instant) -> Result<File, Failure> {
+fn lock_kind(
+    dir: &PrivateDir,
+    kind: BackendKind,
+    scope: Scope,
+    deadline: Instant,
+) -> Result<File, Failure> {
     let name = format!("{}.lock", kind.as_str());
     let failed = |e: std::io::Error| {
         let path = dir.path().join(&name);
         Failure::new(format!("the lock {} cannot be taken: {e}", path.display()), "")
     };
     let mut file = dir.read_write(&name).map_err(failed)?;
-    let how = match scope {
+    let operation = match scope {
         Scope::AllGuests => FlockOperation::NonBlockingLockExclusive,
         Scope::OneGuest => FlockOperation::NonBlockingLockShared,
     };
     loop {
-        match flock(&file, how) {
+        match flock(&file, operation) {
             Ok(()) => break,
-            Err(Errno::WOULDBLOCK) if Instant::now() < by => std::thread::sleep(AGAIN),
-            Err(Errno::WOULDBLOCK) => return Err(taken(&mut file, kind)),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(RETRY_INTERVAL)
+            }
+            Err(Errno::WOULDBLOCK) => return Err(already_locked(&mut file, kind)),
             Err(why) => return Err(failed(why.into())),
         }
     }
@@ -79,7 +86,7 @@ fn one(dir: &PrivateDir, kind: BackendKind, scope: Scope, by: Instant) -> Result
     Ok(file)
 }
 
-fn taken(file: &mut File, kind: BackendKind) -> Failure {
+fn already_locked(file: &mut File, kind: BackendKind) -> Failure {
     let mut holder = String::new();
     let _ = file.take(16).read_to_string(&mut holder);
     let (kind, holder) = (kind.as_str(), holder.trim());
@@ -97,13 +104,14 @@ mod tests {
     use BackendKind::{Qdisk, Vbd, Vif};
     use std::process::{Command, Stdio};
 
-    const AT_ONCE: Duration = Duration::ZERO;
+    const NO_WAIT: Duration = Duration::ZERO;
 
     #[test]
     fn a_second_daemon_of_a_kind_is_refused_with_the_number_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
-        let take =
-            |kinds: &[_]| ServiceLock::take_within(dir.path(), kinds, Scope::AllGuests, AT_ONCE);
+        let take = |kinds: &[_]| {
+            ServiceLock::take_with_timeout(dir.path(), kinds, Scope::AllGuests, NO_WAIT)
+        };
         let first = take(&[Vbd, Qdisk]).unwrap();
         let refused = take(&[Vif, Vbd]).unwrap_err();
         let number = format!("process {}", std::process::id());
@@ -119,7 +127,7 @@ mod tests {
     #[test]
     fn device_models_of_single_guests_share_a_kind_but_not_with_a_daemon_of_all() {
         let dir = tempfile::tempdir().unwrap();
-        let take = |scope| ServiceLock::take_within(dir.path(), &[Qdisk], scope, AT_ONCE);
+        let take = |scope| ServiceLock::take_with_timeout(dir.path(), &[Qdisk], scope, NO_WAIT);
         let models = [take(Scope::OneGuest).unwrap(), take(Scope::OneGuest).unwrap()];
         take(Scope::AllGuests).unwrap_err();
         drop(models);
@@ -130,8 +138,9 @@ mod tests {
     #[test]
     fn the_lock_of_a_daemon_that_was_killed_is_free_whatever_its_file_says() {
         let dir = tempfile::tempdir().unwrap();
-        let take = |most| ServiceLock::take_within(dir.path(), &[Vbd], Scope::AllGuests, most);
-        drop(take(AT_ONCE).unwrap());
+        let take =
+            |timeout| ServiceLock::take_with_timeout(dir.path(), &[Vbd], Scope::AllGuests, timeout);
+        drop(take(NO_WAIT).unwrap());
         let file = dir.path().join("vbd.lock");
         // Takes the lock as a daemon does, and then writes a line.
         let mut other = Command::new("flock");
@@ -139,7 +148,7 @@ mod tests {
         let child = other.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let Ok(mut child) = child else { return eprintln!("SKIPPED: install util-linux (flock)") };
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        take(AT_ONCE).unwrap_err();
+        take(NO_WAIT).unwrap_err();
         child.kill().unwrap();
         child.wait().unwrap();
         // The child process that `flock` ran holds the lock until its input ends.

@@ -38,10 +38,10 @@ pub fn run(args: &ReviveArgs) -> Result<(), Failure> {
         let what = format!("there is no domain {}", args.domain);
         return Err(Failure::input(what, "start it first (xl list shows all domains)"));
     };
-    let made = revive_backends(&mut xs, domain).map_err(Failure::of)?;
-    for addr in &made {
+    let created = revive_backends(&mut xs, domain).map_err(Failure::of)?;
+    for addr in &created {
         say!("{}", addr.backend_path());
     }
-    say!("{} backends of domain {domain} made again", made.len());
+    say!("{} backends of domain {domain} made again", created.len());
     Ok(())
 }

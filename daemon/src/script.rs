@@ -77,11 +77,11 @@ fn connect() -> Result<Client, Failure> {
 
 fn add(base: &str) -> Result<(), Failure> {
     let mut xs = connect()?;
-    let told = ToolstackBack::read(&mut xs, base).map_err(Failure::of)?;
-    let outcome = disk_of(&told).and_then(|disk| {
+    let config = ToolstackBack::read(&mut xs, base).map_err(Failure::of)?;
+    let outcome = configured_disk(&config).and_then(|disk| {
         // Images that are not files, such as NBD exports, are only checked by the daemon.
-        disk.spec.path().map_or(Ok(()), look)?;
-        sharing::check(&mut xs, base, &told, &disk)
+        disk.spec.path().map_or(Ok(()), check_image)?;
+        sharing::check(&mut xs, base, &config, &disk)
     });
     let status = match &outcome {
         Ok(()) => Hotplug::Connected,
@@ -92,15 +92,15 @@ fn add(base: &str) -> Result<(), Failure> {
 }
 
 /// Returns the disk that the toolstack configured.
-fn disk_of(told: &ToolstackBack) -> Result<Disk, Failure> {
-    let disk = match told.backing() {
+fn configured_disk(config: &ToolstackBack) -> Result<Disk, Failure> {
+    let disk = match config.backing() {
         Backing::Own(text) => Disk::from_bytes(text),
         Backing::Format(format, rest) => Disk::with_format(format, rest),
     };
     disk.map_err(|e| Failure::of(e).as_input())
 }
 
-fn look(image: &Path) -> Result<(), Failure> {
+fn check_image(image: &Path) -> Result<(), Failure> {
     let kind = std::fs::metadata(image).map_err(|e| {
         let what = format!("disk image {} cannot be opened: {e}", EscapedPath::new(image));
         Failure::input(what, "check the disk's line")
@@ -120,9 +120,9 @@ mod tests {
     fn images_are_files_or_block_devices() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("disk.img");
-        assert!(look(&image).unwrap_err().to_string().contains("No such file"));
+        assert!(check_image(&image).unwrap_err().to_string().contains("No such file"));
         std::fs::write(&image, "").unwrap();
-        assert_eq!(look(&image), Ok(()));
-        assert!(look(dir.path()).unwrap_err().to_string().contains("neither"));
+        assert_eq!(check_image(&image), Ok(()));
+        assert!(check_image(dir.path()).unwrap_err().to_string().contains("neither"));
     }
 }

@@ -8,7 +8,7 @@ use crate::lock::{Scope, ServiceLock};
 use crate::nics::NicArgs;
 use crate::served::Served;
 use crate::startup;
-use crate::stop::{Bell, Stop};
+use crate::stop::{Stop, Wakeup};
 use clap::{Args, ValueEnum};
 use pvio_blkback::Config;
 use pvio_blkback::path::Policy;
@@ -59,7 +59,7 @@ pub struct ServeArgs {
     pub disk_answers: ResponseOrder,
     /// Directory of the in-flight records, from which the next daemon resumes the sessions; only
     /// root may have access
-    #[arg(long, value_name = "DIR", default_value = RECORDS)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_RECORDS)]
     pub records: PathBuf,
     /// Default options of disks, such as iops=1000,direct (see docs/disks.md)
     #[arg(long, value_name = "OPTIONS", value_parser = disk_options(), default_value = "")]
@@ -76,7 +76,7 @@ pub struct ServeArgs {
 }
 
 /// Directory of the in-flight records of `pvio serve`.
-pub const RECORDS: &str = "/run/pvio/inflight";
+pub const DEFAULT_RECORDS: &str = "/run/pvio/inflight";
 
 /// The order of a disk's responses in earlier versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -103,7 +103,7 @@ pub enum HotplugArg {
     Toolstack,
     /// The daemon
     #[value(name = "self")]
-    Itself,
+    Daemon,
 }
 
 fn parse_kind(word: &str) -> Result<BackendKind, String> {
@@ -172,14 +172,14 @@ impl MappingArgs {
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     startup::prepare()?;
     log_to(args.log.as_deref())?;
-    let bell = Bell::new()?;
-    let stop = Stop::on_signal(bell.clone())?;
+    let wakeup = Wakeup::new()?;
+    let stop = Stop::on_signal(wakeup.clone())?;
     let host = Host::open()?;
     let kinds = kinds(args, host.id())?;
     let _lock = ServiceLock::take(Path::new(control::FOLDER), &kinds, Scope::AllGuests)?;
     let hotplug_mode = match (args.hotplug, host.id()) {
         (Some(HotplugArg::Toolstack), _) | (None, DomId::DOM0) => HotplugMode::Scripts,
-        (Some(HotplugArg::Itself), _) | (None, _) => HotplugMode::DriverDomain,
+        (Some(HotplugArg::Daemon), _) | (None, _) => HotplugMode::DriverDomain,
     };
     let most = Config::for_this_machine();
     let disks = Config {
@@ -209,12 +209,13 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let me = (host.domain(), host.id());
     let served = Served::default();
     let _control = Control::listen(Path::new(control::FOLDER), &served)?;
-    driver::run(me, &mut xs, &options, &served, (&stop, &bell), || say!("ready")).map_err(lost)
+    driver::run(me, &mut xs, &options, &served, (&stop, &wakeup), || say!("ready"))
+        .map_err(xenstore_lost)
 }
 
 /// Returns the failure for a lost connection to xenstore.
 #[must_use]
-pub fn lost(e: XsError) -> Failure {
+pub fn xenstore_lost(e: XsError) -> Failure {
     Failure::new(
         format!("the connection to xenstore was lost: {}", Report(&e)),
         "check that xenstored is running, then start this again: guests keep their devices until then",
@@ -225,8 +226,8 @@ pub fn lost(e: XsError) -> Failure {
 fn kinds(args: &ServeArgs, id: DomId) -> Result<Vec<BackendKind>, Failure> {
     if args.kinds.is_empty() {
         let all = [BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif, BackendKind::PvioVif];
-        let mut kinds: Vec<BackendKind> = all.into_iter().filter(|k| rival(*k).is_none()).collect();
-        for driver in all.into_iter().filter_map(rival) {
+        let mut kinds: Vec<BackendKind> = all.into_iter().filter(|k| kernel_backend(*k).is_none()).collect();
+        for driver in all.into_iter().filter_map(kernel_backend) {
             tracing::warn!(driver, "a kind is not served: a kernel module serves it (rmmod it)");
         }
         // In dom0, `xl` starts a device model that serves `qdisk`.
@@ -236,7 +237,7 @@ fn kinds(args: &ServeArgs, id: DomId) -> Result<Vec<BackendKind>, Failure> {
         return Ok(kinds);
     }
     for kind in &args.kinds {
-        if let Some(driver) = rival(*kind) {
+        if let Some(driver) = kernel_backend(*kind) {
             return Err(Failure::input(
                 format!(
                     "{} devices cannot be served: Linux's backend {driver} is loaded",
@@ -252,7 +253,7 @@ fn kinds(args: &ServeArgs, id: DomId) -> Result<Vec<BackendKind>, Failure> {
 }
 
 /// Returns the kernel module of Linux's own backend of that kind, if it is loaded here.
-fn rival(kind: BackendKind) -> Option<&'static str> {
+fn kernel_backend(kind: BackendKind) -> Option<&'static str> {
     let module = match kind {
         BackendKind::Vbd => "xen-blkback",
         BackendKind::Vif => "xen-netback",

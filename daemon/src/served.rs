@@ -22,14 +22,14 @@ use std::time::Instant;
 /// All devices; each is included from its first step until it is removed.
 #[derive(Debug, Clone, Default)]
 pub struct Served {
-    devices: Arc<Mutex<BTreeMap<DeviceAddr, Seen>>>,
+    devices: Arc<Mutex<BTreeMap<DeviceAddr, DeviceStatus>>>,
     /// Budgets of the process.
     shared: Arc<OnceLock<(Descriptors, MappingBudgets)>>,
 }
 
 /// The settings, budgets and counters of a device.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
+pub struct DeviceStatus {
     settings: Option<Arc<RuntimeSettings>>,
     mappings: Option<Arc<MappingBudget>>,
     load: Option<Arc<BudgetUsage>>,
@@ -52,39 +52,39 @@ enum Counters {
 }
 
 /// A backend whose settings, budgets and counters can be inspected.
-pub trait Visible {
+pub trait ReportStatus {
     /// Returns the current state; a later call may return more queues.
-    fn seen(&self) -> Seen;
+    fn status(&self) -> DeviceStatus;
 }
 
-impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> Visible
+impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> ReportStatus
     for Vbd<P, pvio_storage::host::ImageServer>
 {
-    fn seen(&self) -> Seen {
+    fn status(&self) -> DeviceStatus {
         let queues = self.stats().iter().map(|stats| Counters::Disk(Arc::clone(stats)));
         let mut events = self.server().events();
         events.extend(self.events());
         let (mappings, load) = (self.mapping_budget().cloned(), self.server().load().cloned());
-        Seen { mappings, load, queues: queues.collect(), events, ..Seen::default() }
+        DeviceStatus { mappings, load, queues: queues.collect(), events, ..DeviceStatus::default() }
     }
 }
 
-impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> Visible
+impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> ReportStatus
     for Vif<P, pvio_ports::host::NicServer>
 {
-    fn seen(&self) -> Seen {
+    fn status(&self) -> DeviceStatus {
         let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));
         let settings = Some(Arc::clone(self.server().settings()));
-        Seen {
+        DeviceStatus {
             settings,
             queues: queues.collect(),
             events: self.server().events(),
-            ..Seen::default()
+            ..DeviceStatus::default()
         }
     }
 }
 
-impl Seen {
+impl DeviceStatus {
     /// Adds events.
     #[must_use]
     pub fn with(mut self, events: &Events) -> Self {
@@ -101,7 +101,7 @@ impl Seen {
 
 impl Served {
     /// Sets the budgets that all devices of the process share.
-    pub fn share(&self, descriptors: &Descriptors, mappings: &MappingBudgets) {
+    pub fn set_budgets(&self, descriptors: &Descriptors, mappings: &MappingBudgets) {
         // Already set only by a second driver domain in the same process, which does not occur.
         let _ = self.shared.set((descriptors.clone(), mappings.clone()));
     }
@@ -111,10 +111,10 @@ impl Served {
     pub fn process(&self) -> Map<String, Value> {
         let mut all = Vec::new();
         if let Some((descriptors, mappings)) = self.shared.get() {
-            let (promised, most) = descriptors.promised();
+            let (reserved, most) = descriptors.reserved();
             let kept = mappings.process();
             all.push(("kept-pages", kept.used() as u64, kept.most() as u64));
-            all.push(("promised-file-descriptors", promised, most));
+            all.push(("promised-file-descriptors", reserved, most));
         }
         let (open, most) = open_now();
         all.push(("file-descriptors", open, most));
@@ -122,12 +122,12 @@ impl Served {
     }
 
     /// Adds or replaces a device.
-    pub fn show(&self, addr: DeviceAddr, seen: Seen) {
+    pub fn insert(&self, addr: DeviceAddr, seen: DeviceStatus) {
         self.lock().insert(addr, seen);
     }
 
     /// Removes a device.
-    pub fn forget(&self, addr: DeviceAddr) {
+    pub fn remove(&self, addr: DeviceAddr) {
         self.lock().remove(&addr);
     }
 
@@ -137,41 +137,41 @@ impl Served {
         let all = self.lock();
         all.iter()
             .filter(|(_, seen)| seen.settings.is_some())
-            .map(|(addr, _)| name(*addr))
+            .map(|(addr, _)| device_name(*addr))
             .collect()
     }
 
     /// Returns the settings and the capture point of the NIC of that name.
     #[must_use]
-    pub fn nic(&self, called: &str) -> Option<Arc<RuntimeSettings>> {
-        self.lock().iter().find(|(addr, _)| name(**addr) == called)?.1.settings.clone()
+    pub fn nic(&self, name: &str) -> Option<Arc<RuntimeSettings>> {
+        self.lock().iter().find(|(addr, _)| device_name(**addr) == name)?.1.settings.clone()
     }
 
     /// Returns the counters of every device, ordered by address.
     #[must_use]
     pub fn counters(&self) -> Vec<Value> {
-        let told = |(addr, seen): (&DeviceAddr, &Seen)| {
+        let to_json = |(addr, seen): (&DeviceAddr, &DeviceStatus)| {
             let mut device = json!({
-                "device": name(*addr),
+                "device": device_name(*addr),
                 "path": addr.backend_path(),
                 "events": seen.events.iter().map(|(name, log)| (*name, log.seen())).collect::<BTreeMap<_, _>>(),
-                "queues": seen.queues.iter().map(Counters::told).collect::<Vec<_>>(),
+                "queues": seen.queues.iter().map(Counters::to_json).collect::<Vec<_>>(),
             });
             device["budgets"] = Value::Object(self.budgets_of(seen));
             device
         };
-        self.lock().iter().map(told).collect()
+        self.lock().iter().map(to_json).collect()
     }
 
     /// Returns usage and limit of each budget of a device, except those of its queues.
-    fn budgets_of(&self, seen: &Seen) -> Map<String, Value> {
+    fn budgets_of(&self, seen: &DeviceStatus) -> Map<String, Value> {
         let mut all = Vec::new();
         if let Some(guest) = &seen.mappings {
             all.push(("kept-pages of the guest", guest.used() as u64, guest.most() as u64));
         }
         all.extend(seen.load.iter().flat_map(|load| load.budgets()));
         if let Some((descriptors, _)) = self.shared.get() {
-            all.push(("promised-file-descriptors", seen.descriptors, descriptors.promised().1));
+            all.push(("promised-file-descriptors", seen.descriptors, descriptors.reserved().1));
         }
         if let Some(steps) = &seen.steps {
             let (spent, most) = steps.spent(Instant::now());
@@ -180,13 +180,13 @@ impl Served {
         budgets(all)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<DeviceAddr, Seen>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<DeviceAddr, DeviceStatus>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Counters {
-    fn told(&self) -> Value {
+    fn to_json(&self) -> Value {
         let mut all = Map::new();
         let mut tell =
             |group: Option<&str>, counters: &mut dyn Iterator<Item = (&'static str, u64)>| {
@@ -228,18 +228,18 @@ impl Counters {
 
 /// Formats usage and limit of each budget.
 pub fn budgets(all: impl IntoIterator<Item = (&'static str, u64, u64)>) -> Map<String, Value> {
-    let told = |(name, used, limit): (&str, u64, u64)| {
+    let to_json = |(name, used, limit): (&str, u64, u64)| {
         (name.to_owned(), json!({ "used": used, "limit": limit }))
     };
-    all.into_iter().map(told).collect()
+    all.into_iter().map(to_json).collect()
 }
 
 /// Returns the name of a device: of a NIC the default name of the backend's interface in Linux,
 /// whatever the tap's name is (`vif7.0`), of a disk likewise, with its name in the guest
 /// (`vbd7.xvda`).
-fn name(addr: DeviceAddr) -> String {
+fn device_name(addr: DeviceAddr) -> String {
     match addr.class() {
         DeviceClass::Vif => format!("vif{}.{}", addr.front, addr.index),
-        DeviceClass::Vbd => format!("vbd{}.{}", addr.front, Vdev::of_number(addr.index)),
+        DeviceClass::Vbd => format!("vbd{}.{}", addr.front, Vdev::from_number(addr.index)),
     }
 }

@@ -1,8 +1,8 @@
 //! `pvio stats`: the counters of the disks and NICs of a running driver domain.
 
-use crate::control::ask::{ask, gone};
+use crate::control::client::{connection_lost, request};
 use crate::failure::{Failure, say};
-use crate::stop::{Bell, Stop, sleep};
+use crate::stop::{Stop, Wakeup, sleep};
 use clap::Args;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ pub struct StatsArgs {
 type Counters = BTreeMap<String, u64>;
 
 /// The counters that are gauges, so that they have no rate.
-const LEVELS: &[&str] = &["kept-pages", "registered-pages"];
+const GAUGES: &[&str] = &["kept-pages", "registered-pages"];
 
 /// Runs the command.
 ///
@@ -52,20 +52,20 @@ pub fn run(args: &StatsArgs) -> Result<(), Failure> {
         }
         return Ok(());
     };
-    let bell = Bell::new()?;
-    let stop = Stop::on_signal(bell.clone())?;
+    let wakeup = Wakeup::new()?;
+    let stop = Stop::on_signal(wakeup.clone())?;
     let (period, mut last) = (Duration::from_secs(seconds), BTreeMap::new());
     let mut next = Instant::now();
-    while !stop.is_told() {
+    while !stop.is_requested() {
         let now = Instant::now();
         if now < next {
-            sleep(&[bell.as_fd()], Some(next - now))?;
-            bell.take();
+            sleep(&[wakeup.as_fd()], Some(next - now))?;
+            wakeup.take();
             continue;
         }
         next = now + period;
-        let counted = read(args)?;
-        for device in &counted {
+        let devices = read(args)?;
+        for device in &devices {
             let (all, name) = (sum(device), device_name(device).to_owned());
             let before = last.insert(name, (now, all.clone()));
             // A device's first counters cover its whole lifetime.
@@ -87,10 +87,10 @@ pub fn run(args: &StatsArgs) -> Result<(), Failure> {
 
 /// Reads the entries of the requested devices; without any, those of the process and of all devices.
 fn read(args: &StatsArgs) -> Result<Vec<Value>, Failure> {
-    let (_stream, answer) = ask(args.state_dir.as_deref(), "stats")?;
+    let (_stream, answer) = request(args.state_dir.as_deref(), "stats")?;
     let mut all = Vec::new();
     for line in answer.lines() {
-        let line = line.map_err(gone)?;
+        let line = line.map_err(connection_lost)?;
         let device = serde_json::from_str(&line).map_err(|e| {
             let what = format!("the driver domain's response is invalid: {e}");
             Failure::new(what, "use the same version of pvio")
@@ -99,10 +99,10 @@ fn read(args: &StatsArgs) -> Result<Vec<Value>, Failure> {
     }
     let name = |device: &Value| device_name(device).to_owned();
     if let Some(missing) = args.devices.iter().find(|&word| !all.iter().any(|d| name(d) == *word)) {
-        let there: Vec<String> = all.iter().filter(|one| !is_process(one)).map(name).collect();
-        let there = if there.is_empty() { "none".into() } else { there.join(", ") };
+        let known: Vec<String> = all.iter().filter(|entry| !is_process(entry)).map(name).collect();
+        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
         let what = format!("the device {missing} does not exist");
-        return Err(Failure::input(what, format!("name one of: {there}")));
+        return Err(Failure::input(what, format!("name one of: {known}")));
     }
     all.retain(|device| args.devices.is_empty() || args.devices.contains(&name(device)));
     Ok(all)
@@ -114,8 +114,8 @@ fn device_name(device: &Value) -> &str {
 }
 
 /// Returns whether an entry is that of the process, not of a device.
-fn is_process(one: &Value) -> bool {
-    !one["process"].is_null()
+fn is_process(entry: &Value) -> bool {
+    !entry["process"].is_null()
 }
 
 fn text<'a>(device: &'a Value, key: &str) -> &'a str {
@@ -147,7 +147,7 @@ fn sum(device: &Value) -> Counters {
 fn budgets(device: &Value) -> BTreeMap<String, [u64; 2]> {
     let mut all = BTreeMap::<String, [u64; 2]>::new();
     let queues = device["queues"].as_array().into_iter().flatten();
-    let lists = queues.chain([device]).filter_map(|one| one["budgets"].as_object());
+    let lists = queues.chain([device]).filter_map(|entry| entry["budgets"].as_object());
     for (name, budget) in lists.flatten() {
         let total = all.entry(name.clone()).or_default();
         for (sum, key) in total.iter_mut().zip(["used", "limit"]) {
@@ -160,7 +160,7 @@ fn budgets(device: &Value) -> BTreeMap<String, [u64; 2]> {
 /// Returns the increase per second of each counter, and the current value of gauges.
 fn rates(now: &Counters, before: &Counters, time: Duration) -> Counters {
     let rate = |(name, n): (&String, &u64)| {
-        if LEVELS.contains(&name.as_str()) {
+        if GAUGES.contains(&name.as_str()) {
             return (name.clone(), *n);
         }
         // A smaller value belongs to a new device of the same name.

@@ -9,18 +9,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// A wakeup that any thread may send to one in [`sleep`] (an eventfd). Ringing again before it was
+/// A wakeup that any thread may send to one in [`sleep`] (an eventfd). Waking it again before it was
 /// taken costs no system call.
 #[derive(Debug, Clone)]
-pub struct Bell(Arc<Inner>);
+pub struct Wakeup(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     event: OwnedFd,
-    rings: AtomicBool,
+    pending: AtomicBool,
 }
 
-impl Bell {
+impl Wakeup {
     /// Creates one.
     ///
     /// # Errors
@@ -33,30 +33,30 @@ impl Bell {
     }
 
     /// Wakes the sleeping thread, now or at its next [`sleep`].
-    pub fn ring(&self) {
-        if !self.0.rings.swap(true, Ordering::AcqRel) {
+    pub fn wake(&self) {
+        if !self.0.pending.swap(true, Ordering::AcqRel) {
             // Fails only if the counter is full, in which case the descriptor is readable as well.
             let _ = rustix::io::write(&self.0.event, &1_u64.to_ne_bytes());
         }
     }
 
-    /// Returns whether the bell was rung and not taken.
+    /// Returns whether it was signaled and not taken.
     #[must_use]
-    pub fn is_ringing(&self) -> bool {
-        self.0.rings.load(Ordering::Acquire)
+    pub fn is_pending(&self) -> bool {
+        self.0.pending.load(Ordering::Acquire)
     }
 
-    /// Resets the bell and returns whether it was rung. Everything done before `ring` is visible
-    /// afterwards. To be called after every sleep: `ring` sets the flag before it writes to the
+    /// Resets the wakeup and returns whether it was signaled. Everything done before `wake` is visible
+    /// afterwards. To be called after every sleep: `wake` sets the flag before it writes to the
     /// descriptor, so the descriptor can be readable although the flag was already taken.
     pub fn take(&self) -> bool {
-        // The descriptor is read first: a `ring` after this writes to it again.
+        // The descriptor is read first: a `wake` after this writes to it again.
         let _ = rustix::io::read(&self.0.event, &mut [0; 8]);
-        self.0.rings.swap(false, Ordering::AcqRel)
+        self.0.pending.swap(false, Ordering::AcqRel)
     }
 }
 
-impl AsFd for Bell {
+impl AsFd for Wakeup {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.event.as_fd()
     }
@@ -67,24 +67,24 @@ impl AsFd for Bell {
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Installs a handler for the [signals that end the process](crate::signals), which rings
-    /// `bell`.
+    /// Installs a handler for the [signals that end the process](crate::signals), which signals
+    /// `wakeup`.
     ///
     /// # Errors
     /// The handler cannot be installed.
-    pub fn on_signal(bell: Bell) -> Result<Self, Failure> {
+    pub fn on_signal(wakeup: Wakeup) -> Result<Self, Failure> {
         let stop = Self(Arc::new(AtomicBool::new(false)));
-        let told = stop.clone();
+        let requested = stop.clone();
         signals::listen(move || {
-            told.0.store(true, Ordering::Release);
-            bell.ring();
+            requested.0.store(true, Ordering::Release);
+            wakeup.wake();
         })?;
         Ok(stop)
     }
 
     /// Returns whether a stop was requested.
     #[must_use]
-    pub fn is_told(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }

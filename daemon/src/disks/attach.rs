@@ -2,7 +2,7 @@
 
 use super::args::{AttachArgs, DetachArgs, ImageRootArgs};
 use super::vdev::Vdev;
-use super::{connect, disk_left_of, domain, error_of};
+use super::{backend_error, connect, domain, find_disk_or_leftover};
 use crate::disks::HOSTED_DRIVER;
 use crate::failure::{Failure, say};
 use pvio_grant_table::DomId;
@@ -17,9 +17,9 @@ use pvio_xenbus::{XenbusState, Xenstore};
 use std::time::{Duration, Instant};
 
 /// Interval between reads of the backend's state.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Delay before a closed device's nodes are removed, so that libxl and the guest can see the state.
-const LINGER: Duration = Duration::from_millis(100);
+const REMOVAL_DELAY: Duration = Duration::from_millis(100);
 
 /// Attaches a disk; returns when its backend has opened it.
 ///
@@ -35,14 +35,14 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
     };
     let vdev = match args.vdev {
         Some(vdev) => vdev,
-        None => first_free(&mut xs, guest)?,
+        None => first_free_vdev(&mut xs, guest)?,
     };
     let addr = DeviceAddr::new(args.kind.backend(), back, guest, vdev.number());
     let mut options = args.options.clone().or(args.disk.options.clone());
     let spec = args.disk.spec.clone();
-    let here = back == DomId::DOM0 || args.store.state_dir.is_some();
+    let is_local = back == DomId::DOM0 || args.store.state_dir.is_some();
     let spec = match spec.path() {
-        Some(path) if !here && path.is_relative() => {
+        Some(path) if !is_local && path.is_relative() => {
             return Err(Failure::input(
                 format!(
                     "the relative path {} cannot be used: the disk is opened in domain {back}",
@@ -53,29 +53,29 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
         }
         _ => spec.absolute().map_err(Failure::foreign)?,
     };
-    if here {
+    if is_local {
         ImageRootArgs::default().add_to(&mut options)?;
     }
-    let mut words = vbd::ToolstackBack::new(addr, &spec.to_bytes());
-    words.kind = vbd::OWN_KIND.into();
-    words.dev = vdev.to_string();
-    words.mode = match options.read_only {
+    let mut config = vbd::ToolstackBack::new(addr, &spec.to_bytes());
+    config.kind = vbd::OWN_KIND.into();
+    config.dev = vdev.to_string();
+    config.mode = match options.read_only {
         Some(true) => vbd::Mode::ReadOnly,
         _ => vbd::Mode::ReadWrite,
     };
-    words.bootable = false;
-    words.removable = options.removable.unwrap_or_default();
-    words.direct_io_safe = options.direct.unwrap_or_default();
-    words.discard_enable = options.discard != Some(false);
+    config.bootable = false;
+    config.removable = options.removable.unwrap_or_default();
+    config.direct_io_safe = options.direct.unwrap_or_default();
+    config.discard_enable = options.discard != Some(false);
     if options.cdrom == Some(true) {
-        words.device_type = vbd::DeviceType::Cdrom;
+        config.device_type = vbd::DeviceType::Cdrom;
     }
-    words.options = Some(options.to_string().into_bytes()).filter(|text| !text.is_empty());
+    config.options = Some(options.to_string().into_bytes()).filter(|text| !text.is_empty());
     let front = vbd::ToolstackFront {
         trusted: options.trusted.unwrap_or(true),
-        ..vbd::ToolstackFront::new(addr, words.device_type)
+        ..vbd::ToolstackFront::new(addr, config.device_type)
     };
-    vbd::create_device_with(&mut xs, addr, &front, &words).map_err(|e| match e {
+    vbd::create_device_with(&mut xs, addr, &front, &config).map_err(|e| match e {
         HandshakeError::Exists { .. } => Failure::input(
             format!("domain {guest} has a disk {vdev} already"),
             "name another with --vdev, or leave --vdev out",
@@ -85,8 +85,8 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
     if addr.kind == BackendKind::Vbd && args.store.state_dir.is_none() {
         record_for_libxl(&mut xs, addr).map_err(Failure::of)?;
     }
-    let by = Instant::now() + Duration::from_secs(args.wait);
-    if let Err(failure) = until_offered(&mut xs, addr, by) {
+    let deadline = Instant::now() + Duration::from_secs(args.wait);
+    if let Err(failure) = wait_until_open(&mut xs, addr, deadline) {
         remove_device(&mut xs, addr).map_err(Failure::of)?;
         return Err(failure);
     }
@@ -94,34 +94,34 @@ pub fn attach(args: &AttachArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn first_free(xs: &mut Client, guest: DomId) -> Result<Vdev, Failure> {
+fn first_free_vdev(xs: &mut Client, guest: DomId) -> Result<Vdev, Failure> {
     let taken = list_frontends(xs, DeviceClass::Vbd, guest).map_err(Failure::of)?;
     let free = (0..taken.len() as u32 + 1).map(Vdev::disk).find(|v| !taken.contains(&v.number()));
     free.ok_or_else(|| Failure::new("the guest cannot have another disk: no number is free", ""))
 }
 
 /// Waits until a disk's backend has opened it.
-fn until_offered(xs: &mut Client, addr: DeviceAddr, by: Instant) -> Result<(), Failure> {
+fn wait_until_open(xs: &mut Client, addr: DeviceAddr, deadline: Instant) -> Result<(), Failure> {
     loop {
         match read_state(xs, &addr.backend_path()).map_err(Failure::of)? {
             XenbusState::InitWait | XenbusState::Initialised | XenbusState::Connected => {
                 // A backend whose image is locked also enters InitWait, and reports that it waits.
                 // It does so for a migration, where the other guest is about to end; that is not
                 // expected here, so it is an error.
-                return error_of(xs, addr).map_or(Ok(()), |why| Err(Failure::new(why, "")));
+                return backend_error(xs, addr).map_or(Ok(()), |why| Err(Failure::new(why, "")));
             }
             XenbusState::Closing | XenbusState::Closed => {
-                let why = error_of(xs, addr);
+                let why = backend_error(xs, addr);
                 let why = why.unwrap_or_else(|| "the backend closed the disk".into());
                 return Err(Failure::new(why, ""));
             }
-            _ if Instant::now() >= by => {
+            _ if Instant::now() >= deadline => {
                 return Err(Failure::new(
                     format!("no backend in domain {} opened the disk in time", addr.back),
                     format!("check that pvio serve runs there, for {}", addr.kind.as_str()),
                 ));
             }
-            _ => std::thread::sleep(LOOK),
+            _ => std::thread::sleep(POLL_INTERVAL),
         }
     }
 }
@@ -132,21 +132,21 @@ fn until_offered(xs: &mut Client, addr: DeviceAddr, by: Instant) -> Result<(), F
 /// The backend does not close in time; the disk then stays attached.
 pub fn detach(args: &DetachArgs) -> Result<(), Failure> {
     let mut xs = connect(&args.store)?;
-    let addr = disk_left_of(&mut xs, &args.guest, args.vdev)?;
+    let addr = find_disk_or_leftover(&mut xs, &args.guest, args.vdev)?;
     request_removal(&mut xs, addr).map_err(Failure::of)?;
-    let by = Instant::now() + Duration::from_secs(args.wait);
+    let deadline = Instant::now() + Duration::from_secs(args.wait);
     let closed = loop {
         // pvio removes the backend's nodes itself in a driver domain.
         let back = state_path(&addr.backend_path());
-        let is_there = xs.read_opt(&back).map_err(Failure::of)?.is_some();
+        let exists = xs.read_opt(&back).map_err(Failure::of)?.is_some();
         let state = read_state(&mut xs, &addr.backend_path()).map_err(Failure::of)?;
-        if !is_there || state == XenbusState::Closed {
+        if !exists || state == XenbusState::Closed {
             break true;
         }
-        if Instant::now() >= by {
+        if Instant::now() >= deadline {
             break false;
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     };
     if !closed && !args.force {
         return Err(Failure::new(
@@ -155,7 +155,7 @@ pub fn detach(args: &DetachArgs) -> Result<(), Failure> {
              is lost then",
         ));
     }
-    std::thread::sleep(LINGER);
+    std::thread::sleep(REMOVAL_DELAY);
     remove_device(&mut xs, addr).map_err(Failure::of)?;
     say!("{}  gone", args.vdev);
     Ok(())

@@ -1,7 +1,7 @@
 //! Changing the settings of a disk that is being served.
 
 use super::args::SetArgs;
-use super::{connect, disk_of, domain};
+use super::{connect, domain, find_disk};
 use crate::failure::{Failure, say};
 use pvio_storage::image::DiskOptions;
 use pvio_xenbus::handshake::vbd::ToolstackBack;
@@ -20,9 +20,9 @@ pub fn set(args: &SetArgs) -> Result<(), Failure> {
     }
     let mut xs = connect(&args.store)?;
     let guest = domain(&mut xs, &args.guest)?;
-    let addr = disk_of(&mut xs, guest, args.vdev)?;
-    let told = ToolstackBack::read(&mut xs, &addr.backend_path()).map_err(Failure::of)?;
-    let before = told.options.as_deref().unwrap_or_default();
+    let addr = find_disk(&mut xs, guest, args.vdev)?;
+    let config = ToolstackBack::read(&mut xs, &addr.backend_path()).map_err(Failure::of)?;
+    let before = config.options.as_deref().unwrap_or_default();
     let before = DiskOptions::from_bytes(before).map_err(Failure::of)?;
     let now = args.options.clone().or(before).to_string();
     ToolstackBack::write_options(&mut xs, addr, &now).map_err(Failure::of)?;

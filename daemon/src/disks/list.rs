@@ -2,7 +2,7 @@
 
 use super::args::ListArgs;
 use super::vdev::Vdev;
-use super::{connect, domain, error_of};
+use super::{backend_error, connect, domain};
 use crate::failure::{Failure, one_line, say};
 use crate::inspect::put_bytes;
 use crate::units::human;
@@ -26,8 +26,9 @@ pub fn run(args: &ListArgs) -> Result<(), Failure> {
     for back in list_domains(&mut xs).map_err(Failure::of)? {
         for kind in BackendKind::ALL {
             let devices = list_backends(&mut xs, kind, back).map_err(Failure::of)?;
-            let wanted = devices.into_iter().filter(|addr| only.is_none_or(|id| addr.front == id));
-            for addr in wanted {
+            let selected =
+                devices.into_iter().filter(|addr| only.is_none_or(|id| addr.front == id));
+            for addr in selected {
                 found.push(describe(&mut xs, addr));
             }
         }
@@ -40,7 +41,7 @@ pub fn run(args: &ListArgs) -> Result<(), Failure> {
         say!("no devices");
     }
     for device in &found {
-        say!("{}", in_a_line(device));
+        say!("{}", summary(device));
     }
     Ok(())
 }
@@ -51,7 +52,7 @@ fn describe(xs: &mut Client, addr: DeviceAddr) -> Value {
         read_state(xs, &path).map_or_else(|_| "?".into(), |state| format!("{state:?}"))
     };
     let name = |xs: &mut Client, id: DomId| domain_name(xs, id).ok().flatten();
-    let mut told = json!({
+    let mut device = json!({
         "kind": addr.kind.as_str(),
         "guest": addr.front.0,
         "guest_name": name(xs, addr.front),
@@ -61,33 +62,33 @@ fn describe(xs: &mut Client, addr: DeviceAddr) -> Value {
         "path": addr.backend_path(),
         "backend_state": state(xs, addr.backend_path()),
         "guest_state": state(xs, addr.frontend_path()),
-        "error": error_of(xs, addr),
+        "error": backend_error(xs, addr),
     });
     if addr.class() == DeviceClass::Vbd
-        && let (Some(disk), Some(all)) = (disk(xs, addr), told.as_object_mut())
+        && let (Some(disk), Some(all)) = (disk(xs, addr), device.as_object_mut())
     {
         all.insert("disk".into(), disk);
     }
-    told
+    device
 }
 
 fn device_name(addr: DeviceAddr) -> String {
     match addr.class() {
-        DeviceClass::Vbd => Vdev::of_number(addr.index).to_string(),
+        DeviceClass::Vbd => Vdev::from_number(addr.index).to_string(),
         DeviceClass::Vif => addr.index.to_string(),
     }
 }
 
 fn disk(xs: &mut Client, addr: DeviceAddr) -> Option<Value> {
     let base = addr.backend_path();
-    let told = ToolstackBack::read(xs, &base).ok()?;
+    let config = ToolstackBack::read(xs, &base).ok()?;
     let mut all = json!({
-        "type": told.kind,
-        "mode": if told.mode == Mode::ReadOnly { "r" } else { "w" },
+        "type": config.kind,
+        "mode": if config.mode == Mode::ReadOnly { "r" } else { "w" },
         "options": Value::Null,
     });
-    put_bytes(&mut all, "kept_in", &told.params);
-    if let Some(options) = &told.options {
+    put_bytes(&mut all, "kept_in", &config.params);
+    if let Some(options) = &config.options {
         put_bytes(&mut all, "options", options);
     }
     let served = BackDisk::read(xs, &base).ok();
@@ -108,7 +109,7 @@ fn disk(xs: &mut Client, addr: DeviceAddr) -> Option<Value> {
 }
 
 /// Returns the text of a key whose value is bytes, such as a path, for one line of output.
-fn shown(object: &Value, key: &str) -> Option<String> {
+fn display_text(object: &Value, key: &str) -> Option<String> {
     let text = object[key].as_str()?;
     let has_escapes = object[format!("{key}_hex")].is_string();
     Some(if has_escapes { text.into() } else { EscapedPath::new(text).to_string() })
@@ -116,7 +117,7 @@ fn shown(object: &Value, key: &str) -> Option<String> {
 
 /// Returns a line such as `guest xvda  pvio-vbd in 1  Connected/Connected  64.0 MiB  rw
 /// qcow2:/srv/a.qcow2`.
-fn in_a_line(device: &Value) -> String {
+fn summary(device: &Value) -> String {
     let text = |key: &str| device[key].as_str().unwrap_or_default();
     let guest = device["guest_name"].as_str().map_or(device["guest"].to_string(), one_line);
     let mut line = format!(
@@ -131,10 +132,10 @@ fn in_a_line(device: &Value) -> String {
     if let Some(bytes) = disk["bytes"].as_u64() {
         line = line + "  " + &human(bytes);
     }
-    if let Some(kept_in) = shown(disk, "kept_in") {
+    if let Some(kept_in) = display_text(disk, "kept_in") {
         line = line + "  " + disk["mode"].as_str().unwrap_or_default() + "  " + &kept_in;
     }
-    if let Some(options) = shown(disk, "options") {
+    if let Some(options) = display_text(disk, "options") {
         line = format!("{line}  [{options}]");
     }
     if let Some(queues) = disk["queues"].as_u64() {

@@ -69,7 +69,7 @@ pub fn domain(xs: &mut Client, name: &str) -> Result<DomId, Failure> {
 ///
 /// # Errors
 /// The guest has no such disk.
-pub fn disk_of(xs: &mut Client, guest: DomId, vdev: Vdev) -> Result<DeviceAddr, Failure> {
+pub fn find_disk(xs: &mut Client, guest: DomId, vdev: Vdev) -> Result<DeviceAddr, Failure> {
     let found = find_device(xs, DeviceClass::Vbd, guest, vdev.number());
     found.map_err(Failure::of)?.ok_or_else(|| {
         let what = format!("domain {guest} has no disk {vdev}");
@@ -82,29 +82,33 @@ pub fn disk_of(xs: &mut Client, guest: DomId, vdev: Vdev) -> Result<DeviceAddr, 
 ///
 /// # Errors
 /// There is none.
-pub fn disk_left_of(xs: &mut Client, guest: &str, vdev: Vdev) -> Result<DeviceAddr, Failure> {
-    let not_there = match domain(xs, guest) {
-        Ok(guest) => match disk_of(xs, guest, vdev) {
+pub fn find_disk_or_leftover(
+    xs: &mut Client,
+    guest: &str,
+    vdev: Vdev,
+) -> Result<DeviceAddr, Failure> {
+    let not_found = match domain(xs, guest) {
+        Ok(guest) => match find_disk(xs, guest, vdev) {
             Ok(addr) => return Ok(addr),
             Err(failure) => failure,
         },
         Err(failure) => failure,
     };
-    let Ok(number) = guest.parse() else { return Err(not_there) };
+    let Ok(number) = guest.parse() else { return Err(not_found) };
     for back in list_domains(xs).map_err(Failure::of)? {
         for kind in [BackendKind::PvioVbd, BackendKind::Vbd] {
             let devices = list_backends(xs, kind, back).map_err(Failure::of)?;
-            let wanted = |a: &DeviceAddr| a.front == DomId(number) && a.index == vdev.number();
-            if let Some(addr) = devices.into_iter().find(wanted) {
+            let selected = |a: &DeviceAddr| a.front == DomId(number) && a.index == vdev.number();
+            if let Some(addr) = devices.into_iter().find(selected) {
                 return Ok(addr);
             }
         }
     }
-    Err(not_there)
+    Err(not_found)
 }
 
 /// Returns the message of an `error` node without its reason codes.
-fn in_words(text: &str) -> &str {
+fn without_reason_codes(text: &str) -> &str {
     let text = text.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start();
     match text.split_once(": ") {
         Some((code, text)) if !code.contains(' ') => text,
@@ -113,7 +117,7 @@ fn in_words(text: &str) -> &str {
 }
 
 /// Returns the message of a device's `error` node, if the backend wrote one.
-fn error_of<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Option<String> {
+fn backend_error<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Option<String> {
     let text = pvio_xenbus::handshake::common::read_error(xs, &addr.backend_path()).ok()??;
-    Some(in_words(&text).to_owned())
+    Some(without_reason_codes(&text).to_owned())
 }

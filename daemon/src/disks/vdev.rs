@@ -8,23 +8,23 @@ use std::str::FromStr;
 pub struct Vdev(u32);
 
 /// Numbers of disks and of partitions from which on the extended encoding is used.
-const FEW_DISKS: u32 = 16;
-const FEW_PARTS: u32 = 16;
+const SHORT_DISKS: u32 = 16;
+const SHORT_PARTITIONS: u32 = 16;
 /// Flag of the extended encoding, which has 20 bits for the disk and 8 for the partition.
 const EXTENDED: u32 = 1 << 28;
-const MOST_DISKS: u32 = 1 << 20;
-const MOST_PARTS: u32 = 256;
+const MAX_DISKS: u32 = 1 << 20;
+const MAX_PARTITIONS: u32 = 256;
 
 impl Vdev {
     /// Returns the whole disk of that index: 0 is `xvda`.
     #[must_use]
     pub const fn disk(n: u32) -> Self {
-        Self(if n < FEW_DISKS { 202 << 8 | n << 4 } else { EXTENDED | n << 8 })
+        Self(if n < SHORT_DISKS { 202 << 8 | n << 4 } else { EXTENDED | n << 8 })
     }
 
     /// Returns the device of a number in xenstore.
     #[must_use]
-    pub const fn of_number(number: u32) -> Self {
+    pub const fn from_number(number: u32) -> Self {
         Self(number)
     }
 
@@ -52,10 +52,10 @@ impl FromStr for Vdev {
         // a to z, then aa to az: bijective base 26.
         let disk = letters.bytes().fold(0, |n, c| n * 26 + u32::from(c - b'a') + 1) - 1;
         let part: u32 = if digits.is_empty() { 0 } else { digits.parse().map_err(|_| wrong())? };
-        if disk >= MOST_DISKS || part >= MOST_PARTS {
+        if disk >= MAX_DISKS || part >= MAX_PARTITIONS {
             return Err(wrong());
         }
-        Ok(if disk < FEW_DISKS && part < FEW_PARTS {
+        Ok(if disk < SHORT_DISKS && part < SHORT_PARTITIONS {
             Self(Self::disk(disk).0 | part)
         } else {
             Self(EXTENDED | disk << 8 | part)
@@ -66,7 +66,7 @@ impl FromStr for Vdev {
 impl fmt::Display for Vdev {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (disk, part) = match self.0 {
-            n if n & EXTENDED != 0 && n < EXTENDED << 1 => (n >> 8 & (MOST_DISKS - 1), n & 255),
+            n if n & EXTENDED != 0 && n < EXTENDED << 1 => (n >> 8 & (MAX_DISKS - 1), n & 255),
             n if n >> 8 == 202 => (n >> 4 & 15, n & 15),
             n => return write!(f, "{n}"),
         };

@@ -20,7 +20,7 @@ use crate::lock::{Scope, ServiceLock};
 use crate::serve;
 use crate::served::Served;
 use crate::startup;
-use crate::stop::{Bell, Stop};
+use crate::stop::{Stop, Wakeup};
 use pvio_blkback::{Config, Policy};
 use pvio_grant_table::DomId;
 use pvio_storage::image::DiskOptions;
@@ -50,8 +50,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     let mut disk_options = DiskOptions::default();
     args.image_roots.add_to(&mut disk_options)?;
     serve::log_to(None)?;
-    let bell = Bell::new()?;
-    let stop = Stop::on_signal(bell.clone())?;
+    let wakeup = Wakeup::new()?;
+    let stop = Stop::on_signal(wakeup.clone())?;
     let host = serve::Host::open()?;
     let folder = Path::new(control::FOLDER);
     let _lock = ServiceLock::take(folder, &[BackendKind::Qdisk], Scope::OneGuest)?;
@@ -67,20 +67,20 @@ pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         ..Options::default()
     };
     // libxl waits for this value and expects the guest's disks to be served from then on.
-    let mut own = host.xenstore()?;
+    let mut announcer = host.xenstore()?;
     let mut announced = Ok(());
     let served = driver::run(
         (host.domain(), host.id()),
         &mut xs,
         &options,
         &Served::default(),
-        (&stop, &bell),
+        (&stop, &wakeup),
         || {
-            announced = announce_device_model(&mut own, args.guest);
+            announced = announce_device_model(&mut announcer, args.guest);
         },
     );
     announced.map_err(Failure::of)?;
-    served.map_err(serve::lost)
+    served.map_err(serve::xenstore_lost)
 }
 
 fn parse(args: &[OsString]) -> Result<Args, Failure> {

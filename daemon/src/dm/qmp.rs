@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread;
 
 /// Maximum length of a command in bytes.
-const LONGEST: u64 = 64 * 1024;
+const MAX_COMMAND_BYTES: u64 = 64 * 1024;
 
 /// Serves the connections of a socket, one at a time, until the process ends.
 pub fn listen(path: &Path) -> Result<(), Failure> {
@@ -22,20 +22,20 @@ pub fn listen(path: &Path) -> Result<(), Failure> {
     let answering = thread::Builder::new().name("qmp".into()).spawn(move || {
         for stream in socket.incoming().flatten() {
             // An error only ends this connection.
-            let _ = converse(&stream);
+            let _ = serve_connection(&stream);
         }
     });
     answering.map(drop).map_err(|e| Failure::new(format!("the QMP thread cannot start: {e}"), ""))
 }
 
-fn converse(stream: &UnixStream) -> std::io::Result<()> {
+fn serve_connection(stream: &UnixStream) -> std::io::Result<()> {
     let mut out = stream;
     let version = json!({"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": "pvio"});
     let greeting = json!({"QMP": {"version": version, "capabilities": []}});
     out.write_all(format!("{greeting}\r\n").as_bytes())?;
     let mut lines = BufReader::new(stream);
     let mut line = String::new();
-    while lines.by_ref().take(LONGEST).read_line(&mut line)? > 0 {
+    while lines.by_ref().take(MAX_COMMAND_BYTES).read_line(&mut line)? > 0 {
         if !line.trim().is_empty() {
             out.write_all(format!("{}\r\n", answer(&line)).as_bytes())?;
         }

@@ -1,8 +1,8 @@
 //! The backends of one class in this domain.
 
 use crate::budget::Budget;
-use crate::descriptors::{Descriptors, Promise};
-use crate::served::{Events, Served, Visible};
+use crate::descriptors::{Descriptors, Reservation};
+use crate::served::{Events, ReportStatus, Served};
 use pvio_grant_table::DomId;
 use pvio_runtime::LogLimit;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, Fault, Life};
@@ -22,24 +22,24 @@ use std::time::{Duration, Instant};
 /// How long the backend nodes of a removed device stay in xenstore with state Closed before they
 /// are removed, where that is this daemon's task. libxl reports an error if the nodes disappear
 /// before it has read the state, and waits up to 10 seconds for their removal.
-const LINGER: Duration = Duration::from_secs(1);
+const REMOVAL_DELAY: Duration = Duration::from_secs(1);
 
 /// Interval at which image sizes are polled. A file or block device may be resized by any program,
 /// and there is no notification that covers all ways to do so. Reading the size takes a microsecond
 /// per disk.
-const LOOK: Duration = Duration::from_secs(3);
+const POLL_INTERVAL: Duration = Duration::from_secs(3);
 
 /// How long a guest may stay in state Closing before that is reported. It is not necessarily an
 /// error: a guest with a mounted disk does not close it. libxl waits 10 seconds before it removes a
 /// NIC by force.
-pub(super) const CLOSING: Duration = Duration::from_secs(5);
+pub(super) const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The backends of one class, which the toolstack creates and removes.
 pub struct Devices<C, M> {
     home: DomId,
     /// Serve only this domain's devices, if set.
     only: Option<DomId>,
-    make: M,
+    create: M,
     /// Each kind that is served, and its directory, which is also the token of its watch.
     roots: Vec<(BackendKind, String)>,
     devices: BTreeMap<DeviceAddr, Device<C>>,
@@ -47,9 +47,9 @@ pub struct Devices<C, M> {
     unknown: BTreeSet<BackendKind>,
     /// Removed devices whose nodes this daemon has to remove, and when to do it. `None` if the
     /// toolstack removes them.
-    leftovers: Option<BTreeMap<DeviceAddr, Instant>>,
+    pending_removals: Option<BTreeMap<DeviceAddr, Instant>>,
     /// When images and ports were last polled for changes; `None` if they are not polled.
-    looked: Option<Instant>,
+    last_poll: Option<Instant>,
     /// Where the control socket finds the devices.
     served: Served,
     /// The budget of file descriptors, and how many a device needs.
@@ -59,11 +59,11 @@ pub struct Devices<C, M> {
 struct Device<C> {
     driver: BackendDriver<C>,
     /// The message last read from its `error` node.
-    told: Option<String>,
+    last_error: Option<String>,
     /// When it entered state Closing; cleared once the delay has been reported.
     closing: Option<Instant>,
     /// Its reserved file descriptors; `None` if the device was refused.
-    promise: Option<Promise>,
+    reservation: Option<Reservation>,
     /// It has to be stepped, as soon as its budget allows.
     step: bool,
     /// The toolstack has changed one of its settings.
@@ -73,71 +73,76 @@ struct Device<C> {
     states: Arc<LogLimit>,
     errors: Arc<LogLimit>,
     /// Rate limit of log lines about changes that could not be announced to the guest.
-    untold: Arc<LogLimit>,
+    unannounced: Arc<LogLimit>,
     events: Events,
 }
 
 impl<C, M> Devices<C, M>
 where
-    C: BackendClass + Visible,
+    C: BackendClass + ReportStatus,
     M: Fn(DeviceAddr, XenbusState) -> BackendDriver<C>,
 {
-    /// Returns an empty set. `make` is called for each new device of these kinds, with the state
+    /// Returns an empty set. `create` is called for each new device of these kinds, with the state
     /// that its nodes have.
-    pub fn new(kinds: Vec<BackendKind>, home: DomId, only: Option<DomId>, make: M) -> Self {
+    pub fn new(kinds: Vec<BackendKind>, home: DomId, only: Option<DomId>, create: M) -> Self {
         let roots = kinds.into_iter().map(|kind| (kind, backend_root(kind, home))).collect();
         Self {
             home,
             only,
-            make,
+            create,
             roots,
             devices: BTreeMap::new(),
             unknown: BTreeSet::new(),
-            leftovers: None,
-            looked: None,
+            pending_removals: None,
+            last_poll: None,
             served: Served::default(),
             descriptors: (Descriptors::default(), 0),
         }
     }
 
     /// Reserves `each` file descriptors per device, and refuses devices for which too few are left.
-    pub fn counting(mut self, descriptors: &Descriptors, each: u64) -> Self {
+    pub fn with_descriptors(mut self, descriptors: &Descriptors, each: u64) -> Self {
         self.descriptors = (descriptors.clone(), each);
         self
     }
 
     /// Sets whether the nodes of removed devices are removed here, because no toolstack does it.
-    pub fn clearing_up(mut self, whether: bool) -> Self {
-        self.leftovers = whether.then(BTreeMap::new);
+    pub fn removing_nodes(mut self, whether: bool) -> Self {
+        self.pending_removals = whether.then(BTreeMap::new);
         self
     }
 
     /// Polls images and ports for changes, such as another size.
-    pub fn looking(mut self) -> Self {
-        self.looked = Some(Instant::now());
+    pub fn with_polling(mut self) -> Self {
+        self.last_poll = Some(Instant::now());
         self
     }
 
     /// Publishes the devices in `served`.
-    pub fn shown_in(mut self, served: &Served) -> Self {
+    pub fn published_in(mut self, served: &Served) -> Self {
         self.served = served.clone();
         self
     }
 
-    /// Returns when to call [`clear_up`](Self::clear_up).
-    pub fn next_clearing(&self) -> Option<Instant> {
-        self.leftovers.as_ref()?.values().min().copied()
+    /// Returns when to call [`remove_closed`](Self::remove_closed).
+    pub fn next_removal(&self) -> Option<Instant> {
+        self.pending_removals.as_ref()?.values().min().copied()
     }
 
     /// Removes the nodes of removed devices whose delay is over.
-    pub fn clear_up(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
-        let (Some(leftovers), now) = (&mut self.leftovers, Instant::now()) else { return Ok(()) };
-        let due: Vec<DeviceAddr> =
-            leftovers.iter().filter(|(_, when)| **when <= now).map(|(addr, _)| *addr).collect();
+    pub fn remove_closed(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
+        let (Some(pending_removals), now) = (&mut self.pending_removals, Instant::now()) else {
+            return Ok(());
+        };
+        let due: Vec<DeviceAddr> = pending_removals
+            .iter()
+            .filter(|(_, when)| **when <= now)
+            .map(|(addr, _)| *addr)
+            .collect();
         for addr in due {
-            leftovers.remove(&addr);
+            pending_removals.remove(&addr);
             // The toolstack may have created a device with the same address again.
-            if is_over(xs, &addr)?
+            if is_closed_offline(xs, &addr)?
                 && let Err(error) = remove_backend(xs, addr)
             {
                 tracing::warn!(device = addr.backend_path(), %error, "cannot be removed");
@@ -152,15 +157,15 @@ where
     }
 
     /// Records what has to be done because of an event, if it is about a device of this set;
-    /// [`turn`](Self::turn) does it. Several events about a device are combined.
+    /// [`step_pending`](Self::step_pending) does it. Several events about a device are combined.
     pub fn event(&mut self, event: &WatchEvent) {
         if let Some((kind, _)) = self.roots.iter().find(|(_, root)| *root == event.token) {
             let at_device = DeviceAddr::from_backend_path(&event.path, self.home);
-            let known = at_device.and_then(|(addr, below)| {
+            let device = at_device.and_then(|(addr, below)| {
                 self.devices.get_mut(&addr).map(|device| (device, below))
             });
             // This daemon's own writes below a device cause events, too; they need no action.
-            match known {
+            match device {
                 Some((device, "")) => device.step = true,
                 Some((device, below)) => {
                     device.refresh |= below == "params" || changes_live(below) || is_live(below);
@@ -181,7 +186,7 @@ where
 
     /// Does what was recorded: steps each device with pending work once, unless its budget is
     /// spent. Returns whether anything was done.
-    pub fn turn(&mut self, xs: &mut dyn Xenstore) -> Result<bool, XsError> {
+    pub fn step_pending(&mut self, xs: &mut dyn Xenstore) -> Result<bool, XsError> {
         let unknown = std::mem::take(&mut self.unknown);
         for kind in &unknown {
             self.discover(xs, *kind)?;
@@ -197,9 +202,9 @@ where
         Ok(!unknown.is_empty() || !due.is_empty())
     }
 
-    /// Returns when to call [`turn`](Self::turn) without an event, because the budget of a device
+    /// Returns when to call [`step_pending`](Self::step_pending) without an event, because the budget of a device
     /// with pending work allows a step then.
-    pub fn next_turn(&mut self) -> Option<Instant> {
+    pub fn next_step(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let waiting = self.devices.values_mut().filter(|device| device.step);
         waiting.map(|device| device.budget.next(now)).min()
@@ -232,23 +237,26 @@ where
     /// Returns when to call [`check_for_changes`](Self::check_for_changes), if there is anything to check.
     pub fn next_check(&self) -> Option<Instant> {
         let closing = self.devices.values().filter_map(|device| device.closing).min();
-        self.next_change().into_iter().chain(closing.map(|since| since + CLOSING)).min()
+        self.next_poll_of_backends()
+            .into_iter()
+            .chain(closing.map(|since| since + CLOSING_TIMEOUT))
+            .min()
     }
 
-    fn next_change(&self) -> Option<Instant> {
-        self.looked.map(|last| last + LOOK).filter(|_| !self.devices.is_empty())
+    fn next_poll_of_backends(&self) -> Option<Instant> {
+        self.last_poll.map(|last| last + POLL_INTERVAL).filter(|_| !self.devices.is_empty())
     }
 
     /// Polls images and ports for changes, and reports guests that do not close a device; does
     /// nothing before the time is due.
     pub fn check_for_changes(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
         let now = Instant::now();
-        self.complain(xs, now)?;
-        if self.next_change().is_none_or(|when| when > now) {
+        self.report_unclosed(xs, now)?;
+        if self.next_poll_of_backends().is_none_or(|when| when > now) {
             return Ok(());
         }
-        self.looked = Some(now);
-        for Device { driver: device, step, untold, .. } in self.devices.values_mut() {
+        self.last_poll = Some(now);
+        for Device { driver: device, step, unannounced, .. } in self.devices.values_mut() {
             // A device may wait for a deadline, which causes no event.
             *step |= device.is_waiting();
             match device.check_for_changes(xs) {
@@ -257,7 +265,7 @@ where
                     return Err(error);
                 }
                 Err(error) => {
-                    if let Some(unlogged) = untold.admit() {
+                    if let Some(unlogged) = unannounced.admit() {
                         tracing::warn!(device = device.token(), %error, unlogged, "is not told");
                     }
                 }
@@ -267,8 +275,9 @@ where
     }
 
     /// Reports, once, each device that its guest does not close.
-    fn complain(&mut self, xs: &mut dyn Xenstore, now: Instant) -> Result<(), XsError> {
-        let due = |device: &Device<C>| device.closing.is_some_and(|since| since + CLOSING <= now);
+    fn report_unclosed(&mut self, xs: &mut dyn Xenstore, now: Instant) -> Result<(), XsError> {
+        let due =
+            |device: &Device<C>| device.closing.is_some_and(|since| since + CLOSING_TIMEOUT <= now);
         let due = self.devices.iter().filter(|(_, device)| due(device));
         let due: Vec<DeviceAddr> = due.map(|(addr, _)| *addr).collect();
         for addr in due {
@@ -281,7 +290,7 @@ where
             let why = format!(
                 "the guest has not released the device for {} s: it is in use there, or the guest \
                  does not respond",
-                CLOSING.as_secs()
+                CLOSING_TIMEOUT.as_secs()
             );
             let fault = Fault::new("frontend-keeps-device", why);
             let remedy = "end its use in the guest, or detach it by force";
@@ -309,28 +318,28 @@ where
 
     fn discover(&mut self, xs: &mut dyn Xenstore, kind: BackendKind) -> Result<(), XsError> {
         for addr in list_backends(xs, kind, self.home)? {
-            let ours = self.only.is_none_or(|only| addr.front == only);
-            if !ours || self.devices.contains_key(&addr) || !is_there(xs, &addr)? {
+            let is_selected = self.only.is_none_or(|only| addr.front == only);
+            if !is_selected || self.devices.contains_key(&addr) || !has_state(xs, &addr)? {
                 continue;
             }
-            if is_over(xs, &addr)? {
+            if is_closed_offline(xs, &addr)? {
                 // It may be from an earlier process.
-                if let Some(leftovers) = &mut self.leftovers {
-                    leftovers.entry(addr).or_insert_with(|| Instant::now() + LINGER);
+                if let Some(pending_removals) = &mut self.pending_removals {
+                    pending_removals.entry(addr).or_insert_with(|| Instant::now() + REMOVAL_DELAY);
                 }
             } else {
                 tracing::info!(device = addr.backend_path(), "a new device");
-                let left = read_state(xs, &addr.backend_path())?;
-                let mut driver = (self.make)(addr, left);
+                let state = read_state(xs, &addr.backend_path())?;
+                let mut driver = (self.create)(addr, state);
                 let (descriptors, each) = &self.descriptors;
-                let promise = match descriptors.promise(*each) {
-                    Ok(promise) => Some(promise),
+                let reservation = match descriptors.reservation(*each) {
+                    Ok(reservation) => Some(reservation),
                     Err(fault) => {
                         driver.refuse(xs, &fault)?;
                         None
                     }
                 };
-                self.devices.insert(addr, Device::new(driver, promise));
+                self.devices.insert(addr, Device::new(driver, reservation));
             }
         }
         Ok(())
@@ -340,9 +349,9 @@ where
         let Some(device) = self.devices.get_mut(&addr) else { return Ok(()) };
         let Device {
             driver: device,
-            told,
+            last_error,
             closing,
-            promise,
+            reservation,
             step,
             budget,
             states,
@@ -350,7 +359,7 @@ where
             events,
             ..
         } = device;
-        let (before, made) = (device.state(), device.transitions());
+        let (before, transitions) = (device.state(), device.transitions());
         let life = match device.step(xs) {
             // The frontend's domain is gone, so its nodes cannot be read any more.
             Err(XsError::Refused { path, errno, .. }) => {
@@ -360,9 +369,9 @@ where
             life => life?,
         };
         *step = life == Life::More;
-        budget.spend(Instant::now(), 1 + device.transitions() - made);
+        budget.spend(Instant::now(), 1 + device.transitions() - transitions);
         let after = device.state();
-        let descriptors = promise.as_ref().map_or(0, Promise::count);
+        let descriptors = reservation.as_ref().map_or(0, Promise::count);
         let seen = device.class().seen().with(events).budgeted(descriptors, budget.clone());
         self.served.show(addr, seen);
         if before != after {
@@ -375,20 +384,20 @@ where
         // The component that fails writes the node once; a message that was there before was logged
         // then.
         let why = read_error(xs, device.token())?;
-        if why != *told {
+        if why != *last_error {
             if let Some(why) = &why
                 && let Some(unlogged) = errors.admit()
             {
                 tracing::warn!(device = device.token(), unlogged, "{why}");
             }
-            *told = why;
+            *last_error = why;
         }
         if life == Life::Gone {
             tracing::info!(device = device.token(), "gone");
             self.devices.remove(&addr);
-            self.served.forget(addr);
-            if let Some(leftovers) = &mut self.leftovers {
-                leftovers.insert(addr, Instant::now() + LINGER);
+            self.served.remove(addr);
+            if let Some(pending_removals) = &mut self.pending_removals {
+                pending_removals.insert(addr, Instant::now() + REMOVAL_DELAY);
             }
         }
         Ok(())
@@ -396,24 +405,24 @@ where
 }
 
 impl<C: BackendClass> Device<C> {
-    fn new(driver: BackendDriver<C>, promise: Option<Promise>) -> Self {
-        let [states, errors, untold] = [(); 3].map(|()| Arc::<LogLimit>::default());
+    fn new(driver: BackendDriver<C>, reservation: Option<Reservation>) -> Self {
+        let [states, errors, unannounced] = [(); 3].map(|()| Arc::<LogLimit>::default());
         Self {
             driver,
-            told: None,
+            last_error: None,
             closing: None,
-            promise,
+            reservation,
             step: true,
             refresh: false,
             budget: Budget::new(Instant::now()),
             events: vec![
                 ("state-changes", Arc::clone(&states)),
                 ("errors", Arc::clone(&errors)),
-                ("untold-changes", Arc::clone(&untold)),
+                ("untold-changes", Arc::clone(&unannounced)),
             ],
             states,
             errors,
-            untold,
+            unannounced,
         }
     }
 
@@ -424,12 +433,12 @@ impl<C: BackendClass> Device<C> {
 
 /// Returns whether a device's nodes are complete. A toolstack that does not use a transaction
 /// writes the state last.
-fn is_there(xs: &mut dyn Xenstore, addr: &DeviceAddr) -> Result<bool, XsError> {
+fn has_state(xs: &mut dyn Xenstore, addr: &DeviceAddr) -> Result<bool, XsError> {
     Ok(xs.read_opt(&state_path(&addr.backend_path()))?.is_some())
 }
 
 /// Returns whether a device is closed and its nodes only have to be removed.
-fn is_over(xs: &mut dyn Xenstore, addr: &DeviceAddr) -> Result<bool, XsError> {
+fn is_closed_offline(xs: &mut dyn Xenstore, addr: &DeviceAddr) -> Result<bool, XsError> {
     let base = addr.backend_path();
     // The device's own step reports a value that is not a number.
     let online = read_online(xs, &base).unwrap_or(true);

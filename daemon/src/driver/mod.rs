@@ -10,12 +10,12 @@
 mod devices;
 #[cfg(test)]
 mod tests;
-mod woken;
+mod wakeups;
 
 use crate::descriptors::Descriptors;
 use crate::failure::Failure;
 use crate::served::Served;
-use crate::stop::{Bell, Stop, sleep};
+use crate::stop::{Stop, Wakeup, sleep};
 use devices::Devices;
 use pvio_blkback::{Config, Vbd};
 use pvio_event_channel::BackendPlatform;
@@ -35,14 +35,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use woken::Woken;
+use wakeups::WokenDevices;
 
 /// Maximum number of xenstore events that are handled in a turn. A guest can cause any number.
-const EVENTS: usize = 256;
+const MAX_EVENTS: usize = 256;
 
 /// How long all devices together may take to close when the process is stopped: somewhat longer
 /// than a queue may take to complete requests in flight.
-const FAREWELL: Duration = Duration::from_secs(40);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// Configuration of the driver domain, beyond what the toolstack writes for each device.
 #[derive(Debug, Clone)]
@@ -120,18 +120,18 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
     xs: &mut Client,
     options: &Options,
     served: &Served,
-    (stop, bell): (&Stop, &Bell),
+    (stop, wakeup): (&Stop, &Wakeup),
     ready: impl FnOnce(),
 ) -> Result<(), XsError> {
-    let within = options.hotplug_mode;
+    let hotplug = options.hotplug_mode;
     let of_class = |class| options.kinds.iter().copied().filter(move |k| k.class() == class);
-    let woken = Woken::new(bell);
+    let woken = WokenDevices::new(wakeup);
     let (shared, wakes) = (platform.clone(), woken.clone());
     let (disks, chosen) = (of_class(DeviceClass::Vbd).collect(), options.clone());
     let groups = Groups::default();
     let descriptors = Descriptors::default();
-    served.share(&descriptors, &options.mappings);
-    let mut disks = Devices::new(disks, id, options.only, move |addr, left| {
+    served.set_budgets(&descriptors, &options.mappings);
+    let mut disks = Devices::new(disks, id, options.only, move |addr, state| {
         let usual = chosen.disk_options.clone();
         let server = ImageServer::with(usual, groups.clone(), wakes.of(addr));
         let server = server.within(chosen.mappings.clone());
@@ -139,15 +139,15 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
             Some(records) => server.recorded_in(records.clone()),
             None => server,
         };
-        begin(&chosen, addr, left, Vbd::with(shared.clone(), server, chosen.disks))
+        new_driver(&chosen, addr, state, Vbd::with(shared.clone(), server, chosen.disks))
     })
-    .clearing_up(within == HotplugMode::DriverDomain)
-    .shown_in(served)
-    .counting(&descriptors, disk_descriptors(options.disks.max_queues))
-    .looking();
+    .removing_nodes(hotplug == HotplugMode::DriverDomain)
+    .published_in(served)
+    .with_descriptors(&descriptors, disk_descriptors(options.disks.max_queues))
+    .with_polling();
     let (shared, wakes) = (platform.clone(), woken.clone());
     let (nics, chosen) = (of_class(DeviceClass::Vif).collect(), options.clone());
-    let mut nics = Devices::new(nics, id, options.only, move |addr, left| {
+    let mut nics = Devices::new(nics, id, options.only, move |addr, state| {
         let config = NicConfig {
             address: chosen.host,
             policy: chosen.nic_policy,
@@ -160,23 +160,23 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
             Some(records) => server.recorded_in(records.clone()),
             None => server,
         };
-        begin(&chosen, addr, left, Vif::new(shared.clone(), server))
+        new_driver(&chosen, addr, state, Vif::new(shared.clone(), server))
     })
-    .clearing_up(within == HotplugMode::DriverDomain)
-    .shown_in(served)
-    .counting(&descriptors, nic_descriptors(options.nic_queues.unwrap_or(NIC_QUEUES)))
-    .looking();
+    .removing_nodes(hotplug == HotplugMode::DriverDomain)
+    .published_in(served)
+    .with_descriptors(&descriptors, nic_descriptors(options.nic_queues.unwrap_or(NIC_QUEUES)))
+    .with_polling();
     disks.watch(xs)?;
     nics.watch(xs)?;
-    tracing::info!(domain = id.0, kinds = ?options.kinds, ?within, "the driver domain serves");
+    tracing::info!(domain = id.0, kinds = ?options.kinds, within = ?hotplug, "the driver domain serves");
     ready();
-    while !stop.is_told() {
-        disks.clear_up(xs)?;
-        nics.clear_up(xs)?;
+    while !stop.is_requested() {
+        disks.remove_closed(xs)?;
+        nics.remove_closed(xs)?;
         disks.check_for_changes(xs)?;
         nics.check_for_changes(xs)?;
         let mut events = 0;
-        while events < EVENTS
+        while events < MAX_EVENTS
             && let Some(event) = xs.poll_event()?
         {
             disks.event(&event);
@@ -187,26 +187,26 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
             disks.wake(addr);
             nics.wake(addr);
         }
-        let worked = [disks.turn(xs)?, nics.turn(xs)?].contains(&true);
+        let worked = [disks.step_pending(xs)?, nics.step_pending(xs)?].contains(&true);
         if events > 0 || worked {
             // Requests to xenstore also read events, so there may be more.
             continue;
         }
-        let clearing = disks.next_clearing().into_iter().chain(nics.next_clearing()).min();
+        let removals = disks.next_removal().into_iter().chain(nics.next_removal()).min();
         let checks = disks.next_check().into_iter().chain(nics.next_check());
-        let turns = disks.next_turn().into_iter().chain(nics.next_turn());
-        let next = clearing.into_iter().chain(checks).chain(turns).min();
+        let steps = disks.next_step().into_iter().chain(nics.next_step());
+        let next = removals.into_iter().chain(checks).chain(steps).min();
         let time = next.map(|when| when.saturating_duration_since(Instant::now()));
         // The wait fails only for lack of memory. Continuing would be a busy loop.
-        sleep(&[xs.as_fd(), bell.as_fd()], time).map_err(|_| XsError::Closed)?;
-        bell.take();
+        sleep(&[xs.as_fd(), wakeup.as_fd()], time).map_err(|_| XsError::Closed)?;
+        wakeup.take();
     }
     if options.leave {
         tracing::info!("leaving every device to the next process");
     } else {
         tracing::info!("closing every device");
     }
-    let by = Instant::now() + FAREWELL;
+    let by = Instant::now() + SHUTDOWN_TIMEOUT;
     loop {
         let over = if options.leave {
             [disks.leave(), nics.leave()]
@@ -224,8 +224,8 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
             std::mem::forget((disks, nics));
             return Ok(());
         }
-        sleep(&[bell.as_fd()], Some(by - now)).map_err(|_| XsError::Closed)?;
-        bell.take();
+        sleep(&[wakeup.as_fd()], Some(by - now)).map_err(|_| XsError::Closed)?;
+        wakeup.take();
     }
 }
 
@@ -246,14 +246,14 @@ const fn nic_descriptors(queues: u32) -> u64 {
 }
 
 /// Returns the driver of a device whose state may be from an earlier process.
-fn begin<C: BackendClass>(
+fn new_driver<C: BackendClass>(
     options: &Options,
     addr: DeviceAddr,
-    left: XenbusState,
+    state: XenbusState,
     class: C,
 ) -> BackendDriver<C> {
     let driver = if options.resume && options.records.is_some() {
-        BackendDriver::taking_over(addr, class, left)
+        BackendDriver::taking_over(addr, class, state)
     } else {
         BackendDriver::restarted(addr, class)
     };

@@ -1,10 +1,11 @@
 //! Tests of what makes the driver domain step or poll its devices.
 
-use super::{Options, Woken, begin};
+use super::wakeups::WokenDevices;
+use super::{Options, new_driver};
 use crate::descriptors::Descriptors;
 use crate::driver::devices::Devices;
-use crate::served::{Seen, Served, Visible};
-use crate::stop::Bell;
+use crate::served::{DeviceStatus, ReportStatus, Served};
+use crate::stop::Wakeup;
 use pvio_blkback::Vbd;
 use pvio_blkfront::session::Session;
 use pvio_grant_table::DomId;
@@ -39,14 +40,14 @@ fn serve(
     spawn(move || {
         let mut xs = domain.xenstore().unwrap();
         let (id, options) = (domain.id(), Options::default());
-        let woken = Woken::new(&Bell::new().unwrap());
+        let woken = WokenDevices::new(&Wakeup::new().unwrap());
         let wakes = woken.clone();
-        let mut disks = Devices::new(vec![BackendKind::Vbd], id, None, move |addr, left| {
+        let mut disks = Devices::new(vec![BackendKind::Vbd], id, None, move |addr, state| {
             let server = ImageServer::new(wakes.of(addr));
-            begin(&options, addr, left, Vbd::with(domain.clone(), server, options.disks))
+            new_driver(&options, addr, state, Vbd::with(domain.clone(), server, options.disks))
         })
-        .counting(&descriptors, EACH)
-        .looking();
+        .with_descriptors(&descriptors, EACH)
+        .with_polling();
         disks.watch(&mut xs).unwrap();
         while !stop.load(Ordering::SeqCst) {
             disks.check_for_changes(&mut xs).unwrap();
@@ -54,7 +55,7 @@ fn serve(
                 disks.event(&event);
             }
             woken.take().into_iter().for_each(|addr| disks.wake(addr));
-            disks.turn(&mut xs).unwrap();
+            disks.step_pending(&mut xs).unwrap();
         }
         while disks.shut_down(&mut xs).unwrap().is_pending() {
             sleep(Duration::from_millis(1));
@@ -149,7 +150,7 @@ fn a_guest_that_does_not_let_go_of_its_disk_is_told_of_and_waited_for() {
         sleep(Duration::from_millis(50));
     };
     assert!(why.contains("frontend-keeps-device") && why.contains("by force"), "{why}");
-    assert!(begin.elapsed() >= super::devices::CLOSING);
+    assert!(begin.elapsed() >= super::devices::CLOSING_TIMEOUT);
     assert_eq!(read_state(dom0, &back).unwrap(), XenbusState::Closing);
     session.close().unwrap();
     let begin = Instant::now();
@@ -227,9 +228,9 @@ impl BackendClass for Restless {
     }
 }
 
-impl Visible for Restless {
-    fn seen(&self) -> Seen {
-        Seen::default()
+impl ReportStatus for Restless {
+    fn status(&self) -> DeviceStatus {
+        DeviceStatus::default()
     }
 }
 
@@ -241,13 +242,13 @@ fn a_guest_that_never_settles_spends_its_own_budget_and_no_other_guest_waits() {
     let guests = guests.map(|name| hypervisor.create_domain(DomainConfig::new(name)).unwrap());
     let mut xs = hypervisor.xenstore().unwrap();
     let counts = [Rc::new(Cell::new(0)), Rc::new(Cell::new(0))];
-    let told = counts.clone();
-    let make = move |addr: DeviceAddr, _| {
+    let shared = counts.clone();
+    let create = move |addr: DeviceAddr, _| {
         let settles = addr.front == guests[1];
-        let sessions = Rc::clone(&told[usize::from(settles)]);
+        let sessions = Rc::clone(&shared[usize::from(settles)]);
         BackendDriver::new(addr, Restless { sessions, settles })
     };
-    let mut devices = Devices::new(vec![BackendKind::Vbd], DomId::DOM0, None, make);
+    let mut devices = Devices::new(vec![BackendKind::Vbd], DomId::DOM0, None, create);
     devices.watch(&mut xs).unwrap();
     let mut add = |front| {
         let addr = DeviceAddr::new(BackendKind::Vbd, DomId::DOM0, front, 51712);
@@ -257,11 +258,11 @@ fn a_guest_that_never_settles_spends_its_own_budget_and_no_other_guest_waits() {
     guests.into_iter().for_each(&mut add);
     let mut turns = 0;
     // Each turn is short, and together they end when the budget is spent.
-    while turns < 1000 && devices.next_turn().is_none_or(|next| next <= Instant::now()) {
+    while turns < 1000 && devices.next_step().is_none_or(|next| next <= Instant::now()) {
         while let Some(event) = xs.poll_event().unwrap() {
             devices.event(&event);
         }
-        devices.turn(&mut xs).unwrap();
+        devices.step_pending(&mut xs).unwrap();
         turns += 1;
     }
     let [restless, calm] = counts.map(|count| count.get());
@@ -276,26 +277,26 @@ fn change_that_cannot_be_announced_to_a_guest_is_counted() {
     let hypervisor = Hypervisor::start(dir.path()).unwrap();
     let guest = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
     let mut xs = hypervisor.xenstore().unwrap();
-    let make = |addr: DeviceAddr, _| {
+    let create = |addr: DeviceAddr, _| {
         BackendDriver::new(addr, Restless { sessions: Rc::default(), settles: true })
     };
     let served = Served::default();
-    let mut devices = Devices::new(vec![BackendKind::Vbd], DomId::DOM0, None, make);
-    devices = devices.looking().shown_in(&served);
+    let mut devices = Devices::new(vec![BackendKind::Vbd], DomId::DOM0, None, create);
+    devices = devices.with_polling().published_in(&served);
     devices.watch(&mut xs).unwrap();
     let addr = DeviceAddr::new(BackendKind::Vbd, DomId::DOM0, guest, 51712);
     create_device(&mut xs, addr, &ToolstackBack::new(addr, "")).unwrap();
     let begin = Instant::now();
-    let mut untold = 0;
-    while untold == 0 {
+    let mut unannounced = 0;
+    while unannounced == 0 {
         assert!(begin.elapsed() < PATIENCE, "{:?}", served.counters());
         while let Some(event) = xs.poll_event().unwrap() {
             devices.event(&event);
         }
-        devices.turn(&mut xs).unwrap();
+        devices.step_pending(&mut xs).unwrap();
         devices.check_for_changes(&mut xs).unwrap();
         let counters = served.counters();
-        untold = counters.first().map_or(0, |device| {
+        unannounced = counters.first().map_or(0, |device| {
             device["events"]["untold-changes"].as_u64().expect("the counter is shown")
         });
         sleep(Duration::from_millis(10));

@@ -22,19 +22,19 @@ type Holder = (DomId, Option<Vec<u8>>);
 pub fn check(
     xs: &mut dyn Xenstore,
     base: &str,
-    told: &ToolstackBack,
+    config: &ToolstackBack,
     disk: &Disk,
 ) -> Result<(), Failure> {
     let Some(image) = disk.spec.path() else { return Ok(()) };
-    let read_only = told.mode == Mode::ReadOnly || disk.options.read_only == Some(true);
-    if !is_taken(&disk.spec, read_only) {
+    let read_only = config.mode == Mode::ReadOnly || disk.options.read_only == Some(true);
+    if !is_in_use(&disk.spec, read_only) {
         return Ok(());
     }
-    let ours = vm(xs, told.frontend_id).map_err(Failure::of)?;
+    let own_vm = vm(xs, config.frontend_id).map_err(Failure::of)?;
     let mut holders = holders(xs, base, image).map_err(Failure::of)?;
     // A domain that is already destroyed has no VM, and releases the image within moments.
     holders.retain(|(_, theirs)| theirs.is_some());
-    match holders.iter().find(|(_, theirs)| *theirs != ours) {
+    match holders.iter().find(|(_, theirs)| *theirs != own_vm) {
         Some((other, _)) => Err(Failure::input(
             format!("disk image {} is in use by domain {other}", EscapedPath::new(image)),
             "shut that domain down or detach its disk, or attach both disks read-only",
@@ -47,7 +47,7 @@ pub fn check(
     }
 }
 
-fn is_taken(spec: &Spec, read_only: bool) -> bool {
+fn is_in_use(spec: &Spec, read_only: bool) -> bool {
     // The daemon reports images that cannot be read.
     let state = inspect(spec).ok().and_then(|found| found.files.first().map(|file| file.lock));
     match state {
@@ -60,14 +60,14 @@ fn is_taken(spec: &Spec, read_only: bool) -> bool {
 /// Returns the other domains that have a disk with the same image, and their VMs.
 fn holders(xs: &mut dyn Xenstore, base: &str, image: &Path) -> Result<Vec<Holder>, XsError> {
     let own = xs.read_opt("domid")?.and_then(|id| String::from_utf8(id).ok()?.parse().ok());
-    let here = DomId(own.unwrap_or_default());
-    let ours = DeviceAddr::from_backend_path(base, here).map(|(addr, _)| addr);
+    let own_domain = DomId(own.unwrap_or_default());
+    let own_device = DeviceAddr::from_backend_path(base, own_domain).map(|(addr, _)| addr);
     let mut found = Vec::new();
     for kind in BackendKind::ALL.into_iter().filter(|kind| kind.class() == DeviceClass::Vbd) {
-        for addr in list_backends(xs, kind, here)? {
-            let Ok(told) = ToolstackBack::read(xs, &addr.backend_path()) else { continue };
+        for addr in list_backends(xs, kind, own_domain)? {
+            let Ok(config) = ToolstackBack::read(xs, &addr.backend_path()) else { continue };
             let same = |disk: Disk| disk.spec.path().is_some_and(|path| is_same(path, image));
-            if Some(addr) != ours && super::disk_of(&told).is_ok_and(same) {
+            if Some(addr) != own_device && super::configured_disk(&config).is_ok_and(same) {
                 found.push((addr.front, vm(xs, addr.front)?));
             }
         }
@@ -105,26 +105,26 @@ mod tests {
         }
         let image = dir.path().join("disk.img");
         std::fs::write(&image, [0; 4096]).unwrap();
-        let mut look = |front| {
+        let mut check_image = |front| {
             let addr = DeviceAddr::new(BackendKind::Vbd, DomId::DOM0, front, 51712);
-            let mut told = ToolstackBack::new(addr, image.to_str().unwrap());
-            told.kind = OWN_KIND.into();
+            let mut config = ToolstackBack::new(addr, image.to_str().unwrap());
+            config.kind = OWN_KIND.into();
             // Fails if the nodes exist from an earlier call, which does no harm.
-            let _ = create_device(&mut xs, addr, &told);
-            let disk = crate::script::disk_of(&told).unwrap();
-            check(&mut xs, &addr.backend_path(), &told, &disk).map_err(|e| e.to_string())
+            let _ = create_device(&mut xs, addr, &config);
+            let disk = crate::script::configured_disk(&config).unwrap();
+            check(&mut xs, &addr.backend_path(), &config, &disk).map_err(|e| e.to_string())
         };
         let options = ImageOptions { read_only: false, direct: false };
         let mut held = Some(Image::open(&image, options).unwrap());
-        let why = look(new).unwrap_err();
+        let why = check_image(new).unwrap_err();
         assert!(why.contains("another program"), "{why}");
         held.take();
-        assert_eq!(look(old), Ok(()));
+        assert_eq!(check_image(old), Ok(()));
         held = Some(Image::open(&image, options).unwrap());
-        assert_eq!(look(new), Ok(()), "the same VM, as in a migration");
-        let why = look(other).unwrap_err();
+        assert_eq!(check_image(new), Ok(()), "the same VM, as in a migration");
+        let why = check_image(other).unwrap_err();
         assert!(why.contains(&format!("in use by domain {old}")), "{why}");
         drop(held);
-        assert_eq!(look(other), Ok(()));
+        assert_eq!(check_image(other), Ok(()));
     }
 }

@@ -9,7 +9,7 @@ use pvio_daemon::driver::{self, Options};
 use pvio_daemon::failure::Failure;
 use pvio_daemon::nics::NicArgs;
 use pvio_daemon::served::Served;
-use pvio_daemon::stop::{Bell, Stop};
+use pvio_daemon::stop::{Stop, Wakeup};
 use pvio_xenbus::handshake::common::BackendKind;
 
 /// Arguments of `pvio domain driver`.
@@ -31,8 +31,8 @@ pub struct DriverArgs {
 /// # Errors
 /// There is no hypervisor, or the connection to it is lost.
 pub fn run(args: &DriverArgs) -> Result<(), Failure> {
-    let bell = Bell::new()?;
-    let stop = Stop::on_signal(bell.clone())?;
+    let wakeup = Wakeup::new()?;
+    let stop = Stop::on_signal(wakeup.clone())?;
     let domain = super::join(&args.join)?;
     let host = args.host_ip.map(|ip| (ip.address, ip.prefix));
     let nic_settings = args.nics.settings()?.into();

@@ -13,7 +13,7 @@ use crate::machine::devices::{DISK, NIC};
 use clap::Args;
 use crossbeam_channel::Receiver;
 use pvio_daemon::failure::Failure;
-use pvio_daemon::stop::{Bell, Stop, sleep};
+use pvio_daemon::stop::{Stop, Wakeup, sleep};
 use pvio_xenbus::handshake::vif::Mac;
 use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
@@ -50,14 +50,14 @@ const FAREWELL: Duration = Duration::from_secs(4);
 /// # Errors
 /// A device cannot be attached; the failure has its backend's message.
 pub fn run(args: &GuestArgs) -> Result<(), Failure> {
-    let bell = Bell::new()?;
-    let stop = Stop::on_signal(bell.clone())?;
+    let wakeup = Wakeup::new()?;
+    let stop = Stop::on_signal(wakeup.clone())?;
     let domain = super::join(&args.join)?;
     let devices = Devices::default();
     let disk = AttachedDisk::attach(&domain, DISK, devices.clone())?;
     let (http, read) = (meter::Shared::default(), meter::Shared::default());
-    let ring = bell.clone();
-    let waker = Box::new(move || ring.ring());
+    let ring = wakeup.clone();
+    let waker = Box::new(move || ring.wake());
     let started = FsThread::start_metered(Disk::new(disk), waker, Some(read.clone()));
     let (fs, answers) =
         started.map_err(|e| Failure::new(format!("a thread cannot start: {e}"), ""))?;
@@ -86,14 +86,14 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
     let shown = Shown { fs: found, ..shown };
     let Some(ip) = args.ip else {
         Said::Ready.say();
-        while !stop.is_told() {
-            sleep(&[bell.as_fd()], None)?;
-            bell.take();
+        while !stop.is_requested() {
+            sleep(&[wakeup.as_fd()], None)?;
+            wakeup.take();
         }
         end_soon();
         return Ok(());
     };
-    let mut nic = AttachedNic::attach(&domain, NIC, devices, &stop, &bell)?;
+    let mut nic = AttachedNic::attach(&domain, NIC, devices, &stop, &wakeup)?;
     let mac = nic.mac().or(args.mac.map(|mac| mac.0));
     let mac = mac.ok_or_else(|| Failure::new("the NIC has no station address", ""))?;
     let config =
@@ -102,11 +102,11 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
     Said::Ready.say();
     let mut result = Ok(());
     server.run(&mut nic, |nic, time| {
-        if let Err(failure) = nic.wait(&bell, time) {
+        if let Err(failure) = nic.wait(&wakeup, time) {
             result = Err(failure);
             return ControlFlow::Break(());
         }
-        if stop.is_told() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     end_soon();
     nic.close();

@@ -12,7 +12,7 @@ use crate::machine::devices::DISK;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use pvio_daemon::disks::vdev::Vdev;
 use pvio_daemon::failure::Failure;
-use pvio_daemon::stop::{Bell, sleep};
+use pvio_daemon::stop::{Wakeup, sleep};
 use pvio_daemon::units::human;
 use pvio_hosted::Domain;
 use pvio_xenbus::client::Client;
@@ -37,9 +37,9 @@ const TEND: Duration = Duration::from_millis(200);
 pub fn start(domain: &Domain, devices: Devices) -> Result<(), Failure> {
     let xs = domain.xenstore().map_err(Failure::of)?;
     let (sender, attached) = unbounded();
-    let bell = Bell::new()?;
+    let wakeup = Wakeup::new()?;
     let (domain, disks) = (domain.clone(), BTreeMap::new());
-    let mut hotplug = Hotplug { domain, xs, devices, disks, bell, sender, attached };
+    let mut hotplug = Hotplug { domain, xs, devices, disks, wakeup, sender, attached };
     let spawned = thread::Builder::new().name("hotplug".into()).spawn(move || {
         if let Err(e) = hotplug.run() {
             tracing::warn!("new disks are not looked for any more: {e}");
@@ -55,7 +55,7 @@ struct Hotplug {
     /// By device number; `None` while a disk is being attached.
     disks: BTreeMap<u32, Option<Attached>>,
     /// Rung when attaching has finished.
-    bell: Bell,
+    wakeup: Wakeup,
     sender: Sender<Outcome>,
     attached: Receiver<Outcome>,
 }
@@ -89,15 +89,16 @@ impl Hotplug {
             }
             // Events that arrived during the work above are already read from the socket and would
             // not end a sleep.
-            while self.xs.poll_event()?.is_none() && !self.bell.is_ringing() {
+            while self.xs.poll_event()?.is_none() && !self.wakeup.is_pending() {
                 let time = (!settled).then_some(TEND);
-                sleep(&[self.xs.as_fd(), self.bell.as_fd()], time).map_err(|_| XsError::Closed)?;
+                sleep(&[self.xs.as_fd(), self.wakeup.as_fd()], time)
+                    .map_err(|_| XsError::Closed)?;
                 if !settled {
                     break;
                 }
             }
             while self.xs.poll_event()?.is_some() {}
-            self.bell.take();
+            self.wakeup.take();
         }
     }
 
@@ -111,11 +112,11 @@ impl Hotplug {
             return;
         }
         let (domain, devices) = (self.domain.clone(), self.devices.clone());
-        let (sender, bell) = (self.sender.clone(), self.bell.clone());
-        let thread = thread::Builder::new().name(Vdev::of_number(index).to_string());
+        let (sender, wakeup) = (self.sender.clone(), self.wakeup.clone());
+        let thread = thread::Builder::new().name(Vdev::from_number(index).to_string());
         let spawned = thread.spawn(move || {
             let _ = sender.send((index, attach(&domain, addr, devices)));
-            bell.ring();
+            wakeup.wake();
         });
         match spawned {
             Ok(_) => drop(self.disks.insert(index, None)),
@@ -125,7 +126,7 @@ impl Hotplug {
 
     /// Handles the result of attaching a disk.
     fn begin(&mut self, index: u32, outcome: Result<Attached, Failure>) -> Result<(), XsError> {
-        let name = Vdev::of_number(index);
+        let name = Vdev::from_number(index);
         match outcome {
             Ok(disk) => {
                 self.xs.watch(&state_path(&disk.addr.backend_path()), TOKEN)?;
@@ -173,7 +174,7 @@ impl Hotplug {
             // not wait for it.
             let end = thread::Builder::new().name("disk-end".into());
             let _ = end.spawn(move || drop(disk.fs));
-            Said::Note(format!("{} was detached", Vdev::of_number(index))).say();
+            Said::Note(format!("{} was detached", Vdev::from_number(index))).say();
         }
         Ok(settled)
     }

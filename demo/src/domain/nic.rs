@@ -3,7 +3,7 @@
 use super::watcher::name_of;
 use crate::guest::status::Devices;
 use pvio_daemon::failure::Failure;
-use pvio_daemon::stop::{Bell, Stop, sleep};
+use pvio_daemon::stop::{Stop, Wakeup, sleep};
 use pvio_event_channel::EventChannel;
 use pvio_hosted::Domain;
 use pvio_netfront::{BackendFault, Nic};
@@ -46,7 +46,7 @@ fn lost(e: XsError) -> Failure {
 
 impl AttachedNic {
     /// Attaches the NIC as soon as its backend is ready, and updates `devices` with the number of
-    /// sessions. Without a backend, waits until a stop is requested, which rings `bell`.
+    /// sessions. Without a backend, waits until a stop is requested, which signals `wakeup`.
     ///
     /// # Errors
     /// The backend cannot serve the NIC.
@@ -56,7 +56,7 @@ impl AttachedNic {
         addr: DeviceAddr,
         devices: Devices,
         stop: &Stop,
-        bell: &Bell,
+        wakeup: &Wakeup,
     ) -> Result<Self, Failure> {
         let xs = domain.xenstore().map_err(Failure::of)?;
         // The stack uses IPv4 and joins no multicast group, so the backend can filter multicast
@@ -65,11 +65,11 @@ impl AttachedNic {
         let driver = FrontendDriver::new(addr, nic);
         let mut nic = Self { driver, xs, spin: Spin::default(), turns: 0, devices, sessions: 0 };
         nic.driver.step(&mut nic.xs).map_err(lost)?;
-        while !nic.driver.class().is_connected() && !stop.is_told() {
+        while !nic.driver.class().is_connected() && !stop.is_requested() {
             nic.look_at_xenstore()?;
             if !nic.driver.class().is_connected() {
-                sleep(&[nic.xs.as_fd(), bell.as_fd()], None)?;
-                bell.take();
+                sleep(&[nic.xs.as_fd(), wakeup.as_fd()], None)?;
+                wakeup.take();
             }
         }
         Ok(nic)
@@ -82,11 +82,11 @@ impl AttachedNic {
     }
 
     /// Publishes submitted requests, then sleeps until there is a packet, a free slot, an event of
-    /// xenstore, the bell, or the timeout. With a timeout of zero, only publishes.
+    /// xenstore, the wakeup, or the timeout. With a timeout of zero, only publishes.
     ///
     /// # Errors
     /// The NIC is closed, or the connection to the hypervisor is lost.
-    pub fn wait(&mut self, bell: &Bell, time: Option<Duration>) -> Result<(), Failure> {
+    pub fn wait(&mut self, wakeup: &Wakeup, time: Option<Duration>) -> Result<(), Failure> {
         self.checked(|queue| queue.publish())?;
         self.turns += 1;
         let is_busy = time == Some(Duration::ZERO);
@@ -103,26 +103,26 @@ impl AttachedNic {
         }
         let mut spin = std::mem::take(&mut self.spin);
         let found = self.checked(|queue| {
-            let mut look = || Ok::<_, BackendFault>(bell.is_ringing() || queue.has_work()?);
+            let mut look = || Ok::<_, BackendFault>(wakeup.is_pending() || queue.has_work()?);
             Ok(spin.until(&mut look)? || queue.final_check()?)
         });
         self.spin = spin;
-        if found?.unwrap_or(bell.is_ringing()) {
-            if bell.is_ringing() {
-                bell.take();
+        if found?.unwrap_or(wakeup.is_pending()) {
+            if wakeup.is_pending() {
+                wakeup.take();
             }
             return Ok(());
         }
         self.spin.sleeping();
         let channel = self.driver.class_mut().queue().map(|queue| queue.channel());
-        let mut fds: Vec<BorrowedFd<'_>> = vec![self.xs.as_fd(), bell.as_fd()];
+        let mut fds: Vec<BorrowedFd<'_>> = vec![self.xs.as_fd(), wakeup.as_fd()];
         fds.extend(channel.map(AsFd::as_fd));
         sleep(&fds, time)?;
         if let Some(channel) = channel {
             // Only clears the notification; the rings are checked in any case.
             let _ = channel.take();
         }
-        bell.take();
+        wakeup.take();
         self.look_at_xenstore()
     }
 

@@ -20,7 +20,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pvio_blkfront::session::Session;
 use pvio_blkfront::{Op, SLOT_BYTES, SlotId};
 use pvio_daemon::failure::Failure;
-use pvio_daemon::stop::{Bell, Stop};
+use pvio_daemon::stop::{Stop, Wakeup};
 use pvio_hosted::Domain;
 use pvio_ring::proto::blkif::Status;
 use pvio_xenbus::client::Client;
@@ -71,7 +71,7 @@ pub struct WorkArgs {
 /// # Errors
 /// The disk cannot be attached, or a request fails.
 pub fn run(args: &WorkArgs) -> Result<(), Failure> {
-    let stop = Stop::on_signal(Bell::new()?)?;
+    let stop = Stop::on_signal(Wakeup::new()?)?;
     let domain = super::join(&args.join)?;
     let xs = domain.xenstore().map_err(Failure::of)?;
     let session = Session::attach(domain, xs, DISK, PATIENCE).map_err(failure)?;
@@ -85,7 +85,7 @@ pub fn run(args: &WorkArgs) -> Result<(), Failure> {
     Said::Ready.say();
     let mut work = Work::new(args, session, cells)?;
     work.churn(args, &stop)?;
-    work.report.stopped = stop.is_told();
+    work.report.stopped = stop.is_requested();
     work.read_all()?;
     let report = work.finish();
     let json = serde_json::to_string(&report).map_err(Failure::foreign)?;
@@ -174,7 +174,7 @@ impl Work {
                 (Some(requests), _) => started >= requests,
                 (None, seconds) => begin.elapsed() >= Duration::from_secs(seconds.unwrap_or(10)),
             };
-            let over = over || stop.is_told();
+            let over = over || stop.is_requested();
             while !over && self.in_flight < self.depth {
                 if args.requests.is_some_and(|most| started >= most) || !self.start_one()? {
                     break;

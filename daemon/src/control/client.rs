@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// No driver domain replies, several do, or it rejects the request.
-pub fn ask(
+pub fn request(
     state_dir: Option<&Path>,
-    question: &str,
+    line: &str,
 ) -> Result<(UnixStream, BufReader<UnixStream>), Failure> {
     let mut stream = match state_dir {
-        Some(dir) => knock(&dir.join(NAME)).map_err(|e| {
+        Some(dir) => connect(&dir.join(NAME)).map_err(|e| {
             Failure::input(
                 format!("no driver domain responds in {}: {e}", dir.display()),
                 "name the --state-dir of a running pvio run",
@@ -25,12 +25,12 @@ pub fn ask(
         })?,
         None => find()?,
     };
-    writeln!(stream, "{question}").map_err(gone)?;
-    let mut answer = BufReader::new(stream.try_clone().map_err(gone)?);
+    writeln!(stream, "{line}").map_err(connection_lost)?;
+    let mut reader = BufReader::new(stream.try_clone().map_err(connection_lost)?);
     let mut line = String::new();
-    answer.read_line(&mut line).map_err(gone)?;
+    reader.read_line(&mut line).map_err(connection_lost)?;
     match line.trim_end().split_once(' ') {
-        None if line == "ok\n" => Ok((stream, answer)),
+        None if line == "ok\n" => Ok((stream, reader)),
         Some(("error", why)) => {
             let (what, remedy) = why.split_once('\t').unwrap_or((why, ""));
             Err(Failure::input(what, remedy))
@@ -42,7 +42,7 @@ pub fn ask(
     }
 }
 
-fn knock(path: &Path) -> io::Result<UnixStream> {
+fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(path)
 }
 
@@ -51,23 +51,23 @@ fn knock(path: &Path) -> io::Result<UnixStream> {
 fn find() -> Result<UnixStream, Failure> {
     let root = default_root();
     // A directory that other users can write to is ignored.
-    let own = PrivateDir::open(&root).ok().and_then(|_| std::fs::read_dir(root).ok());
-    let machines = own.into_iter().flatten().flatten().map(|machine| machine.path());
-    let doors = [PathBuf::from(FOLDER)].into_iter().chain(machines);
-    let doors = doors.filter(|folder| PrivateDir::open(folder).is_ok());
-    let doors = doors.map(|folder| folder.join(NAME));
-    let open = |door: PathBuf| knock(&door).ok().map(|stream| (door, stream));
-    let mut open: Vec<(PathBuf, UnixStream)> = doors.filter_map(open).collect();
-    match (open.pop(), &open[..]) {
+    let private = PrivateDir::open(&root).ok().and_then(|_| std::fs::read_dir(root).ok());
+    let machines = private.into_iter().flatten().flatten().map(|machine| machine.path());
+    let sockets = [PathBuf::from(FOLDER)].into_iter().chain(machines);
+    let sockets = sockets.filter(|folder| PrivateDir::open(folder).is_ok());
+    let sockets = sockets.map(|folder| folder.join(NAME));
+    let found = |socket: PathBuf| connect(&socket).ok().map(|stream| (socket, stream));
+    let mut found: Vec<(PathBuf, UnixStream)> = sockets.filter_map(found).collect();
+    match (found.pop(), &found[..]) {
         (Some((_, stream)), []) => Ok(stream),
         (None, _) => Err(Failure::input(
             "no driver domain responds",
             "start pvio serve or pvio run, use root for a pvio serve, or name another with --state-dir",
         )),
         (Some((last, _)), others) => {
-            let doors = others.iter().map(|(door, _)| door).chain([&last]);
+            let sockets = others.iter().map(|(socket, _)| socket).chain([&last]);
             let folders =
-                doors.filter_map(|door| door.parent()).map(|dir| dir.display().to_string());
+                sockets.filter_map(|socket| socket.parent()).map(|dir| dir.display().to_string());
             let folders: Vec<String> = folders.collect();
             Err(Failure::input(
                 format!("several driver domains respond: {}", folders.join(", ")),
@@ -80,6 +80,6 @@ fn find() -> Result<UnixStream, Failure> {
 /// Returns the failure for a connection that ended in the middle of a reply.
 #[must_use]
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-pub fn gone(error: io::Error) -> Failure {
+pub fn connection_lost(error: io::Error) -> Failure {
     Failure::new(format!("the connection to the driver domain was lost: {error}"), "")
 }

@@ -1,6 +1,6 @@
-//! Devices that have to be stepped because a worker of theirs requested it.
+//! Devices that have to be stepped because a worker requested it.
 
-use crate::stop::Bell;
+use crate::stop::Wakeup;
 use pvio_xenbus::handshake::common::DeviceAddr;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A set of device addresses: any thread adds to it, and the thread that steps the devices takes
 /// them.
 #[derive(Debug, Clone)]
-pub struct Woken {
-    bell: Bell,
+pub struct WokenDevices {
+    wakeup: Wakeup,
     all: Arc<Mutex<BTreeSet<DeviceAddr>>>,
 }
 
-impl Woken {
-    /// Returns an empty set; `bell` is rung with each addition.
-    pub fn new(bell: &Bell) -> Self {
-        Self { bell: bell.clone(), all: Arc::default() }
+impl WokenDevices {
+    /// Returns an empty set; `wakeup` is signaled at each addition.
+    pub fn new(wakeup: &Wakeup) -> Self {
+        Self { wakeup: wakeup.clone(), all: Arc::default() }
     }
 
     /// Returns a function that wakes a device, from any thread.
@@ -24,7 +24,7 @@ impl Woken {
         let woken = self.clone();
         Arc::new(move || {
             woken.all.lock().unwrap_or_else(PoisonError::into_inner).insert(addr);
-            woken.bell.ring();
+            woken.wakeup.wake();
         })
     }
 
