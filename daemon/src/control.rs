@@ -91,7 +91,7 @@ impl Control {
                     // For example because of a lack of file descriptors: retry after a delay.
                     Err(error) => {
                         if let Some(unlogged) = failures.admit() {
-                            tracing::warn!(%error, unlogged, "the control socket");
+                            tracing::warn!(%error, unlogged, "accept on the control socket failed");
                         }
                         std::thread::sleep(POLL_INTERVAL);
                     }
@@ -175,9 +175,9 @@ fn respond(mut stream: &UnixStream, served: &Served, connections: &AtomicUsize) 
             match settings.probe.open(snaplen) {
                 Err(busy) => writeln!(stream, "error {name}: {busy}"),
                 Ok(reader) => {
-                    tracing::info!(nic = name, "is captured");
+                    tracing::info!(nic = name, "capture started");
                     let done = capture(stream, &reader, name, snaplen, count);
-                    tracing::info!(nic = name, lost = reader.lost(), "is not captured any more");
+                    tracing::info!(nic = name, lost = reader.lost(), "capture ended");
                     done
                 }
             }

@@ -18,7 +18,7 @@ pub fn raise_limit() {
     limit.current = limit.maximum;
     // Not fatal: the current limit is sufficient for a few devices.
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::debug!(%error, "the limit of file descriptors stays as it is");
+        tracing::debug!(%error, "the limit of file descriptors cannot be raised");
     }
 }
 

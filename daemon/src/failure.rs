@@ -31,7 +31,7 @@ pub fn line_to(out: &mut impl Write, line: fmt::Arguments<'_>) {
     let _ = writeln!(out, "{line}");
 }
 
-/// A failure as it is shown to the user.
+/// A failure in the form shown to the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// What failed, and why.

@@ -81,7 +81,7 @@ fn as_text(spec: &Spec, found: &Inspection) {
     if found.problem.is_none() {
         say!(
             "it can be served{}",
-            if is_written(found) { " when nobody else writes it" } else { "" }
+            if is_written(found) { " when no other process writes it" } else { "" }
         );
     }
 }
@@ -118,8 +118,8 @@ fn is_written(found: &Inspection) -> bool {
 fn in_use(lock: LockState) -> &'static str {
     match lock {
         LockState::Free => "no",
-        LockState::Read => "read by somebody",
-        LockState::Written => "written by somebody",
+        LockState::Read => "read by another process",
+        LockState::Written => "written by another process",
     }
 }
 

@@ -42,6 +42,6 @@ pub fn run(args: &ReviveArgs) -> Result<(), Failure> {
     for addr in &created {
         say!("{}", addr.backend_path());
     }
-    say!("{} backends of domain {domain} made again", created.len());
+    say!("{} backends of domain {domain} re-created", created.len());
     Ok(())
 }

@@ -4,7 +4,7 @@ use crate::args::CommonArgs;
 use crate::domain::work::Report;
 use crate::machine::devices::DiskConfig;
 use crate::machine::home::Home;
-use crate::machine::{Machine, News, Plan};
+use crate::machine::{Machine, MachineEvent, Plan};
 use crate::scratch;
 use clap::Args;
 use pvio_daemon::disks::args::disk;
@@ -87,17 +87,17 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     let mut machine = Machine::start(plan, home, hypervisor)?;
     let mut report = None;
     let result = loop {
-        match machine.next_news() {
-            Ok(News::Ready | News::Note(_)) => {}
-            Ok(News::DriverRestarted(how)) => {
+        match machine.next_event() {
+            Ok(MachineEvent::Ready | MachineEvent::Note(_)) => {}
+            Ok(MachineEvent::DriverRestarted(how)) => {
                 say_aside!(
                     "the driver domain ended ({how}) and was started again: the check continues"
                 );
             }
-            Ok(News::Report(json)) => report = Some(json),
-            Ok(News::Done) => break Ok(()),
-            Ok(News::Stopped) => {
-                break Err(Failure::new("the check was stopped before it was done", ""));
+            Ok(MachineEvent::Report(json)) => report = Some(json),
+            Ok(MachineEvent::Done) => break Ok(()),
+            Ok(MachineEvent::Stopped) => {
+                break Err(Failure::new("the check was stopped before it finished", ""));
             }
             Err(failure) => break Err(failure),
         }
@@ -109,23 +109,23 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     if args.json {
         say!("{json}");
     } else {
-        say!("{}", in_words(&report).trim_end());
+        say!("{}", summary(&report).trim_end());
     }
-    verdict(&report)
+    outcome(&report)
 }
 
-fn verdict(report: &Report) -> Result<(), Failure> {
+fn outcome(report: &Report) -> Result<(), Failure> {
     if report.ok {
         return Ok(());
     }
     let first = report.first_mismatches.first().map_or("the sums differ", String::as_str);
     Err(Failure::new(
         format!("{} cells did not hold what was written; the first: {first}", report.mismatches),
-        "keep the image and the seed: the same --seed makes the same workload again",
+        "keep the image and the seed: the same --seed repeats the workload",
     ))
 }
 
-fn in_words(r: &Report) -> String {
+fn summary(r: &Report) -> String {
     format!(
         "requests  {} ({} reads, {} writes, {} flushes) in {:.1} s\n\
          moved     {} read, {} written\n\

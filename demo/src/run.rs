@@ -4,7 +4,7 @@ use crate::args::{Cidr, CommonArgs, station};
 use crate::image;
 use crate::machine::devices::{DiskConfig, NicConfig};
 use crate::machine::home::Home;
-use crate::machine::{Machine, News, Plan, rights};
+use crate::machine::{Machine, MachineEvent, Plan, rights};
 use clap::Args;
 use pvio_daemon::disks::args::disk;
 use pvio_daemon::failure::{Failure, say, say_aside};
@@ -57,7 +57,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     startup::prepare()?;
     // Checked before anything is started, since `rights::for_a_tap` may execute the program again.
     if let Some(disk) = &args.disk {
-        look_at(&served(disk, args)?)?;
+        open_image(&as_served(disk, args)?)?;
     }
     args.nics.settings()?;
     if args.nic {
@@ -65,36 +65,36 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     }
     let (home, hypervisor) = Home::claim(args.common.state_dir.as_deref(), &args.common.name)?;
     let disk = match &args.disk {
-        Some(disk) => served(disk, args)?,
-        None => served(&Spec::file(Format::Raw, demo_image(&home)?).into(), args)?,
+        Some(disk) => as_served(disk, args)?,
+        None => as_served(&Spec::file(Format::Raw, demo_image(&home)?).into(), args)?,
     };
-    let size = look_at(&disk)?;
+    let size = open_image(&disk)?;
     let nic = args.nic.then(|| NicConfig {
         mac: args.mac,
         mtu: args.mtu,
         tap: args.tap.clone(),
         bridge: args.bridge.clone(),
-        words: args.nics.clone(),
+        nic_args: args.nics.clone(),
         host: args.bridge.is_none().then(|| (args.guest_ip.host(), args.guest_ip.prefix)),
     });
-    let mut words: Vec<OsString> = vec!["--name".into(), args.common.name.clone().into()];
+    let mut guest_args: Vec<OsString> = vec!["--name".into(), args.common.name.clone().into()];
     if args.nic {
-        words.extend(["--ip".into(), args.guest_ip.to_string().into()]);
-        words.extend(["--mac".into(), args.mac.to_string().into()]);
-        words.extend(["--gateway".into(), args.guest_ip.host().to_string().into()]);
+        guest_args.extend(["--ip".into(), args.guest_ip.to_string().into()]);
+        guest_args.extend(["--mac".into(), args.mac.to_string().into()]);
+        guest_args.extend(["--gateway".into(), args.guest_ip.host().to_string().into()]);
     }
-    let shown = match disk.spec.path() {
+    let image_name = match disk.spec.path() {
         Some(path) => path.display().to_string(),
         None => disk.spec.to_string(),
     };
     let disk = DiskConfig { disk };
     let name = args.common.name.clone();
-    let plan = Plan { name, disk, nic, guest: ("guest", words), guest_on_terminal: false };
+    let plan = Plan { name, disk, nic, guest: ("guest", guest_args), guest_on_terminal: false };
     let mut machine = Machine::start(plan, home, hypervisor)?;
     let about = format!(
         "state       {} (xenstore.sock, logs)\ndisk        {}, {}, read-only",
         machine.home().path().display(),
-        shown,
+        image_name,
         human(size)
     );
     let result = watch(&mut machine, args, &about);
@@ -104,20 +104,20 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 
 fn watch(machine: &mut Machine, args: &RunArgs, about: &str) -> Result<(), Failure> {
     loop {
-        match machine.next_news()? {
-            News::Ready => {
+        match machine.next_event()? {
+            MachineEvent::Ready => {
                 say!("{about}");
                 ready(args);
             }
-            News::DriverRestarted(how) => {
+            MachineEvent::DriverRestarted(exit) => {
                 say!(
-                    "the driver domain ended ({how}) and was started again; the guest attaches anew"
+                    "the driver domain ended ({exit}) and was started again; the guest reconnects"
                 );
             }
-            News::Report(_) => {}
-            News::Note(text) => say_aside!("pvio: {text}"),
-            News::Done => return Err(Failure::new("the guest ended unexpectedly", "")),
-            News::Stopped => {
+            MachineEvent::Report(_) => {}
+            MachineEvent::Note(text) => say_aside!("pvio: {text}"),
+            MachineEvent::Done => return Err(Failure::new("the guest ended unexpectedly", "")),
+            MachineEvent::Stopped => {
                 say!("\nstopping");
                 return Ok(());
             }
@@ -144,7 +144,7 @@ fn ready(args: &RunArgs) {
     if rights::is_inside() {
         let pid = std::process::id();
         say!(
-            "it is in a network namespace of its own; look inside with\n  \
+            "it runs in its own network namespace; enter it with\n  \
              nsenter --target {pid} --user --net --preserve-credentials curl {url}"
         );
     } else {
@@ -152,15 +152,15 @@ fn ready(args: &RunArgs) {
     }
 }
 
-/// Returns the disk as it is served: read-only.
-fn served(disk: &Disk, args: &RunArgs) -> Result<Disk, Failure> {
+/// Returns the disk with the options it is served with: read-only.
+fn as_served(disk: &Disk, args: &RunArgs) -> Result<Disk, Failure> {
     let mut disk = args.common.disk(disk)?;
     disk.options.read_only = Some(true);
     Ok(disk)
 }
 
 /// Opens a disk as the driver domain will; returns its size in bytes.
-fn look_at(disk: &Disk) -> Result<u64, Failure> {
+fn open_image(disk: &Disk) -> Result<u64, Failure> {
     let image = Image::open_as(disk);
     let image = image.map_err(|e| Failure::of(e).as_input())?;
     Ok(image.geometry().sectors * 512)

@@ -44,7 +44,7 @@ fn raw_must_be_blank(path: &Path) -> Result<(), Failure> {
     };
     let file = File::open(path).map_err(failed)?;
     let Some(offset) = first_data(&file).map_err(failed)? else { return Ok(()) };
-    let holds = what_is_there(&file).unwrap_or("data");
+    let holds = identify_contents(&file).unwrap_or("data");
     Err(Failure::input(
         format!(
             "{} cannot be overwritten: it holds {holds} (first at byte {offset})",
@@ -81,7 +81,7 @@ fn first_data(file: &File) -> std::io::Result<Option<u64>> {
 }
 
 /// Returns a description of the contents, if their signature is known.
-fn what_is_there(file: &File) -> Option<&'static str> {
+fn identify_contents(file: &File) -> Option<&'static str> {
     let mut head = vec![0; contents::HEAD];
     let got = file.read_at(&mut head, 0).ok()?;
     contents::of(&head[..got]).map(|found| found.name)

@@ -3,7 +3,7 @@
 
 use pvio_demo::guest::fs::thread::FsThread;
 use pvio_demo::guest::fs::{BlockRead, Disk, FileDisk, MemDisk};
-use pvio_demo::guest::http::{CONNECTIONS, Config, HEAD_TIME, SOCKETS, Server, Shown};
+use pvio_demo::guest::http::{CONNECTIONS, Config, HEAD_TIME, SOCKETS, Server, ServerStatus};
 use pvio_demo::guest::status::{Device, Devices};
 use smoltcp::phy::{self, Medium, TunTapInterface};
 use std::fs::{self, File};
@@ -52,7 +52,7 @@ fn sh(line: &str) -> Vec<u8> {
 }
 
 fn serve(disk: impl BlockRead + 'static) {
-    let shown = Shown {
+    let server_status = ServerStatus {
         name: "guest <1>".into(),
         address: GUEST.into(),
         started: Instant::now(),
@@ -61,7 +61,7 @@ fn serve(disk: impl BlockRead + 'static) {
         http: Default::default(),
         disk: Default::default(),
     };
-    shown.devices.set(Device {
+    server_status.devices.set(Device {
         name: "vbd-51712".into(),
         kind: "disk",
         state: "Connected".into(),
@@ -69,8 +69,8 @@ fn serve(disk: impl BlockRead + 'static) {
         features: vec![("feature-persistent".into(), "1".into())],
         reattached: 0,
     });
-    let meter = Some(shown.disk.clone());
-    let (fs, answers) = FsThread::start_metered(Disk::new(disk), Box::new(|| ()), meter).unwrap();
+    let meter = Some(server_status.disk.clone());
+    let (fs, responses) = FsThread::start_metered(Disk::new(disk), Box::new(|| ()), meter).unwrap();
     let config = Config {
         mac: [0x02, 0x16, 0x3e, 0, 0, 1],
         address: GUEST.parse().unwrap(),
@@ -82,7 +82,7 @@ fn serve(disk: impl BlockRead + 'static) {
     std::thread::spawn(move || {
         let mut tap = TunTapInterface::new("pvio0", Medium::Ethernet).unwrap();
         ready.send(()).unwrap();
-        Server::new(config, fs, answers, shown).run(&mut tap, |tap, delay| {
+        Server::new(config, fs, responses, server_status).run(&mut tap, |tap, delay| {
             // The disk thread cannot wake the stack's own tap, so the tap is polled often.
             let delay = delay.unwrap_or(Duration::from_millis(1)).min(Duration::from_millis(1));
             let _ = phy::wait(tap.as_raw_fd(), Some(delay.into()));
@@ -245,9 +245,9 @@ fn hostile_clients_get_one_line_and_harm_nobody() {
     assert_eq!(text(b"GET / HT"), "");
     assert_eq!(text(b""), "");
     // Many requests in one segment get their responses in order.
-    let answers = raw(&b"GET /hello.txt HTTP/1.1\r\nHost: x\r\n\r\n".repeat(40));
-    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 40);
-    assert_eq!(answers.matches("Hello from a virtual disk.").count(), 40);
+    let responses = raw(&b"GET /hello.txt HTTP/1.1\r\nHost: x\r\n\r\n".repeat(40));
+    assert_eq!(responses.matches("HTTP/1.1 200 OK").count(), 40);
+    assert_eq!(responses.matches("Hello from a virtual disk.").count(), 40);
 
     // Clients that do not read their responses, or that send nothing, must not exhaust the sockets.
     let mut hold = Vec::new();

@@ -203,14 +203,14 @@ fn words_in_the_backends_directory_change_a_running_nic() {
         }
     };
     xs.write(path, b"loss=100").unwrap();
-    until_logged("what the toolstack changed holds", 1);
+    until_logged("changed settings applied", 1);
     assert!(!quick(), "everything is lost");
     xs.write(path, b"loss=100,guard=x").unwrap();
-    until_logged("what was in force stays so", 1);
+    until_logged("changed settings rejected", 1);
     assert!(!quick(), "everything still is");
     xs.write(path, b"switch=elsewhere").unwrap();
-    until_logged("what was in force stays so", 2);
+    until_logged("changed settings rejected", 2);
     xs.write(path, b"delay=2ms").unwrap();
-    until_logged("what the toolstack changed holds", 2);
+    until_logged("changed settings applied", 2);
     assert!(machine.fetch());
 }

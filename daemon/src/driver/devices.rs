@@ -145,7 +145,7 @@ where
             if is_closed_offline(xs, &addr)?
                 && let Err(error) = remove_backend(xs, addr)
             {
-                tracing::warn!(device = addr.backend_path(), %error, "cannot be removed");
+                tracing::warn!(device = addr.backend_path(), %error, "the backend nodes cannot be removed");
             }
         }
         Ok(())
@@ -266,7 +266,7 @@ where
                 }
                 Err(error) => {
                     if let Some(unlogged) = unannounced.admit() {
-                        tracing::warn!(device = device.token(), %error, unlogged, "is not told");
+                        tracing::warn!(device = device.token(), %error, unlogged, "a change could not be announced to the guest");
                     }
                 }
             }
@@ -308,9 +308,9 @@ where
             return Ok(());
         }
         match device.refresh(xs) {
-            Ok(()) => tracing::info!(device = device.token(), "what the toolstack changed holds"),
+            Ok(()) => tracing::info!(device = device.token(), "changed settings applied"),
             Err(error) => {
-                tracing::warn!(device = device.token(), %error, "what was in force stays so");
+                tracing::warn!(device = device.token(), %error, "changed settings rejected; the previous ones stay in force");
             }
         }
         Ok(())
@@ -328,7 +328,7 @@ where
                     pending_removals.entry(addr).or_insert_with(|| Instant::now() + REMOVAL_DELAY);
                 }
             } else {
-                tracing::info!(device = addr.backend_path(), "a new device");
+                tracing::info!(device = addr.backend_path(), "device found");
                 let state = read_state(xs, &addr.backend_path())?;
                 let mut driver = (self.create)(addr, state);
                 let (descriptors, each) = &self.descriptors;
@@ -363,7 +363,7 @@ where
         let life = match device.step(xs) {
             // The frontend's domain is gone, so its nodes cannot be read any more.
             Err(XsError::Refused { path, errno, .. }) => {
-                tracing::info!(device = device.token(), %path, %errno, "cannot go on");
+                tracing::info!(device = device.token(), %path, %errno, "the frontend's domain is gone");
                 Life::Gone
             }
             life => life?,
@@ -393,7 +393,7 @@ where
             *last_error = why;
         }
         if life == Life::Gone {
-            tracing::info!(device = device.token(), "gone");
+            tracing::info!(device = device.token(), "device removed");
             self.devices.remove(&addr);
             self.served.remove(addr);
             if let Some(pending_removals) = &mut self.pending_removals {

@@ -168,7 +168,7 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
     .with_polling();
     disks.watch(xs)?;
     nics.watch(xs)?;
-    tracing::info!(domain = id.0, kinds = ?options.kinds, within = ?hotplug, "the driver domain serves");
+    tracing::info!(domain = id.0, kinds = ?options.kinds, within = ?hotplug, "the driver domain is serving");
     ready();
     while !stop.is_requested() {
         disks.remove_closed(xs)?;
@@ -219,7 +219,7 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
         }
         let now = Instant::now();
         if now >= by {
-            tracing::warn!("some devices do not end in time; they end with the process");
+            tracing::warn!("some devices did not close in time; exiting without them");
             // Dropping them would wait for their threads.
             std::mem::forget((disks, nics));
             return Ok(());

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 /// How long a read waits for a reconnection to the backend. The HTTP server responds to its client
 /// earlier; the read itself continues when the driver domain is restarted.
-const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// How long to wait for the backend to close when the guest closes its disk.
-const FAREWELL: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The disk; closed when dropped.
 pub struct AttachedDisk {
@@ -41,11 +41,12 @@ impl AttachedDisk {
     /// The backend cannot serve the disk; the failure has the backend's message.
     pub fn attach(domain: &Domain, addr: DeviceAddr, devices: Devices) -> Result<Self, Failure> {
         let xs = domain.xenstore().map_err(Failure::of)?;
-        let session = Session::attach(domain.clone(), xs, addr, PATIENCE).map_err(failure)?;
+        let session =
+            Session::attach(domain.clone(), xs, addr, RECONNECT_TIMEOUT).map_err(failure)?;
         let size = session.size();
         let name = name_of(addr);
         let mut disk = Self { session: Some(session), size, devices, name, sessions: 0 };
-        disk.count();
+        disk.update_sessions();
         Ok(disk)
     }
 
@@ -55,11 +56,11 @@ impl AttachedDisk {
         self.size
     }
 
-    fn count(&mut self) {
+    fn update_sessions(&mut self) {
         let sessions = self.session.as_ref().map_or(0, |session| session.device().sessions());
         if sessions != self.sessions {
             self.sessions = sessions;
-            self.devices.attached(&self.name, sessions);
+            self.devices.set_sessions(&self.name, sessions);
         }
     }
 }
@@ -80,11 +81,11 @@ impl BlockRead for AttachedDisk {
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let session = self.session.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         let result = session.read_at(offset, buf).map_err(io::Error::other);
-        self.count();
+        self.update_sessions();
         result
     }
 
-    fn tend(&mut self) {
+    fn poll_backend(&mut self) {
         if let Some(session) = &mut self.session
             && let Err(e) = session.queue()
         {
@@ -93,16 +94,16 @@ impl BlockRead for AttachedDisk {
                 tracing::warn!(unlogged, "the disk: {e}");
             }
         }
-        self.count();
+        self.update_sessions();
     }
 }
 
 impl Drop for AttachedDisk {
     fn drop(&mut self) {
         if let Some(mut session) = self.session.take() {
-            session.set_patience(FAREWELL);
+            session.set_patience(CLOSE_TIMEOUT);
             if let Err(e) = session.close() {
-                tracing::warn!("the disk was not closed in good order: {e}");
+                tracing::warn!("the disk was not closed properly: {e}");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The driver domain's process.
 
-use super::{JoinArgs, Said};
+use super::{ChildMessage, JoinArgs};
 use crate::args::Cidr;
 use crate::machine::home;
 use clap::Args;
@@ -44,6 +44,6 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let _control = Control::listen(&args.join.state_dir, &served)?;
     let mut xs = domain.xenstore().map_err(Failure::of)?;
     let me = (&domain, domain.id());
-    driver::run(me, &mut xs, &options, &served, (&stop, &bell), || Said::Ready.say())
+    driver::run(me, &mut xs, &options, &served, (&stop, &bell), || ChildMessage::Ready.send())
         .map_err(|e| Failure::of(e).context("the connection to the hypervisor was lost"))
 }

@@ -2,11 +2,11 @@
 
 use super::disk::AttachedDisk;
 use super::nic::AttachedNic;
-use super::{JoinArgs, Said, watcher};
+use super::{ChildMessage, JoinArgs, watcher};
 use crate::args::{Cidr, station};
-use crate::guest::fs::thread::{Answer, FsThread, Reply};
+use crate::guest::fs::thread::{FsResponse, FsThread, Reply};
 use crate::guest::fs::{Disk, FsError, FsInfo};
-use crate::guest::http::{Config, Server, Shown};
+use crate::guest::http::{Config, Server, ServerStatus};
 use crate::guest::meter;
 use crate::guest::status::Devices;
 use crate::machine::devices::{DISK, NIC};
@@ -41,9 +41,9 @@ pub struct GuestArgs {
 }
 
 /// How long to wait for the file system to be mounted before the guest reports that it is ready.
-const MOUNT: Duration = Duration::from_secs(5);
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the devices may take to close; then the process exits in any case.
-const FAREWELL: Duration = Duration::from_secs(4);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Runs the guest.
 ///
@@ -56,21 +56,21 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
     let devices = Devices::default();
     let disk = AttachedDisk::attach(&domain, DISK, devices.clone())?;
     let (http, read) = (meter::Shared::default(), meter::Shared::default());
-    let ring = wakeup.clone();
-    let waker = Box::new(move || ring.wake());
+    let waker_target = wakeup.clone();
+    let waker = Box::new(move || waker_target.wake());
     let started = FsThread::start_metered(Disk::new(disk), waker, Some(read.clone()));
-    let (fs, answers) =
+    let (fs, responses) =
         started.map_err(|e| Failure::new(format!("a thread cannot start: {e}"), ""))?;
     let mut addrs = vec![DISK];
     addrs.extend(args.ip.map(|_| NIC));
-    let nudge = fs.nudge();
+    let poller = fs.backend_poller();
     watcher::start(&domain, addrs, devices.clone(), move |addr| {
-        if let Some(nudge) = nudge.as_ref().filter(|_| addr == DISK) {
-            nudge.tend();
+        if let Some(poller) = poller.as_ref().filter(|_| addr == DISK) {
+            poller.poll_backend();
         }
     })?;
     super::hotplug::start(&domain, devices.clone())?;
-    let shown = Shown {
+    let server_status = ServerStatus {
         name: args.name.clone(),
         address: args.ip.map(|ip| ip.address.to_string()).unwrap_or_default(),
         started: Instant::now(),
@@ -79,18 +79,18 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
         http,
         disk: read,
     };
-    let found = mounted(&fs, &answers);
-    if let Some(Err(e)) = &found {
-        Said::Note(format!("the guest cannot read its disk: {e}")).say();
+    let mounted = wait_for_mount(&fs, &responses);
+    if let Some(Err(e)) = &mounted {
+        ChildMessage::Note(format!("the guest cannot read its disk: {e}")).send();
     }
-    let shown = Shown { fs: found, ..shown };
+    let server_status = ServerStatus { fs: mounted, ..server_status };
     let Some(ip) = args.ip else {
-        Said::Ready.say();
+        ChildMessage::Ready.send();
         while !stop.is_requested() {
             sleep(&[wakeup.as_fd()], None)?;
             wakeup.take();
         }
-        end_soon();
+        exit_after_timeout();
         return Ok(());
     };
     let mut nic = AttachedNic::attach(&domain, NIC, devices, &stop, &wakeup)?;
@@ -98,8 +98,8 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
     let mac = mac.ok_or_else(|| Failure::new("the NIC has no station address", ""))?;
     let config =
         Config { mac, address: ip.address, prefix: ip.prefix, gateway: args.gateway, port: 80 };
-    let mut server = Server::new(config, fs, answers, shown);
-    Said::Ready.say();
+    let mut server = Server::new(config, fs, responses, server_status);
+    ChildMessage::Ready.send();
     let mut result = Ok(());
     server.run(&mut nic, |nic, time| {
         if let Err(failure) = nic.wait(&wakeup, time) {
@@ -108,7 +108,7 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
         }
         if stop.is_requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    end_soon();
+    exit_after_timeout();
     nic.close();
     // Also ends the disk thread, which closes the disk.
     drop(server);
@@ -116,9 +116,12 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
 }
 
 /// Returns the mounted file system, or `None` if the disk thread does not reply in time.
-fn mounted(fs: &FsThread, answers: &Receiver<Answer>) -> Option<Result<FsInfo, FsError>> {
+fn wait_for_mount(
+    fs: &FsThread,
+    responses: &Receiver<FsResponse>,
+) -> Option<Result<FsInfo, FsError>> {
     fs.info(0).ok()?;
-    match answers.recv_timeout(MOUNT).ok()?.result {
+    match responses.recv_timeout(MOUNT_TIMEOUT).ok()?.result {
         Ok(Reply::Info(info)) => {
             tracing::info!(kind = info.kind, label = %info.label, "mounted read-only");
             Some(Ok(info))
@@ -130,9 +133,9 @@ fn mounted(fs: &FsThread, answers: &Receiver<Answer>) -> Option<Result<FsInfo, F
 
 /// Exits the process after a timeout even if a device does not close, for example because the
 /// driver domain is gone.
-fn end_soon() {
-    let waiting = std::thread::Builder::new().name("farewell".into()).spawn(|| {
-        std::thread::sleep(FAREWELL);
+fn exit_after_timeout() {
+    let waiting = std::thread::Builder::new().name("close-timeout".into()).spawn(|| {
+        std::thread::sleep(CLOSE_TIMEOUT);
         tracing::warn!("the devices did not close in time");
         std::process::exit(0);
     });

@@ -2,11 +2,11 @@
 //! it is removed. One thread watches all of them in xenstore. Attaching waits for a backend, so it
 //! is done on another thread.
 
-use super::Said;
+use super::ChildMessage;
 use super::disk::AttachedDisk;
 use super::watcher::name_of;
 use crate::guest::fs::Disk;
-use crate::guest::fs::thread::{FsThread, Nudge, Reply};
+use crate::guest::fs::thread::{BackendPoller, FsThread, Reply};
 use crate::guest::status::{Device, Devices};
 use crate::machine::devices::DISK;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -28,7 +28,7 @@ use std::time::Duration;
 const TOKEN: &str = "pvio-hotplug";
 /// Interval at which a disk is polled while its backend is not connected: the disk's own connection
 /// to xenstore may receive a change later than this thread's.
-const TEND: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Starts attaching every disk except the first one, until the process ends.
 ///
@@ -42,7 +42,7 @@ pub fn start(domain: &Domain, devices: Devices) -> Result<(), Failure> {
     let mut hotplug = Hotplug { domain, xs, devices, disks, wakeup, sender, attached };
     let spawned = thread::Builder::new().name("hotplug".into()).spawn(move || {
         if let Err(e) = hotplug.run() {
-            tracing::warn!("new disks are not looked for any more: {e}");
+            tracing::warn!("new disks are no longer detected: {e}");
         }
     });
     spawned.map(drop).map_err(|e| Failure::new(format!("a thread cannot start: {e}"), ""))
@@ -67,10 +67,10 @@ type Outcome = (u32, Result<Attached, Failure>);
 struct Attached {
     addr: DeviceAddr,
     fs: FsThread,
-    nudge: Option<Nudge>,
+    poller: Option<BackendPoller>,
     size: String,
     /// A description of its contents.
-    found: String,
+    contents: String,
 }
 
 impl Hotplug {
@@ -79,18 +79,18 @@ impl Hotplug {
         self.xs.watch(&root, TOKEN)?;
         loop {
             while let Ok((index, outcome)) = self.attached.try_recv() {
-                self.begin(index, outcome)?;
+                self.finish_attach(index, outcome)?;
             }
-            let settled = self.look()?;
+            let settled = self.publish_states()?;
             for index in list_frontends(&mut self.xs, DeviceClass::Vbd, self.domain.id())? {
                 if index != DISK.index && !self.disks.contains_key(&index) {
-                    self.take(index);
+                    self.start_attach(index);
                 }
             }
             // Events that arrived during the work above are already read from the socket and would
             // not end a sleep.
             while self.xs.poll_event()?.is_none() && !self.wakeup.is_pending() {
-                let time = (!settled).then_some(TEND);
+                let time = (!settled).then_some(POLL_INTERVAL);
                 sleep(&[self.xs.as_fd(), self.wakeup.as_fd()], time)
                     .map_err(|_| XsError::Closed)?;
                 if !settled {
@@ -103,7 +103,7 @@ impl Hotplug {
     }
 
     /// Starts attaching a new disk.
-    fn take(&mut self, index: u32) {
+    fn start_attach(&mut self, index: u32) {
         let found = find_device(&mut self.xs, DeviceClass::Vbd, self.domain.id(), index);
         let Ok(Some(addr)) = found else { return };
         // The nodes of a closed device are still to be removed by the toolstack.
@@ -125,17 +125,25 @@ impl Hotplug {
     }
 
     /// Handles the result of attaching a disk.
-    fn begin(&mut self, index: u32, outcome: Result<Attached, Failure>) -> Result<(), XsError> {
+    fn finish_attach(
+        &mut self,
+        index: u32,
+        outcome: Result<Attached, Failure>,
+    ) -> Result<(), XsError> {
         let name = Vdev::from_number(index);
         match outcome {
             Ok(disk) => {
                 self.xs.watch(&state_path(&disk.addr.backend_path()), TOKEN)?;
-                Said::Note(format!("{name} was attached: {}, {}", disk.size, disk.found)).say();
+                ChildMessage::Note(format!(
+                    "{name} was attached: {}, {}",
+                    disk.size, disk.contents
+                ))
+                .send();
                 self.disks.insert(index, Some(disk));
             }
             Err(failure) => {
                 self.disks.remove(&index);
-                Said::Note(format!("{name}: {}", failure.what)).say();
+                ChildMessage::Note(format!("{name}: {}", failure.what)).send();
             }
         }
         Ok(())
@@ -143,7 +151,7 @@ impl Hotplug {
 
     /// Publishes the state of every disk, polls those whose backends are not connected, and drops
     /// those that are closed. Returns whether no disk has to be polled again soon.
-    fn look(&mut self) -> Result<bool, XsError> {
+    fn publish_states(&mut self) -> Result<bool, XsError> {
         let (mut settled, mut closed) = (true, Vec::new());
         for (index, disk) in &self.disks {
             let Some(disk) = disk else { continue };
@@ -158,12 +166,12 @@ impl Hotplug {
                 kind: "disk",
                 state: format!("{state:?}"),
                 backend_state: format!("{backend_state:?}"),
-                features: vec![("holds".into(), disk.found.clone())],
+                features: vec![("holds".into(), disk.contents.clone())],
                 reattached: 0,
             });
             if backend_state != XenbusState::Connected {
                 settled = false;
-                disk.nudge.iter().for_each(Nudge::tend);
+                disk.poller.iter().for_each(BackendPoller::poll_backend);
             }
         }
         for index in closed {
@@ -174,7 +182,7 @@ impl Hotplug {
             // not wait for it.
             let end = thread::Builder::new().name("disk-end".into());
             let _ = end.spawn(move || drop(disk.fs));
-            Said::Note(format!("{} was detached", Vdev::from_number(index))).say();
+            ChildMessage::Note(format!("{} was detached", Vdev::from_number(index))).send();
         }
         Ok(settled)
     }
@@ -185,14 +193,14 @@ fn attach(domain: &Domain, addr: DeviceAddr, devices: Devices) -> Result<Attache
     let disk = AttachedDisk::attach(domain, addr, devices)?;
     let size = human(disk.bytes());
     let started = FsThread::start(Disk::new(disk), Box::new(|| ()));
-    let (fs, answers) =
+    let (fs, responses) =
         started.map_err(|e| Failure::new(format!("a thread cannot start: {e}"), ""))?;
     let nudge = fs.nudge();
     fs.info(0).map_err(Failure::foreign)?;
-    let found = match answers.recv().map(|answer| answer.result) {
+    let contents = match responses.recv().map(|response| response.result) {
         Ok(Ok(Reply::Info(info))) => format!("{} {:?}", info.kind, info.label),
         Ok(Err(error)) => error.to_string(),
         Ok(Ok(_)) | Err(_) => "nothing can be read".into(),
     };
-    Ok(Attached { addr, fs, nudge, size, found })
+    Ok(Attached { addr, fs, poller, size, contents })
 }

@@ -10,7 +10,7 @@
 //! | [`nic`] | a NIC attached through the frontend driver, as the guest's TCP stack uses it |
 //! | [`watcher`] | states of the guest's devices in xenstore |
 //!
-//! A child process reports to its parent in lines on its standard output: [`Said`].
+//! A child process reports to its parent in lines on its standard output: [`ChildMessage`].
 
 pub mod disk;
 pub mod driver;
@@ -58,7 +58,7 @@ pub struct JoinArgs {
 
 /// A message from a child to its parent, one line each.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum ChildMessage {
     /// The child is running and serves.
     Ready,
     /// The child ends because of this failure.
@@ -69,7 +69,7 @@ pub enum Said {
     Note(String),
 }
 
-impl Said {
+impl ChildMessage {
     /// Formats the line.
     #[must_use]
     pub fn emit(&self) -> String {
@@ -102,7 +102,7 @@ impl Said {
     }
 
     /// Writes the line to standard output, for the parent.
-    pub fn say(&self) {
+    pub fn send(&self) {
         let mut out = std::io::stdout().lock();
         // A failure means that the parent is gone, and then the kernel kills this process.
         let _ = writeln!(out, "{}", self.emit());
@@ -125,7 +125,7 @@ pub fn execute(command: DomainCommand) {
     match private(&join.state_dir) {
         Ok(dir) => log_to(&dir, &format!("{name}.log")),
         Err(failure) => {
-            Said::Failed(failure.clone()).say();
+            ChildMessage::Failed(failure.clone()).send();
             exit(i32::from(failure.code));
         }
     }
@@ -139,7 +139,7 @@ pub fn execute(command: DomainCommand) {
         Err(failure) => {
             let (error, remedy) = (one_line(&failure.what), one_line(&failure.remedy));
             tracing::error!(error, remedy, "the process ends");
-            Said::Failed(failure.clone()).say();
+            ChildMessage::Failed(failure.clone()).say();
             exit(i32::from(failure.code));
         }
     }
@@ -171,15 +171,18 @@ mod tests {
     #[test]
     fn lines_come_back_as_they_were() {
         let failure = Failure::input("it \t broke\n", "mend it");
-        for (said, back) in [
-            (Said::Ready, Said::Ready),
-            (Said::Note("x".into()), Said::Note("x".into())),
-            (Said::Report("{}".into()), Said::Report("{}".into())),
-            (Said::Failed(failure), Said::Failed(Failure::input("it   broke", "mend it"))),
+        for (message, back) in [
+            (ChildMessage::Ready, ChildMessage::Ready),
+            (ChildMessage::Note("x".into()), ChildMessage::Note("x".into())),
+            (ChildMessage::Report("{}".into()), ChildMessage::Report("{}".into())),
+            (
+                ChildMessage::Failed(failure),
+                ChildMessage::Failed(Failure::input("it   broke", "mend it")),
+            ),
         ] {
-            assert_eq!(Said::parse(&said.emit()), Some(back));
+            assert_eq!(ChildMessage::parse(&message.emit()), Some(back));
         }
-        assert_eq!(Said::parse("failed\tx"), None);
-        assert_eq!(Said::parse(""), None);
+        assert_eq!(ChildMessage::parse("failed\tx"), None);
+        assert_eq!(ChildMessage::parse(""), None);
     }
 }

@@ -18,11 +18,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 /// How long to wait for the backend to close when the guest closes its NIC.
-const FAREWELL: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to wait, before that, for the backend to unmap the staging grants.
-const UNSTAGE: Duration = Duration::from_millis(250);
+const UNSTAGE_TIMEOUT: Duration = Duration::from_millis(250);
 /// Number of turns without a sleep after which xenstore is polled, which costs a system call.
-const TURNS: u32 = 64;
+const MAX_BUSY_TURNS: u32 = 64;
 
 /// The NIC with its driver.
 pub struct AttachedNic {
@@ -40,7 +40,7 @@ impl std::fmt::Debug for AttachedNic {
     }
 }
 
-fn lost(e: XsError) -> Failure {
+fn hypervisor_lost(e: XsError) -> Failure {
     Failure::of(e).context("the connection to the hypervisor was lost")
 }
 
@@ -64,9 +64,9 @@ impl AttachedNic {
         let nic = Nic::new(domain.clone()).choosing_groups();
         let driver = FrontendDriver::new(addr, nic);
         let mut nic = Self { driver, xs, spin: Spin::default(), turns: 0, devices, sessions: 0 };
-        nic.driver.step(&mut nic.xs).map_err(lost)?;
+        nic.driver.step(&mut nic.xs).map_err(hypervisor_lost)?;
         while !nic.driver.class().is_connected() && !stop.is_requested() {
-            nic.look_at_xenstore()?;
+            nic.process_events()?;
             if !nic.driver.class().is_connected() {
                 sleep(&[nic.xs.as_fd(), wakeup.as_fd()], None)?;
                 wakeup.take();
@@ -90,21 +90,21 @@ impl AttachedNic {
         self.checked(|queue| queue.publish())?;
         self.turns += 1;
         let is_busy = time == Some(Duration::ZERO);
-        if is_busy && self.turns < TURNS {
+        if is_busy && self.turns < MAX_BUSY_TURNS {
             return Ok(());
         }
         self.turns = 0;
-        self.look_at_xenstore()?;
+        self.process_events()?;
         if self.driver.class().has_news() {
-            self.driver.step(&mut self.xs).map_err(lost)?;
+            self.driver.step(&mut self.xs).map_err(hypervisor_lost)?;
         }
         if is_busy {
             return Ok(());
         }
         let mut spin = std::mem::take(&mut self.spin);
         let found = self.checked(|queue| {
-            let mut look = || Ok::<_, BackendFault>(wakeup.is_pending() || queue.has_work()?);
-            Ok(spin.until(&mut look)? || queue.final_check()?)
+            let mut check = || Ok::<_, BackendFault>(wakeup.is_pending() || queue.has_work()?);
+            Ok(spin.until(&mut check)? || queue.final_check()?)
         });
         self.spin = spin;
         if found?.unwrap_or(wakeup.is_pending()) {
@@ -123,22 +123,22 @@ impl AttachedNic {
             let _ = channel.take();
         }
         wakeup.take();
-        self.look_at_xenstore()
+        self.process_events()
     }
 
     /// Closes the NIC and waits for the backend to close.
     pub fn close(mut self) {
         self.unstage();
-        let by = Instant::now() + FAREWELL;
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
         if let Err(e) = self.driver.close(&mut self.xs) {
-            return tracing::warn!("the NIC was not closed in good order: {e}");
+            return tracing::warn!("the NIC was not closed properly: {e}");
         }
-        while self.driver.state() != XenbusState::Closed && Instant::now() < by {
-            let left = by.saturating_duration_since(Instant::now());
-            if self.look_at_xenstore().is_err() || self.driver.state() == XenbusState::Closed {
+        while self.driver.state() != XenbusState::Closed && Instant::now() < deadline {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if self.process_events().is_err() || self.driver.state() == XenbusState::Closed {
                 return;
             }
-            if sleep(&[self.xs.as_fd()], Some(left)).is_err() {
+            if sleep(&[self.xs.as_fd()], Some(remaining)).is_err() {
                 return;
             }
         }
@@ -149,23 +149,23 @@ impl AttachedNic {
     fn unstage(&mut self) {
         let nic = self.driver.class_mut();
         nic.unstage();
-        let by = Instant::now() + UNSTAGE;
+        let deadline = Instant::now() + UNSTAGE_TIMEOUT;
         // Requests are only processed while the queues are polled. Packets received now are
         // discarded.
         while !nic.queues().is_empty() && !nic.is_settled() {
             if let Some(queue) = nic.queue() {
                 let _ = queue.receive(|_, _| ()).and_then(|_| queue.publish());
             }
-            let left = by.saturating_duration_since(Instant::now());
+            let remaining = deadline.saturating_duration_since(Instant::now());
             let found = nic.final_check();
-            if left.is_zero() || found.is_err() {
+            if remaining.is_zero() || found.is_err() {
                 break;
             }
             if found == Ok(true) {
                 continue;
             }
             let channels: Vec<BorrowedFd<'_>> = nic.channels().map(AsFd::as_fd).collect();
-            if sleep(&channels, Some(left)).is_err() {
+            if sleep(&channels, Some(remaining)).is_err() {
                 break;
             }
             for channel in nic.channels() {
@@ -173,13 +173,9 @@ impl AttachedNic {
                 let _ = channel.take();
             }
         }
-        let (kept, refused) = (nic.staged(), nic.not_unstaged());
-        if kept != 0 || refused != 0 {
-            tracing::info!(
-                kept,
-                refused,
-                "the backend has not given back every page it kept mapped"
-            );
+        let (still_mapped, refused) = (nic.staged(), nic.not_unstaged());
+        if still_mapped != 0 || refused != 0 {
+            tracing::info!(still_mapped, refused, "the backend has not unmapped every staged page");
         }
     }
 
@@ -193,24 +189,24 @@ impl AttachedNic {
         match work(queue) {
             Ok(done) => Ok(Some(done)),
             Err(fault) => {
-                let told = Fault::of(fault.code(), &fault);
-                self.driver.fail(&mut self.xs, &told).map_err(lost)?;
+                let fault_node = Fault::of(fault.code(), &fault);
+                self.driver.fail(&mut self.xs, &fault_node).map_err(hypervisor_lost)?;
                 Err(Failure::of(fault).context("the NIC was closed"))
             }
         }
     }
 
     /// Steps the driver as long as there are events of xenstore.
-    fn look_at_xenstore(&mut self) -> Result<(), Failure> {
+    fn process_events(&mut self) -> Result<(), Failure> {
         loop {
-            let mut news = false;
-            while let Some(event) = self.xs.poll_event().map_err(lost)? {
-                news |= event.token == self.driver.token();
+            let mut has_events = false;
+            while let Some(event) = self.xs.poll_event().map_err(hypervisor_lost)? {
+                has_events |= event.token == self.driver.token();
             }
-            if !news {
+            if !has_events {
                 return Ok(());
             }
-            let life = self.driver.step(&mut self.xs).map_err(lost)?;
+            let life = self.driver.step(&mut self.xs).map_err(hypervisor_lost)?;
             if life == Life::Gone {
                 return Err(Failure::new("the NIC was removed", ""));
             }
@@ -220,16 +216,16 @@ impl AttachedNic {
             let sessions = self.driver.class().sessions();
             if sessions != self.sessions {
                 self.sessions = sessions;
-                self.devices.attached(&name_of(self.driver.addr()), sessions);
+                self.devices.set_sessions(&name_of(self.driver.addr()), sessions);
             }
         }
     }
 
     /// Returns the failure with the message that backend or frontend wrote to xenstore.
     fn closed(&mut self) -> Failure {
-        let ends = [self.driver.backend_path(), Some(self.driver.token())];
+        let paths = [self.driver.backend_path(), Some(self.driver.token())];
         let xs = &mut self.xs;
-        let why = ends.into_iter().flatten().find_map(|end| read_error(xs, end).ok().flatten());
+        let why = paths.into_iter().flatten().find_map(|path| read_error(xs, path).ok().flatten());
         Failure::new(why.unwrap_or_else(|| "the NIC was closed by its backend".into()), "")
     }
 }

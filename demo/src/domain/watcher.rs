@@ -33,21 +33,21 @@ pub fn start(
     domain: &Domain,
     addrs: Vec<DeviceAddr>,
     devices: Devices,
-    nudge: impl Fn(DeviceAddr) + Send + 'static,
+    on_change: impl Fn(DeviceAddr) + Send + 'static,
 ) -> Result<(), Failure> {
     let xs = domain.xenstore().map_err(Failure::of)?;
     let mut watcher = Watcher { xs, addrs, devices, changes: LogLimit::new() };
     let spawned = thread::Builder::new().name("watcher".into()).spawn(move || {
         // Ends only when the hypervisor ends, and that also ends the process.
-        if let Err(e) = watcher.run(&nudge) {
-            tracing::warn!("device states are not watched any more: {e}");
+        if let Err(e) = watcher.run(&on_change) {
+            tracing::warn!("device states are no longer watched: {e}");
         }
     });
     spawned.map(drop).map_err(|e| Failure::new(format!("a thread cannot start: {e}"), ""))
 }
 
 /// Interval at which devices that are not connected are polled.
-const AGAIN: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 fn is_up(device: &Device) -> bool {
     device.state == "Connected" && device.backend_state == "Connected"
@@ -61,7 +61,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn run(&mut self, nudge: &dyn Fn(DeviceAddr)) -> Result<(), XsError> {
+    fn run(&mut self, on_change: &dyn Fn(DeviceAddr)) -> Result<(), XsError> {
         for addr in &self.addrs {
             for end in [addr.frontend_path(), addr.backend_path()] {
                 self.xs.watch(&state_path(&end), TOKEN)?;
@@ -70,11 +70,11 @@ impl Watcher {
         loop {
             let mut all_up = true;
             for addr in self.addrs.clone() {
-                let device = self.look(addr)?;
+                let device = self.read_device(addr)?;
                 let is_up = is_up(&device);
                 all_up &= is_up;
-                let known = self.devices.get().into_iter().find(|d| d.name == device.name);
-                let is_new = known.is_none_or(|known| known != device);
+                let previous = self.devices.get().into_iter().find(|d| d.name == device.name);
+                let is_new = previous.is_none_or(|previous| previous != device);
                 if is_new {
                     // Rate-limited, since a backend can cause any number of changes.
                     if let Some(unlogged) = self.changes.admit() {
@@ -86,13 +86,13 @@ impl Watcher {
                 // The frontend may receive the event later than this thread, so it is woken until
                 // it is connected.
                 if is_new || !is_up {
-                    nudge(addr);
+                    on_change(addr);
                 }
             }
             // Events that arrived during the work above are already read from the socket and would
             // not end a sleep.
             while self.xs.poll_event()?.is_none() {
-                let time = (!all_up).then_some(AGAIN);
+                let time = (!all_up).then_some(POLL_INTERVAL);
                 sleep(&[self.xs.as_fd()], time).map_err(|_| XsError::Closed)?;
                 if !all_up {
                     break;
@@ -102,16 +102,18 @@ impl Watcher {
         }
     }
 
-    fn look(&mut self, addr: DeviceAddr) -> Result<Device, XsError> {
+    fn read_device(&mut self, addr: DeviceAddr) -> Result<Device, XsError> {
         let (front, back) = (addr.frontend_path(), addr.backend_path());
         let state = read_state(&mut self.xs, &front)?;
         let backend_state = read_state(&mut self.xs, &back)?;
         let name = name_of(addr);
-        let known = self.devices.get().into_iter().find(|d| d.name == name);
+        let previous = self.devices.get().into_iter().find(|d| d.name == name);
         let up_now = state == XenbusState::Connected && backend_state == XenbusState::Connected;
-        let (features, reattached) = match known {
-            Some(known) if is_up(&known) || !up_now => (known.features, known.reattached),
-            known => (self.features(addr), known.map_or(0, |d| d.reattached)),
+        let (features, reattached) = match previous {
+            Some(previous) if is_up(&previous) || !up_now => {
+                (previous.features, previous.reattached)
+            }
+            previous => (self.features(addr), previous.map_or(0, |d| d.reattached)),
         };
         Ok(Device {
             name,

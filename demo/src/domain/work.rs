@@ -11,9 +11,9 @@ mod report;
 pub use report::Report;
 
 use super::disk::failure;
-use super::{JoinArgs, Said};
+use super::{ChildMessage, JoinArgs};
 use crate::machine::devices::DISK;
-use cells::{CELL, contents, whose};
+use cells::{CELL, contents, diagnose};
 use clap::Args;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -32,11 +32,11 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 /// Number of cells of the largest request.
-const MOST: u64 = (SLOT_BYTES / CELL) as u64;
+const MAX_CELLS: u64 = (SLOT_BYTES / CELL) as u64;
 /// How long to wait for a reconnection to the driver domain.
-const PATIENCE: Duration = Duration::from_secs(60);
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum number of mismatches that are reported individually.
-const SHOWN: usize = 5;
+const MAX_MISMATCHES_SHOWN: usize = 5;
 /// Upper bound of recorded latencies, in nanoseconds.
 const MAX_NS: u64 = 120_000_000_000;
 
@@ -74,7 +74,7 @@ pub fn run(args: &WorkArgs) -> Result<(), Failure> {
     let stop = Stop::on_signal(Wakeup::new()?)?;
     let domain = super::join(&args.join)?;
     let xs = domain.xenstore().map_err(Failure::of)?;
-    let session = Session::attach(domain, xs, DISK, PATIENCE).map_err(failure)?;
+    let session = Session::attach(domain, xs, DISK, RECONNECT_TIMEOUT).map_err(failure)?;
     let cells = session.size() / CELL as u64;
     if cells == 0 {
         return Err(Failure::input(
@@ -82,14 +82,14 @@ pub fn run(args: &WorkArgs) -> Result<(), Failure> {
             "use a larger one",
         ));
     }
-    Said::Ready.say();
+    ChildMessage::Ready.send();
     let mut work = Work::new(args, session, cells)?;
-    work.churn(args, &stop)?;
+    work.run_workload(args, &stop)?;
     work.report.stopped = stop.is_requested();
     work.read_all()?;
     let report = work.finish();
     let json = serde_json::to_string(&report).map_err(Failure::foreign)?;
-    Said::Report(json).say();
+    ChildMessage::Report(json).send();
     Ok(())
 }
 
@@ -103,9 +103,9 @@ struct Work {
     blank: bool,
     /// Number of times that each cell was written.
     versions: BTreeMap<u64, u32>,
-    busy: HashSet<u64>,
+    cells_in_flight: HashSet<u64>,
     /// Requests in flight, by slot.
-    flying: Vec<Option<Flying>>,
+    slots: Vec<Option<InFlight>>,
     in_flight: usize,
     latency: Histogram<u64>,
     report: Report,
@@ -115,7 +115,7 @@ struct Work {
 }
 
 #[derive(Clone, Copy)]
-struct Flying {
+struct InFlight {
     first: u64,
     count: u64,
     kind: Kind,
@@ -153,8 +153,8 @@ impl Work {
             can_flush,
             blank: !args.not_blank,
             versions: BTreeMap::new(),
-            busy: HashSet::new(),
-            flying: Vec::new(),
+            cells_in_flight: HashSet::new(),
+            slots: Vec::new(),
             in_flight: 0,
             latency,
             report: Report::default(),
@@ -165,10 +165,10 @@ impl Work {
     }
 
     /// Reads and writes at random until the duration or number of requests is reached.
-    fn churn(&mut self, args: &WorkArgs, stop: &Stop) -> Result<(), Failure> {
+    fn run_workload(&mut self, args: &WorkArgs, stop: &Stop) -> Result<(), Failure> {
         let begin = Instant::now();
         let mut started = 0;
-        let mut shown = begin;
+        let mut last_progress = begin;
         loop {
             let over = match (args.requests, args.seconds) {
                 (Some(requests), _) => started >= requests,
@@ -185,8 +185,8 @@ impl Work {
                 break;
             }
             self.take_answers()?;
-            if shown.elapsed() >= Duration::from_millis(200) {
-                shown = Instant::now();
+            if last_progress.elapsed() >= Duration::from_millis(200) {
+                last_progress = Instant::now();
                 self.show(args, begin.elapsed());
             }
         }
@@ -223,7 +223,7 @@ impl Work {
         };
         let first = self.rng.random_range(0..=self.cells - count);
         // The result of two concurrent requests for one cell is undefined.
-        if (first..first + count).any(|cell| self.busy.contains(&cell)) {
+        if (first..first + count).any(|cell| self.cells_in_flight.contains(&cell)) {
             return Ok(self.in_flight == 0);
         }
         let queue = self.session.queue().map_err(failure)?;
@@ -236,20 +236,20 @@ impl Work {
                 let _ = queue.fill(slot, n * CELL, &self.cell);
             }
         }
-        self.busy.extend(first..first + count);
-        self.launch(slot, Flying { first, count, kind, start: Instant::now() })?;
+        self.cells_in_flight.extend(first..first + count);
+        self.submit(slot, InFlight { first, count, kind, start: Instant::now() })?;
         Ok(true)
     }
 
     /// Returns a random request size: mostly single cells, sometimes several.
     fn count(&mut self) -> u64 {
-        let most = MOST.min(self.cells);
+        let most = MAX_CELLS.min(self.cells);
         if self.rng.random_range(0..4_u32) == 0 { self.rng.random_range(1..=most) } else { 1 }
     }
 
-    fn launch(&mut self, slot: SlotId, flying: Flying) -> Result<(), Failure> {
-        let (sector, bytes) = (flying.first * 8, flying.count as usize * CELL);
-        let op = match flying.kind {
+    fn submit(&mut self, slot: SlotId, request: InFlight) -> Result<(), Failure> {
+        let (sector, bytes) = (request.first * 8, request.count as usize * CELL);
+        let op = match request.kind {
             Kind::Read => Op::Read { sector, bytes },
             Kind::Write => Op::Write { sector, bytes },
             Kind::Flush => Op::Flush,
@@ -257,10 +257,10 @@ impl Work {
         let queue = self.session.queue().map_err(failure)?;
         queue.start(slot, op).map_err(Failure::foreign)?;
         queue.publish().map_err(Failure::of)?;
-        if self.flying.len() <= slot.index() {
-            self.flying.resize(slot.index() + 1, None);
+        if self.slots.len() <= slot.index() {
+            self.slots.resize(slot.index() + 1, None);
         }
-        self.flying[slot.index()] = Some(flying);
+        self.slots[slot.index()] = Some(request);
         self.in_flight += 1;
         Ok(())
     }
@@ -268,10 +268,10 @@ impl Work {
     /// Waits for responses, and verifies the data of reads.
     fn take_answers(&mut self) -> Result<(), Failure> {
         let mut done = Vec::new();
-        let answered = self.session.answers(|slot, op, status| done.push((slot, op, status)));
-        answered.map_err(failure)?;
+        let completed = self.session.answers(|slot, op, status| done.push((slot, op, status)));
+        completed.map_err(failure)?;
         for (slot, op, status) in done {
-            let Some(flying) = self.flying.get_mut(slot.index()).and_then(Option::take) else {
+            let Some(request) = self.request.get_mut(slot.index()).and_then(Option::take) else {
                 return Err(Failure::new(
                     format!("the backend completed a request that is not in flight: {op:?}"),
                     "",
@@ -282,11 +282,11 @@ impl Work {
                 let what = format!("the backend could not do {op:?}: {status:?}");
                 return Err(Failure::new(what, "see the driver domain's log"));
             }
-            let took = u64::try_from(flying.start.elapsed().as_nanos()).unwrap_or(MAX_NS);
+            let took = u64::try_from(request.start.elapsed().as_nanos()).unwrap_or(MAX_NS);
             self.latency.saturating_record(took);
-            let bytes = flying.count * CELL as u64;
+            let bytes = request.count * CELL as u64;
             self.report.requests += 1;
-            match flying.kind {
+            match request.kind {
                 Kind::Flush => self.report.flushes += 1,
                 Kind::Write => {
                     self.report.writes += 1;
@@ -295,20 +295,20 @@ impl Work {
                 Kind::Read => {
                     self.report.reads += 1;
                     self.report.bytes_read += bytes;
-                    self.fetch(slot, flying)?;
-                    self.compare(flying);
+                    self.read_data(slot, request)?;
+                    self.compare(request);
                 }
             }
-            for cell in flying.first..flying.first + flying.count {
-                self.busy.remove(&cell);
+            for cell in request.first..request.first + request.count {
+                self.cells_in_flight.remove(&cell);
             }
             self.session.queue().map_err(failure)?.release(slot);
         }
         Ok(())
     }
 
-    fn fetch(&mut self, slot: SlotId, flying: Flying) -> Result<(), Failure> {
-        let bytes = flying.count as usize * CELL;
+    fn read_data(&mut self, slot: SlotId, request: InFlight) -> Result<(), Failure> {
+        let bytes = request.count as usize * CELL;
         self.buf.fill(0xa5);
         let queue = self.session.queue().map_err(failure)?;
         let fetched = queue.fetch(slot, 0, &mut self.buf[..bytes]);
@@ -316,8 +316,8 @@ impl Work {
     }
 
     /// Compares the data read with the expected data.
-    fn compare(&mut self, flying: Flying) {
-        for (n, cell) in (flying.first..flying.first + flying.count).enumerate() {
+    fn compare(&mut self, request: InFlight) {
+        for (n, cell) in (request.first..request.first + request.count).enumerate() {
             let version = self.versions.get(&cell).copied();
             match version {
                 Some(version) => contents(self.seed, cell, version, &mut self.cell),
@@ -329,7 +329,7 @@ impl Work {
                 continue;
             }
             self.report.mismatches += 1;
-            if self.report.first_mismatches.len() < SHOWN {
+            if self.report.first_mismatches.len() < MAX_MISMATCHES_SHOWN {
                 let at = got.iter().zip(&self.cell).position(|(a, b)| a != b).unwrap_or(0);
                 self.report.first_mismatches.push(format!(
                     "byte {}: {:#04x} instead of {:#04x} (written {} times; {})",
@@ -337,7 +337,7 @@ impl Work {
                     got[at],
                     self.cell[at],
                     version.unwrap_or(0),
-                    whose(self.seed, cell, version.unwrap_or(0), got),
+                    diagnose(self.seed, cell, version.unwrap_or(0), got),
                 ));
             }
         }
@@ -350,47 +350,49 @@ impl Work {
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for cell in written {
             match runs.last_mut() {
-                Some((first, count)) if *first + *count == cell && *count < MOST => *count += 1,
+                Some((first, count)) if *first + *count == cell && *count < MAX_CELLS => {
+                    *count += 1
+                }
                 _ => runs.push((cell, 1)),
             }
         }
         let (mut got, mut expected) = (Sha256::new(), Sha256::new());
         for batch in runs.chunks(self.depth) {
-            let mut slots = Vec::new();
+            let mut submitted = Vec::new();
             for &(first, count) in batch {
                 let queue = self.session.queue().map_err(failure)?;
                 let Some(slot) = queue.reserve() else {
                     return Err(Failure::new("the queue has fewer slots than it reported", ""));
                 };
-                let flying = Flying { first, count, kind: Kind::Read, start: Instant::now() };
-                self.launch(slot, flying)?;
-                slots.push((slot, flying));
+                let request = InFlight { first, count, kind: Kind::Read, start: Instant::now() };
+                self.submit(slot, request)?;
+                submitted.push((slot, request));
             }
-            let mut left = slots.len();
+            let mut left = submitted.len();
             while left > 0 {
                 let mut bad = None;
-                let answered = self.session.answers(|_, op, status| {
+                let completed = self.session.answers(|_, op, status| {
                     if status != Status::Okay {
                         bad = Some(op);
                     }
                 });
-                left -= answered.map_err(failure)?.min(left);
+                left -= completed.map_err(failure)?.min(left);
                 if let Some(op) = bad {
-                    return Err(Failure::new(format!("the backend could not do {op:?}"), ""));
+                    return Err(Failure::new(format!("the backend failed {op:?}"), ""));
                 }
             }
-            for (slot, flying) in slots {
-                self.fetch(slot, flying)?;
-                self.compare(flying);
-                let bytes = flying.count as usize * CELL;
+            for (slot, request) in submitted {
+                self.read_data(slot, request)?;
+                self.compare(request);
+                let bytes = request.count as usize * CELL;
                 got.update(&self.buf[..bytes]);
-                for cell in flying.first..flying.first + flying.count {
+                for cell in request.first..request.first + request.count {
                     let version = self.versions.get(&cell).copied().unwrap_or(0);
                     contents(self.seed, cell, version, &mut self.cell);
                     expected.update(&self.cell);
                 }
                 self.report.final_bytes += bytes as u64;
-                self.flying[slot.index()] = None;
+                self.slots[slot.index()] = None;
                 self.in_flight -= 1;
                 self.session.queue().map_err(failure)?.release(slot);
             }
@@ -411,7 +413,7 @@ impl Work {
         report.ok = report.mismatches == 0 && report.sha256 == report.sha256_expected;
         self.session.set_patience(Duration::from_secs(2));
         if let Err(e) = self.session.close() {
-            tracing::warn!("the disk was not closed in good order: {e}");
+            tracing::warn!("the disk was not closed properly: {e}");
         }
         self.report
     }

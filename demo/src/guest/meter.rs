@@ -182,20 +182,23 @@ mod tests {
             meter.count(at(5000 + i), 100, Duration::from_micros(50));
         }
         meter.count(at(6010), 1, Duration::from_micros(900));
-        let shown = meter.read(at(6100));
-        assert_eq!((shown.per_second, shown.bytes_per_second), (10, 1000));
-        assert_eq!((shown.total, shown.total_bytes), (11, 1001));
-        assert_eq!(shown.history.len(), WINDOW - 1);
-        assert!((49.0..51.0).contains(&shown.latency.p50), "{:?}", shown.latency);
-        assert!((890.0..910.0).contains(&shown.latency.max), "{:?}", shown.latency);
+        let server_status = meter.read(at(6100));
+        assert_eq!((server_status.per_second, server_status.bytes_per_second), (10, 1000));
+        assert_eq!((server_status.total, server_status.total_bytes), (11, 1001));
+        assert_eq!(server_status.history.len(), WINDOW - 1);
+        assert!((49.0..51.0).contains(&server_status.latency.p50), "{:?}", server_status.latency);
+        assert!((890.0..910.0).contains(&server_status.latency.max), "{:?}", server_status.latency);
     }
 
     #[test]
     fn a_minute_later_nothing_is_left_but_the_totals() {
         let mut meter = Meter::new();
         meter.count(Duration::from_secs(3), 7, Duration::from_secs(100));
-        let shown = meter.read(Duration::from_secs(3 + WINDOW as u64));
-        assert_eq!((shown.total, shown.per_second, shown.latency), (1, 0, Latency::default()));
-        assert!(shown.history.iter().all(|n| *n == 0));
+        let server_status = meter.read(Duration::from_secs(3 + WINDOW as u64));
+        assert_eq!(
+            (server_status.total, server_status.per_second, server_status.latency),
+            (1, 0, Latency::default())
+        );
+        assert!(server_status.history.iter().all(|n| *n == 0));
     }
 }

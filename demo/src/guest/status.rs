@@ -17,12 +17,12 @@ pub struct Device {
     pub backend_state: String,
     /// Negotiated features, as names and values.
     pub features: Vec<(String, String)>,
-    /// Number of reconnections; set from [`Devices::attached`].
+    /// Number of reconnections; set from [`Devices::set_sessions`].
     pub reattached: u32,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct DeviceTable {
     devices: Vec<Device>,
     /// Number of sessions, by the device's name.
     sessions: BTreeMap<String, u32>,
@@ -31,7 +31,7 @@ struct Known {
 /// The current states of the devices; written by the threads that use the devices, read by the live
 /// page.
 #[derive(Debug, Clone, Default)]
-pub struct Devices(Arc<Mutex<Known>>);
+pub struct Devices(Arc<Mutex<DeviceTable>>);
 
 impl Devices {
     /// Replaces the device of that name, or adds it.
@@ -51,7 +51,7 @@ impl Devices {
     }
 
     /// Sets the number of sessions of the device of that name.
-    pub fn attached(&self, name: &str, sessions: u32) {
+    pub fn set_sessions(&self, name: &str, sessions: u32) {
         self.lock().sessions.insert(name.to_owned(), sessions);
     }
 
@@ -67,7 +67,7 @@ impl Devices {
         devices
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, DeviceTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,7 +1,7 @@
 //! A child process, which is one domain.
 
 use super::Event;
-use crate::domain::Said;
+use crate::domain::ChildMessage;
 use crossbeam_channel::Sender;
 use pvio_daemon::failure::Failure;
 use pvio_grant_table::DomId;
@@ -87,8 +87,8 @@ impl Child {
         let reader = builder.spawn(move || {
             let mut out = out.map(BufReader::new);
             while let Some(line) = out.as_mut().and_then(next_line) {
-                if let Some(said) = Said::parse(&line) {
-                    let _ = events.send(Event::Said(role, said));
+                if let Some(message) = ChildMessage::parse(&line) {
+                    let _ = events.send(Event::Message(role, message));
                 }
             }
             let _ = events.send(Event::Ended(role, start, child.wait().ok()));
@@ -109,12 +109,12 @@ impl Child {
     }
 
     /// Sends it SIGTERM.
-    pub fn ask_to_end(&self) {
+    pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
     /// Records that it has ended, so that it is not killed on drop.
-    pub fn forget(&mut self) {
+    pub fn mark_ended(&mut self) {
         self.pidfd = None;
     }
 
@@ -145,7 +145,7 @@ fn next_line(out: &mut impl BufRead) -> Option<String> {
 
 /// Describes how a child ended.
 #[must_use]
-pub fn how_it_ended(status: Option<ExitStatus>) -> String {
+pub fn describe_exit(status: Option<ExitStatus>) -> String {
     let Some(status) = status else { return "in an unknown way".into() };
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),

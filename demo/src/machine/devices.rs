@@ -29,9 +29,10 @@ pub struct DiskConfig {
 impl DiskConfig {
     /// Waits, up to a timeout, until the image is not locked by another process. The kernel closes
     /// the files of an io_uring some time after its process was killed.
-    pub fn until_free(&self, most: Duration) {
-        let by = Instant::now() + most;
-        while matches!(Image::open_as(&self.disk), Err(ImageError::Busy(_))) && Instant::now() < by
+    pub fn wait_until_free(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        while matches!(Image::open_as(&self.disk), Err(ImageError::Busy(_)))
+            && Instant::now() < deadline
         {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -50,7 +51,7 @@ pub struct NicConfig {
     /// The bridge that the tap is added to.
     pub bridge: Option<String>,
     /// The driver domain's options of NICs.
-    pub words: NicArgs,
+    pub nic_args: NicArgs,
     /// The host's address on the tap.
     pub host: Option<(Ipv4Addr, u8)>,
 }
@@ -58,14 +59,14 @@ pub struct NicConfig {
 impl NicConfig {
     /// Waits, up to a timeout, until the tap is removed, which also happens some time after its
     /// process was killed.
-    pub fn until_free(&self, most: Duration) {
-        let by = Instant::now() + most;
+    pub fn wait_until_free(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
         // /proc shows the network namespace of the process, /sys the one in which it was mounted.
-        let is_there = || {
+        let exists = || {
             let list = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
             list.lines().any(|line| line.trim_start().split(':').next() == Some(&self.tap))
         };
-        while is_there() && Instant::now() < by {
+        while exists() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -73,8 +74,9 @@ impl NicConfig {
 
 /// Returns the message that a backend wrote before it closed a device, if any.
 pub fn backend_error<X: Xenstore>(xs: &mut X) -> Option<String> {
-    let told = |xs: &mut X, addr: DeviceAddr| read_error(xs, &addr.backend_path()).ok().flatten();
-    let text = told(xs, DISK).or_else(|| told(xs, NIC))?;
+    let message =
+        |xs: &mut X, addr: DeviceAddr| read_error(xs, &addr.backend_path()).ok().flatten();
+    let text = message(xs, DISK).or_else(|| message(xs, NIC))?;
     // The format is "<errno> <code>: <text>"; the codes are for logs.
     let text = text.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start();
     let text = match text.split_once(": ") {
@@ -100,8 +102,8 @@ pub fn create<X: Xenstore>(
     disk: &DiskConfig,
     nic: Option<&NicConfig>,
 ) -> Result<(), HandshakeError> {
-    vbd::create_device(xs, DISK, &disk_words(disk))?;
-    nic.map_or(Ok(()), |nic| vif::create_device(xs, NIC, &nic_words(nic)))
+    vbd::create_device(xs, DISK, &disk_config(disk))?;
+    nic.map_or(Ok(()), |nic| vif::create_device(xs, NIC, &nic_config(nic)))
 }
 
 /// Creates the backend nodes again after the driver domain was destroyed and created with the same
@@ -116,11 +118,11 @@ pub fn create_backends_again<X: Xenstore>(
     nic: Option<&NicConfig>,
 ) -> Result<(), HandshakeError> {
     transaction(xs, |tx| {
-        make_back_end(tx, DISK)?;
-        disk_words(disk).write(tx, &DISK.backend_path())?;
+        create_backend_nodes(tx, DISK)?;
+        disk_config(disk).write(tx, &DISK.backend_path())?;
         if let Some(nic) = nic {
-            make_back_end(tx, NIC)?;
-            nic_words(nic).write(tx, &NIC.backend_path())?;
+            create_backend_nodes(tx, NIC)?;
+            nic_config(nic).write(tx, &NIC.backend_path())?;
         }
         Ok(())
     })
@@ -129,17 +131,17 @@ pub fn create_backends_again<X: Xenstore>(
 /// Waits, up to a timeout, until no frontend is in state Initialised, which it may have entered for
 /// the dead backend. The next backend must not connect to rings that were set up for the former
 /// one.
-pub fn until_frontends_know<X: Xenstore>(xs: &mut X, with_nic: bool, most: Duration) {
-    let by = Instant::now() + most;
+pub fn wait_for_frontends<X: Xenstore>(xs: &mut X, with_nic: bool, timeout: Duration) {
+    let deadline = Instant::now() + timeout;
     let mut waits = |addr: DeviceAddr| {
         read_frontend_state(xs, &addr.frontend_path()) == Ok(XenbusState::Initialised)
     };
-    while (waits(DISK) || (with_nic && waits(NIC))) && Instant::now() < by {
+    while (waits(DISK) || (with_nic && waits(NIC))) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn make_back_end<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Result<(), HandshakeError> {
+fn create_backend_nodes<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Result<(), HandshakeError> {
     let base = addr.backend_path();
     xs.mkdir(&base)?;
     let perms = [Perm::new(addr.back, Access::None), Perm::new(addr.front, Access::Read)];
@@ -153,19 +155,19 @@ fn make_back_end<X: Xenstore>(xs: &mut X, addr: DeviceAddr) -> Result<(), Handsh
     write_state(xs, &base, XenbusState::Initialising)
 }
 
-fn disk_words(disk: &DiskConfig) -> vbd::ToolstackBack {
-    let mut words = vbd::ToolstackBack::new(DISK, &disk.disk.to_bytes());
-    words.kind = vbd::OWN_KIND.into();
-    words.dev = "xvda".into();
+fn disk_config(disk: &DiskConfig) -> vbd::ToolstackBack {
+    let mut config = vbd::ToolstackBack::new(DISK, &disk.disk.to_bytes());
+    config.kind = vbd::OWN_KIND.into();
+    config.dev = "xvda".into();
     let read_only = disk.disk.options.read_only == Some(true);
-    words.mode = if read_only { vbd::Mode::ReadOnly } else { vbd::Mode::ReadWrite };
-    words
+    config.mode = if read_only { vbd::Mode::ReadOnly } else { vbd::Mode::ReadWrite };
+    config
 }
 
-fn nic_words(nic: &NicConfig) -> vif::ToolstackBack {
-    let mut words = vif::ToolstackBack::new(NIC, nic.mac);
-    words.mtu = Some(nic.mtu);
-    words.bridge = nic.bridge.clone();
-    words.vifname = Some(nic.tap.clone());
-    words
+fn nic_config(nic: &NicConfig) -> vif::ToolstackBack {
+    let mut config = vif::ToolstackBack::new(NIC, nic.mac);
+    config.mtu = Some(nic.mtu);
+    config.bridge = nic.bridge.clone();
+    config.vifname = Some(nic.tap.clone());
+    config
 }

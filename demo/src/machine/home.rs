@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Name of the directory of in-flight records in a state directory.
 pub const RECORDS: &str = "inflight";
 
-/// The state directory. A default one is removed when dropped, unless [`Home::keep`] was called.
+/// The state directory. A default one is removed when dropped, unless [`Home::preserve`] was called.
 #[derive(Debug)]
 pub struct Home {
     dir: Arc<PrivateDir>,
@@ -19,28 +19,28 @@ pub struct Home {
 }
 
 impl Home {
-    /// Claims the directory `named`, or the default one for a machine of that name, and starts a
+    /// Claims the directory `explicit`, or the default one for a machine of that name, and starts a
     /// hypervisor in it. Nothing in the directory is changed if another hypervisor is running
     /// there.
     ///
     /// # Errors
     /// A [`Failure`] if the directory cannot be created or is not private to this user, or another
     /// hypervisor is running in it.
-    pub fn claim(named: Option<&Path>, name: &str) -> Result<(Self, Hypervisor), Failure> {
+    pub fn claim(explicit: Option<&Path>, name: &str) -> Result<(Self, Hypervisor), Failure> {
         if name.is_empty() || name.contains(['/', '\0']) || name.starts_with('.') {
             return Err(Failure::input(
                 format!("invalid name {name:?} of a guest"),
                 "use letters, digits, '-', '_' and '.', as in --name web-1",
             ));
         }
-        let path = match named {
+        let path = match explicit {
             Some(path) => path.to_owned(),
             None => private(&default_root())?.path().join(name),
         };
         let dir = Arc::new(private(&path)?);
         let started = Hypervisor::start(dir.path());
         let hypervisor = started.map_err(|e| Failure::of(e).as_input())?;
-        Ok((Self { dir, is_temporary: Arc::new(AtomicBool::new(named.is_none())) }, hypervisor))
+        Ok((Self { dir, is_temporary: Arc::new(AtomicBool::new(explicit.is_none())) }, hypervisor))
     }
 
     /// Returns the directory.
@@ -56,7 +56,7 @@ impl Home {
     }
 
     /// Prevents the removal of the directory, because its logs are of interest.
-    pub fn keep(&self) {
+    pub fn preserve(&self) {
         self.is_temporary.store(false, Ordering::Release);
     }
 

@@ -18,7 +18,7 @@ pub mod devices;
 pub mod home;
 pub mod rights;
 
-use crate::domain::Said;
+use crate::domain::ChildMessage;
 use child::{Child, Role};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use devices::{DiskConfig, NicConfig};
@@ -39,13 +39,13 @@ pub const DRIVER: DomId = HOSTED_DRIVER;
 /// The guest's number.
 pub const GUEST: DomId = DomId(2);
 /// How long to wait until all devices are connected, after a start or restart.
-const START: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval at which the devices are polled until they are connected.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long to wait for a child to end after SIGTERM.
-const END: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait for the kernel to close the files of a killed driver domain.
-const RELEASE: Duration = Duration::from_secs(3);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum number of restarts of the driver domain within [`RESTARTS_TIME`].
 const RESTARTS: usize = 5;
 const RESTARTS_TIME: Duration = Duration::from_secs(60);
@@ -76,14 +76,14 @@ pub enum Event {
     /// A signal requests a stop.
     Signal,
     /// A message of a child.
-    Said(Role, Said),
+    Message(Role, ChildMessage),
     /// A child ended; with the sequence number of its start.
     Ended(Role, u32, Option<ExitStatus>),
 }
 
 /// An event that is reported to the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
+pub enum MachineEvent {
     /// The guest is ready.
     Ready,
     /// The driver domain ended, with this status, and was started again.
@@ -112,7 +112,7 @@ pub struct Machine {
     restarts: VecDeque<Instant>,
     starts: u32,
     /// Deadline for the devices to be connected; `None` once they are.
-    probation: Option<Instant>,
+    connect_deadline: Option<Instant>,
     /// The guest has reported that it is ready.
     is_ready: bool,
 }
@@ -143,7 +143,7 @@ impl Machine {
             sender,
             restarts: VecDeque::new(),
             starts: 0,
-            probation: Some(Instant::now() + START),
+            connect_deadline: Some(Instant::now() + CONNECT_TIMEOUT),
             is_ready: false,
         };
         machine.start_driver(false)?;
@@ -161,13 +161,13 @@ impl Machine {
     ///
     /// # Errors
     /// A [`Failure`] after which the machine has to be shut down.
-    pub fn next_news(&mut self) -> Result<News, Failure> {
+    pub fn next_event(&mut self) -> Result<MachineEvent, Failure> {
         loop {
-            let event = match self.probation {
-                Some(by) => match self.events.recv_timeout(LOOK) {
+            let event = match self.connect_deadline {
+                Some(deadline) => match self.events.recv_timeout(POLL_INTERVAL) {
                     Ok(event) => event,
                     Err(_) => {
-                        self.look(by)?;
+                        self.check_devices(deadline)?;
                         continue;
                     }
                 },
@@ -175,18 +175,24 @@ impl Machine {
                 None => self.events.recv().map_err(Failure::foreign)?,
             };
             match event {
-                Event::Signal => return Ok(News::Stopped),
-                Event::Said(Role::Guest, Said::Ready) => {
-                    (self.probation, self.is_ready) = (None, true);
-                    return Ok(News::Ready);
+                Event::Signal => return Ok(MachineEvent::Stopped),
+                Event::Message(Role::Guest, ChildMessage::Ready) => {
+                    (self.connect_deadline, self.is_ready) = (None, true);
+                    return Ok(MachineEvent::Ready);
                 }
-                Event::Said(Role::Guest, Said::Report(json)) => return Ok(News::Report(json)),
-                Event::Said(role, Said::Failed(failure)) => return Err(self.reason(role, failure)),
-                Event::Said(Role::Guest, Said::Note(text)) => return Ok(News::Note(text)),
-                Event::Said(Role::Driver, _) => {}
+                Event::Message(Role::Guest, ChildMessage::Report(json)) => {
+                    return Ok(MachineEvent::Report(json));
+                }
+                Event::Message(role, ChildMessage::Failed(failure)) => {
+                    return Err(self.reason(role, failure));
+                }
+                Event::Message(Role::Guest, ChildMessage::Note(text)) => {
+                    return Ok(MachineEvent::Note(text));
+                }
+                Event::Message(Role::Driver, _) => {}
                 Event::Ended(role, start, status) => {
-                    if let Some(news) = self.ended(role, start, status)? {
-                        return Ok(news);
+                    if let Some(event) = self.ended(role, start, status)? {
+                        return Ok(event);
                     }
                 }
             }
@@ -198,7 +204,7 @@ impl Machine {
         role: Role,
         start: u32,
         status: Option<ExitStatus>,
-    ) -> Result<Option<News>, Failure> {
+    ) -> Result<Option<MachineEvent>, Failure> {
         let child = match role {
             Role::Driver => &mut self.driver,
             Role::Guest => &mut self.guest,
@@ -207,14 +213,14 @@ impl Machine {
             return Ok(None);
         }
         *child = None;
-        let how = child::how_it_ended(status);
+        let exit = child::describe_exit(status);
         match role {
-            Role::Guest if status.is_some_and(|s| s.success()) => Ok(Some(News::Done)),
+            Role::Guest if status.is_some_and(|s| s.success()) => Ok(Some(MachineEvent::Done)),
             Role::Guest => {
-                self.home.keep();
+                self.home.preserve();
                 Err(Failure::new(
                     format!(
-                        "the guest ended unexpectedly ({how}), and all other processes were stopped"
+                        "the guest ended unexpectedly ({exit}), and all other processes were stopped"
                     ),
                     format!("see its log {}", self.log(self.plan.guest.0)),
                 ))
@@ -223,10 +229,10 @@ impl Machine {
                 let now = Instant::now();
                 self.restarts.retain(|at| now - *at < RESTARTS_TIME);
                 if self.restarts.len() >= RESTARTS {
-                    self.home.keep();
+                    self.home.preserve();
                     return Err(Failure::new(
                         format!(
-                            "the driver domain ended {} times within a minute, now {how}",
+                            "the driver domain ended {} times within a minute, now {exit}",
                             RESTARTS + 1
                         ),
                         format!("see its log {}", self.log("driver")),
@@ -234,8 +240,8 @@ impl Machine {
                 }
                 self.restarts.push_back(now);
                 self.start_driver(true)?;
-                self.probation = Some(Instant::now() + START);
-                Ok(Some(News::DriverRestarted(how)))
+                self.connect_deadline = Some(Instant::now() + CONNECT_TIMEOUT);
+                Ok(Some(MachineEvent::DriverRestarted(exit)))
             }
         }
     }
@@ -256,23 +262,23 @@ impl Machine {
     }
 
     /// Checks the devices until they are connected. Fails if a backend reported an error or the
-    /// deadline `by` has passed.
-    fn look(&mut self, by: Instant) -> Result<(), Failure> {
+    /// deadline has passed.
+    fn check_devices(&mut self, deadline: Instant) -> Result<(), Failure> {
         if let Some(why) = devices::backend_error(&mut self.xs) {
             return Err(Failure::new(why, ""));
         }
         let nic = self.plan.nic.is_some();
         if self.is_ready && devices::are_connected(&mut self.xs, nic) {
-            self.probation = None;
-        } else if Instant::now() >= by {
-            self.home.keep();
+            self.connect_deadline = None;
+        } else if Instant::now() >= deadline {
+            self.home.preserve();
             let what = if self.is_ready {
                 "the devices did not reconnect"
             } else {
                 "the guest did not become ready"
             };
             return Err(Failure::new(
-                format!("{what} within {} seconds", START.as_secs()),
+                format!("{what} within {} seconds", CONNECT_TIMEOUT.as_secs()),
                 format!("see the logs in {}", self.home.path().display()),
             ));
         }
@@ -281,9 +287,9 @@ impl Machine {
 
     fn start_driver(&mut self, again: bool) -> Result<(), Failure> {
         if again {
-            self.plan.disk.until_free(RELEASE);
+            self.plan.disk.wait_until_free(RELEASE_TIMEOUT);
             if let Some(nic) = &self.plan.nic {
-                nic.until_free(RELEASE);
+                nic.wait_until_free(RELEASE_TIMEOUT);
             }
             // Also makes the hypervisor notice the end of the process, if it has not yet.
             match self.hypervisor.destroy_domain(DRIVER) {
@@ -294,16 +300,16 @@ impl Machine {
             self.hypervisor.create_domain(driver).map_err(domain_failure)?;
             devices::create_backends_again(&mut self.xs, &self.plan.disk, self.plan.nic.as_ref())
                 .map_err(Failure::of)?;
-            devices::until_frontends_know(&mut self.xs, self.plan.nic.is_some(), RELEASE);
+            devices::wait_for_frontends(&mut self.xs, self.plan.nic.is_some(), RELEASE_TIMEOUT);
         }
         let mut args: Vec<OsString> = Vec::new();
         if let Some((address, prefix)) = self.plan.nic.as_ref().and_then(|nic| nic.host) {
             args.extend(["--host-ip".into(), format!("{address}/{prefix}").into()]);
         }
-        if let Some(words) = self.plan.nic.as_ref().map(|nic| &nic.words) {
-            args.push(format!("--nic-options={}", words.options).into());
-            args.extend(words.uplinks.iter().map(|link| format!("--nic-uplink={link}").into()));
-            args.extend(words.shares.iter().map(|share| format!("--nic-share={share}").into()));
+        if let Some(nic) = self.plan.nic.as_ref().map(|nic| &nic.nic_args) {
+            args.push(format!("--nic-options={}", nic.options).into());
+            args.extend(nic.uplinks.iter().map(|link| format!("--nic-uplink={link}").into()));
+            args.extend(nic.shares.iter().map(|share| format!("--nic-share={share}").into()));
         }
         self.driver = Some(self.spawn(Role::Driver, "driver", &args, false)?);
         Ok(())
@@ -334,12 +340,12 @@ impl Machine {
     pub fn shut_down(mut self) {
         let children = [self.guest.take(), self.driver.take()];
         for mut child in children.into_iter().flatten() {
-            child.ask_to_end();
-            let by = Instant::now() + END;
-            while let Ok(event) = self.events.recv_deadline(by) {
+            child.terminate();
+            let deadline = Instant::now() + STOP_TIMEOUT;
+            while let Ok(event) = self.events.recv_deadline(deadline) {
                 if matches!(event, Event::Ended(role, start, _) if role == child.role() && start == child.start())
                 {
-                    child.forget();
+                    child.mark_ended();
                     break;
                 }
             }
@@ -350,10 +356,10 @@ impl Machine {
 
 /// Sends an event for the first signal; exits on the second one.
 fn listen_for_signals(home: &Home, sender: Sender<Event>) -> Result<(), Failure> {
-    let mut told = false;
+    let mut stopping = false;
     let sweep = home.sweep();
     signals::listen(move || {
-        if std::mem::replace(&mut told, true) {
+        if std::mem::replace(&mut stopping, true) {
             // The kernel kills the children when this process exits, and removes their taps.
             sweep.now(true);
             std::process::exit(130);

@@ -27,14 +27,14 @@ pub fn for_a_tap() -> Result<(), Failure> {
     if own.effective.contains(CapabilitySet::NET_ADMIN) {
         return Ok(());
     }
-    let no_way = |why: &str| {
+    let failure = |why: &str| {
         Failure::input(
             format!("a tap cannot be created: permission denied, and {why}"),
             "run it as root, or give the program the capability: sudo setcap cap_net_admin+ep $(command -v pvio)",
         )
     };
     if is_inside() {
-        return Err(no_way("not possible in a user namespace either"));
+        return Err(failure("not possible in a user namespace either"));
     }
     const UNSHARE: [&str; 3] = ["--user", "--map-root-user", "--net"];
     let tried = Command::new("unshare")
@@ -46,14 +46,14 @@ pub fn for_a_tap() -> Result<(), Failure> {
         .status();
     match tried {
         Ok(status) if status.success() => {}
-        Ok(_) => return Err(no_way("this system does not allow user namespaces")),
-        Err(_) => return Err(no_way("unshare (util-linux) is not installed")),
+        Ok(_) => return Err(failure("this system does not allow user namespaces")),
+        Err(_) => return Err(failure("unshare (util-linux) is not installed")),
     }
     let program = std::env::current_exe()
-        .map_err(|e| no_way(&format!("this program cannot be found: {e}")))?;
+        .map_err(|e| failure(&format!("this program cannot be found: {e}")))?;
     say_aside!("no permission to create a tap: continuing in a new user and network namespace");
     let mut command = Command::new("unshare");
     command.args(UNSHARE).arg(program).args(std::env::args_os().skip(1));
     let e = command.env(INSIDE, "1").exec();
-    Err(no_way(&format!("unshare could not be run: {e}")))
+    Err(failure(&format!("unshare could not be run: {e}")))
 }

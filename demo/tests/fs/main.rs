@@ -5,7 +5,7 @@
 mod kernel;
 
 use crossbeam_channel::Receiver;
-use pvio_demo::guest::fs::thread::{Answer, FsThread, Reply};
+use pvio_demo::guest::fs::thread::{FsResponse, FsThread, Reply};
 use pvio_demo::guest::fs::{BlockRead, Disk, FileDisk, FsError, Handle, Kind, MemDisk, Target};
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng, SeedableRng};
@@ -17,19 +17,19 @@ use std::time::Duration;
 
 struct Fs {
     thread: FsThread,
-    answers: Receiver<Answer>,
+    responses: Receiver<FsResponse>,
     token: u64,
 }
 
 impl Fs {
     fn of(disk: impl BlockRead + 'static) -> Self {
-        let (thread, answers) = FsThread::start(Disk::new(disk), Box::new(|| ())).unwrap();
-        Self { thread, answers, token: 0 }
+        let (thread, responses) = FsThread::start(Disk::new(disk), Box::new(|| ())).unwrap();
+        Self { thread, responses, token: 0 }
     }
 
     /// Receives the reply to the last request; a minute without one is a hang.
     fn answer(&mut self) -> Result<Reply, FsError> {
-        let answer = self.answers.recv_timeout(Duration::from_secs(60)).expect("an answer");
+        let answer = self.responses.recv_timeout(Duration::from_secs(60)).expect("an answer");
         assert_eq!(answer.token, self.token);
         answer.result
     }
@@ -306,7 +306,7 @@ fn a_disk_that_fails_is_an_error_and_no_more() {
 }
 
 /// Visits everything in an image, within bounds. Any result is accepted; only a hang is a failure.
-fn wander(fs: &mut Fs) {
+fn visit_all_paths(fs: &mut Fs) {
     let mut todo = vec![String::new()];
     let mut seen = 0;
     while let Some(path) = todo.pop() {
@@ -352,7 +352,7 @@ fn damaged(image: &[u8], seed: u64) -> Vec<u8> {
 fn damaged_fat_is_answered() {
     let image = pvio_demo::image::image_bytes(6 << 20).unwrap();
     for seed in 0..150 {
-        wander(&mut Fs::of(MemDisk::new(damaged(&image, seed))));
+        visit_all_paths(&mut Fs::of(MemDisk::new(damaged(&image, seed))));
     }
 }
 
@@ -365,7 +365,7 @@ fn damaged_ext_is_answered() {
     let Some(image) = ext_image(dir.path(), "ext4", &more) else { return };
     let image = fs::read(image).unwrap();
     for seed in 0..150 {
-        wander(&mut Fs::of(MemDisk::new(damaged(&image, seed))));
+        visit_all_paths(&mut Fs::of(MemDisk::new(damaged(&image, seed))));
     }
 }
 
@@ -381,7 +381,7 @@ fn clusters_in_a_ring_end() {
     }
     // In addition, a directory in such a ring that contains only deleted entries has no end.
     let mut fs = Fs::of(MemDisk::new(image.clone()));
-    wander(&mut fs);
+    visit_all_paths(&mut fs);
     let root = reserved + fats * sectors_per_fat * 512;
     for entry in image[root + 16_384..].chunks_mut(32) {
         entry[0] = 0xe5;

@@ -16,12 +16,12 @@ pub(super) fn contents(seed: u64, cell: u64, version: u32, out: &mut [u8]) {
 }
 
 /// Describes the unexpected contents of a cell: another cell, another version, or something else.
-pub(super) fn whose(seed: u64, cell: u64, version: u32, got: &[u8]) -> String {
+pub(super) fn diagnose(seed: u64, cell: u64, version: u32, got: &[u8]) -> String {
     if got.iter().all(|b| *b == 0) {
         return "all zeroes".into();
     }
     if got.iter().all(|b| *b == 0xa5) {
-        return "nothing was read at all".into();
+        return "no data was read".into();
     }
     let mut number = [0; 8];
     number.copy_from_slice(&got[..8]);
@@ -62,10 +62,10 @@ mod tests {
     fn a_mismatch_is_explained() {
         let mut cell = vec![0; CELL];
         contents(1, 7, 2, &mut cell);
-        assert!(whose(1, 7, 3, &cell).contains("a write was lost"));
-        assert!(whose(1, 8, 3, &cell).contains("belongs at byte 28672"));
+        assert!(diagnose(1, 7, 3, &cell).contains("a write was lost"));
+        assert!(diagnose(1, 8, 3, &cell).contains("belongs at byte 28672"));
         cell[4000] ^= 1;
-        assert!(whose(1, 7, 3, &cell).contains("torn"));
-        assert_eq!(whose(1, 7, 3, &[0; CELL]), "all zeroes");
+        assert!(diagnose(1, 7, 3, &cell).contains("torn"));
+        assert_eq!(diagnose(1, 7, 3, &[0; CELL]), "all zeroes");
     }
 }

@@ -18,7 +18,7 @@ pub trait BlockRead: Send {
 
     /// Does background work while there are no reads, such as a reconnection to a restarted
     /// backend.
-    fn tend(&mut self) {}
+    fn poll_backend(&mut self) {}
 }
 
 /// A disk of any type.
@@ -47,8 +47,8 @@ impl BlockRead for Disk {
         self.0.read_at(offset, buf)
     }
 
-    fn tend(&mut self) {
-        self.0.tend();
+    fn poll_backend(&mut self) {
+        self.0.poll_backend();
     }
 }
 

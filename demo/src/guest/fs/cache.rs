@@ -13,9 +13,9 @@ use std::time::Instant;
 /// Size of a chunk in bytes.
 pub const CHUNK: usize = 128 << 10;
 /// Maximum number of chunks in the cache.
-const KEPT: usize = 96;
+const MAX_CHUNKS: usize = 96;
 /// Number of chunks that are read at a time for sequential reads.
-const AHEAD: u64 = 4;
+const READ_AHEAD: u64 = 4;
 
 /// The cache of a disk.
 pub struct Cache {
@@ -60,9 +60,9 @@ impl Cache {
         self.disk.size()
     }
 
-    /// Has the disk do background work (`BlockRead::tend`).
-    pub fn tend(&mut self) {
-        self.disk.tend();
+    /// Has the disk do background work (`BlockRead::poll_backend`).
+    pub fn poll_backend(&mut self) {
+        self.disk.poll_backend();
     }
 
     /// Sets the budget of the next request in bytes.
@@ -128,7 +128,7 @@ impl Cache {
     }
 
     fn load(&mut self, index: u64) -> io::Result<()> {
-        let mut count = if index == self.expected { AHEAD } else { 1 };
+        let mut count = if index == self.expected { READ_AHEAD } else { 1 };
         // Chunks that are already cached are not read again.
         count = (1..count).find(|n| self.chunks.contains_key(&(index + n))).unwrap_or(count);
         let from = index * CHUNK as u64;
@@ -159,7 +159,7 @@ impl Cache {
     /// Returns a buffer for another chunk: that of the least recently used chunk, if the cache is
     /// full.
     fn evict(&mut self) -> Vec<u8> {
-        if self.chunks.len() < KEPT {
+        if self.chunks.len() < MAX_CHUNKS {
             return Vec::with_capacity(CHUNK);
         }
         let oldest = self.chunks.iter().min_by_key(|(_, c)| c.used).map(|(i, _)| *i);
@@ -190,15 +190,15 @@ mod tests {
 
     #[test]
     fn a_large_disk_is_not_kept_whole() {
-        let bytes = vec![9; CHUNK * (KEPT + 20)];
+        let bytes = vec![9; CHUNK * (MAX_CHUNKS + 20)];
         let mut cache = Cache::new(Disk::new(MemDisk::new(bytes)), None);
         cache.allow(u64::MAX);
         let mut buf = vec![0; CHUNK];
-        for index in 0..(KEPT + 20) as u64 {
+        for index in 0..(MAX_CHUNKS + 20) as u64 {
             cache.read_exact(index * CHUNK as u64, &mut buf).unwrap();
             assert!(buf.iter().all(|b| *b == 9));
         }
-        assert!(cache.chunks.len() <= KEPT);
+        assert!(cache.chunks.len() <= MAX_CHUNKS);
     }
 
     #[test]

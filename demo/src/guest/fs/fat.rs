@@ -41,7 +41,7 @@ const FAT32_CLUSTERS: u64 = 65_525;
 impl Overlay {
     /// Returns the corrected sectors for a volume with this first sector.
     fn new(boot: &[u8; 512]) -> Self {
-        let mut shown = boot.to_vec();
+        let mut sector = boot.to_vec();
         let u16_at = |at: usize| u16::from_le_bytes([boot[at], boot[at + 1]]);
         let (small, large) =
             (u16_at(19), u32::from_le_bytes([boot[32], boot[33], boot[34], boot[35]]));
@@ -50,9 +50,9 @@ impl Overlay {
         let is_fat32 = u16_at(22) == 0;
         if !is_fat32 {
             if small != 0 {
-                shown[32..36].fill(0);
+                sector[32..36].fill(0);
             }
-            return Self(vec![(0, shown)]);
+            return Self(vec![(0, sector)]);
         }
         let sectors_per_fat = u32::from_le_bytes([boot[36], boot[37], boot[38], boot[39]]);
         let before = u64::from(u16_at(14)) + u64::from(boot[16]) * u64::from(sectors_per_fat);
@@ -60,19 +60,19 @@ impl Overlay {
         // Clusters beyond the end of the disk cannot be read in any case.
         let least = before.saturating_add(FAT32_CLUSTERS * u64::from(boot[13]));
         let sectors = sectors.max(u32::try_from(least).unwrap_or(sectors));
-        shown[19..21].fill(0);
-        shown[32..36].copy_from_slice(&sectors.to_le_bytes());
+        sector[19..21].fill(0);
+        sector[32..36].copy_from_slice(&sectors.to_le_bytes());
         // Version 0, FSInfo in sector 1, and no backup boot sector, which could be out of range.
-        shown[42..44].fill(0);
-        shown[48..50].copy_from_slice(&1_u16.to_le_bytes());
-        shown[50..52].fill(0);
+        sector[42..44].fill(0);
+        sector[48..50].copy_from_slice(&1_u16.to_le_bytes());
+        sector[50..52].fill(0);
         let mut info = vec![0; 512];
         info[..4].copy_from_slice(b"RRaA");
         info[484..488].copy_from_slice(b"rrAa");
         // The number of free clusters and the next free one are unknown.
         info[488..496].fill(0xff);
         info[510..].copy_from_slice(&[0x55, 0xaa]);
-        Self(vec![(0, shown), (u16_at(11).into(), info)])
+        Self(vec![(0, sector), (u16_at(11).into(), info)])
     }
 
     /// Replaces the overlapping part of data that was read from offset `at`.

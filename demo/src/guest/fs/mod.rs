@@ -80,7 +80,7 @@ pub enum FsError {
     #[error("the file is not open any more")]
     Stale,
     /// [`MAX_OPEN`] files are open.
-    #[error("too many files are open at once")]
+    #[error("too many files are open")]
     TooManyOpen,
     /// The disk thread has ended.
     #[error("the disk thread has ended")]

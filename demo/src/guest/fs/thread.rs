@@ -34,34 +34,34 @@ pub type Waker = Box<dyn Fn() + Send>;
 /// The disk thread; requests are sent through its methods.
 #[derive(Debug)]
 pub struct FsThread {
-    asks: Option<Sender<Ask>>,
+    requests: Option<Sender<FsRequest>>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-enum Ask {
+enum FsRequest {
     Info { token: u64 },
     Visit { token: u64, path: Vec<u8>, index: bool },
     Read { token: u64, handle: Handle, offset: u64, buf: Vec<u8> },
     Close(Handle),
-    Tend,
-    End,
+    PollBackend,
+    ServeExit,
 }
 
 /// Requests background work of the disk, from any thread.
 #[derive(Debug, Clone)]
-pub struct Nudge(Sender<Ask>);
+pub struct BackendPoller(Sender<FsRequest>);
 
-impl Nudge {
+impl BackendPoller {
     /// Sends the request, unless the queue is full; then reads will reconnect the disk anyway.
-    pub fn tend(&self) {
-        let _ = self.0.try_send(Ask::Tend);
+    pub fn poll_backend(&self) {
+        let _ = self.0.try_send(FsRequest::PollBackend);
     }
 }
 
 /// A reply, with the token of its request.
 #[derive(Debug)]
-pub struct Answer {
+pub struct FsResponse {
     /// The token of the request.
     pub token: u64,
     /// The result of the request.
@@ -79,7 +79,7 @@ pub enum Reply {
     Read(Vec<u8>),
 }
 
-impl Answer {
+impl FsResponse {
     /// Returns the target of a visit.
     ///
     /// # Errors
@@ -98,7 +98,7 @@ impl FsThread {
     ///
     /// # Errors
     /// No thread can be created.
-    pub fn start(disk: Disk, wake: Waker) -> io::Result<(Self, Receiver<Answer>)> {
+    pub fn start(disk: Disk, wake: Waker) -> io::Result<(Self, Receiver<FsResponse>)> {
         Self::start_metered(disk, wake, None)
     }
 
@@ -110,13 +110,13 @@ impl FsThread {
         disk: Disk,
         wake: Waker,
         meter: Option<Shared>,
-    ) -> io::Result<(Self, Receiver<Answer>)> {
-        let (asks, inbox) = bounded(QUEUE);
+    ) -> io::Result<(Self, Receiver<FsResponse>)> {
+        let (requests, inbox) = bounded(QUEUE);
         // There is at most one reply for each request, and requests are bounded.
-        let (out, answers) = unbounded();
+        let (out, responses) = unbounded();
         let builder = thread::Builder::new().name("disk".into());
         let thread = builder.spawn(move || Worker { inbox, out, wake }.run(disk, meter))?;
-        Ok((Self { asks: Some(asks), thread: Some(thread) }, answers))
+        Ok((Self { requests: Some(requests), thread: Some(thread) }, responses))
     }
 
     /// Requests the mounted file system.
@@ -124,7 +124,7 @@ impl FsThread {
     /// # Errors
     /// [`FsError::Gone`].
     pub fn info(&self, token: u64) -> Result<(), FsError> {
-        self.send(Ask::Info { token })
+        self.send(FsRequest::Info { token })
     }
 
     /// Requests the file or directory at `path`; with `index`, a directory's `index.html` if it has
@@ -133,7 +133,7 @@ impl FsThread {
     /// # Errors
     /// [`FsError::Gone`].
     pub fn visit(&self, token: u64, path: Vec<u8>, index: bool) -> Result<(), FsError> {
-        self.send(Ask::Visit { token, path, index })
+        self.send(FsRequest::Visit { token, path, index })
     }
 
     /// Requests `buf.len()` bytes of a file from `offset` on.
@@ -147,30 +147,30 @@ impl FsThread {
         offset: u64,
         buf: Vec<u8>,
     ) -> Result<(), FsError> {
-        self.send(Ask::Read { token, handle, offset, buf })
+        self.send(FsRequest::Read { token, handle, offset, buf })
     }
 
     /// Closes a file.
     pub fn close(&self, handle: Handle) {
-        let _ = self.send(Ask::Close(handle));
+        let _ = self.send(FsRequest::Close(handle));
     }
 
     /// Returns a handle that requests background work of the disk.
     #[must_use]
-    pub fn nudge(&self) -> Option<Nudge> {
-        self.asks.clone().map(Nudge)
+    pub fn backend_poller(&self) -> Option<BackendPoller> {
+        self.requests.clone().map(BackendPoller)
     }
 
-    fn send(&self, ask: Ask) -> Result<(), FsError> {
-        self.asks.as_ref().and_then(|asks| asks.send(ask).ok()).ok_or(FsError::Gone)
+    fn send(&self, request: FsRequest) -> Result<(), FsError> {
+        self.requests.as_ref().and_then(|requests| requests.send(request).ok()).ok_or(FsError::Gone)
     }
 }
 
 impl Drop for FsThread {
     fn drop(&mut self) {
-        // A `Nudge` may still hold a sender, so the channel does not close.
-        let _ = self.send(Ask::End);
-        drop(self.asks.take());
+        // A `BackendPoller` may still hold a sender, so the channel does not close.
+        let _ = self.send(FsRequest::ServeExit);
+        drop(self.requests.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -178,13 +178,13 @@ impl Drop for FsThread {
 }
 
 struct Worker {
-    inbox: Receiver<Ask>,
-    out: Sender<Answer>,
+    inbox: Receiver<FsRequest>,
+    out: Sender<FsResponse>,
     wake: Waker,
 }
 
 /// Why a mount ended.
-enum End {
+enum ServeExit {
     /// There are no more requests.
     Done,
     /// A library panicked; the file system has to be mounted again.
@@ -197,27 +197,29 @@ impl Worker {
         let cache = Rc::new(RefCell::new(Cache::new(disk, meter)));
         // Handles are not reused, even when the file system is mounted again.
         let mut handles = 0;
-        let mut ask = self.inbox.recv().ok();
-        while let Some(first) = ask.take().filter(|ask| !matches!(ask, Ask::End)) {
+        let mut request = self.inbox.recv().ok();
+        while let Some(first) =
+            request.take().filter(|request| !matches!(request, FsRequest::ServeExit))
+        {
             // A disk without a file system needs to reconnect to its backend as well.
-            if matches!(first, Ask::Tend) {
-                cache.borrow_mut().tend();
-                ask = self.inbox.recv().ok();
+            if matches!(first, FsRequest::PollBackend) {
+                cache.borrow_mut().poll_backend();
+                request = self.inbox.recv().ok();
                 continue;
             }
-            let ended =
+            let exit =
                 catch_unwind(AssertUnwindSafe(|| self.mount(&cache, size, &mut handles, first)));
-            ask = match ended {
-                Ok(Ok(End::Done)) => None,
-                Ok(Ok(End::Panicked)) => self.inbox.recv().ok(),
+            request = match exit {
+                Ok(Ok(ServeExit::Done)) => None,
+                Ok(Ok(ServeExit::Panicked)) => self.inbox.recv().ok(),
                 // Mounting failed: this is the reply to the current request, and the next request
                 // tries again.
-                Ok(Err((e, ask))) => {
+                Ok(Err((e, request))) => {
                     static UNMOUNTED: LogLimit = LogLimit::new();
                     if let Some(unlogged) = UNMOUNTED.admit() {
                         tracing::warn!(code = e.code(), unlogged, "{e}");
                     }
-                    self.refuse(&ask, e);
+                    self.fail(&request, e);
                     self.inbox.recv().ok()
                 }
                 // A panic that `mount` does not catch, such as in a destructor of the library. All
@@ -232,8 +234,8 @@ impl Worker {
         cache: &Rc<RefCell<Cache>>,
         size: u64,
         handles: &mut u64,
-        first: Ask,
-    ) -> Result<End, (FsError, Ask)> {
+        first: FsRequest,
+    ) -> Result<ServeExit, (FsError, FsRequest)> {
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let family = probe::family(&mut cache.borrow_mut())?;
             cache.borrow_mut().allow(MOUNT_BUDGET);
@@ -256,81 +258,81 @@ impl Worker {
         fs: &mut dyn Mounted,
         cache: &RefCell<Cache>,
         handles: &mut u64,
-        first: Ask,
-    ) -> End {
+        first: FsRequest,
+    ) -> ServeExit {
         let mut next = Some(first);
-        while let Some(ask) = next.take().or_else(|| self.inbox.recv().ok()) {
-            if matches!(ask, Ask::End) {
-                return End::Done;
+        while let Some(request) = next.take().or_else(|| self.inbox.recv().ok()) {
+            if matches!(request, FsRequest::ServeExit) {
+                return ServeExit::Done;
             }
-            let token = ask.token();
-            let served = catch_unwind(AssertUnwindSafe(|| answer(fs, cache, handles, ask)));
+            let token = request.token();
+            let served = catch_unwind(AssertUnwindSafe(|| execute(fs, cache, handles, request)));
             let (result, panic) = match served {
                 Ok(result) => (result, false),
                 Err(_) => (Some(Err(panicked())), true),
             };
             if let (Some(token), Some(result)) = (token, result) {
-                self.send(Answer { token, result });
+                self.send(FsResponse { token, result });
             }
             if panic {
-                return End::Panicked;
+                return ServeExit::Panicked;
             }
         }
-        End::Done
+        ServeExit::Done
     }
 
-    fn refuse(&self, ask: &Ask, e: FsError) {
-        if let Some(token) = ask.token() {
-            self.send(Answer { token, result: Err(e) });
+    fn fail(&self, request: &FsRequest, e: FsError) {
+        if let Some(token) = request.token() {
+            self.send(FsResponse { token, result: Err(e) });
         }
     }
 
-    fn send(&self, answer: Answer) {
-        let _ = self.out.send(answer);
+    fn send(&self, response: FsResponse) {
+        let _ = self.out.send(response);
         (self.wake)();
     }
 }
 
-impl Ask {
+impl FsRequest {
     fn token(&self) -> Option<u64> {
         match self {
             Self::Info { token } | Self::Visit { token, .. } | Self::Read { token, .. } => {
                 Some(*token)
             }
-            Self::Close(_) | Self::Tend | Self::End => None,
+            Self::Close(_) | Self::PollBackend | Self::ServeExit => None,
         }
     }
 }
 
-fn answer(
+fn execute(
     fs: &mut dyn Mounted,
     cache: &RefCell<Cache>,
     handles: &mut u64,
-    ask: Ask,
+    request: FsRequest,
 ) -> Option<Result<Reply, FsError>> {
-    match ask {
-        Ask::Info { .. } => Some(Ok(Reply::Info(fs.info()))),
-        Ask::Visit { path, index, .. } => {
+    match request {
+        FsRequest::Info { .. } => Some(Ok(Reply::Info(fs.info()))),
+        FsRequest::Visit { path, index, .. } => {
             cache.borrow_mut().allow(VISIT_BUDGET);
             *handles += 1;
             Some(fs.visit(&path, index, Handle(*handles)).map(Reply::Visited))
         }
-        Ask::Read { handle, offset, mut buf, .. } => {
+        FsRequest::Read { handle, offset, mut buf, .. } => {
             cache.borrow_mut().allow(READ_BUDGET + buf.len() as u64 * 2);
             Some(fs.read(handle, offset, &mut buf).map(|got| {
                 buf.truncate(got);
                 Reply::Read(buf)
             }))
         }
-        Ask::Close(handle) => {
+        FsRequest::Close(handle) => {
             fs.close(handle);
             None
         }
-        Ask::Tend => {
-            cache.borrow_mut().tend();
+        FsRequest::PollBackend => {
+            cache.borrow_mut().poll_backend();
             None
         }
-        Ask::End => None,
+        FsRequest::ServeExit => None,
     }
 }
 

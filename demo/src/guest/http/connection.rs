@@ -1,10 +1,10 @@
 //! One connection, from listening to closed; its socket is then used for the next one.
 
-use super::answer::{Sending, found, page, refusal};
 use super::live;
 use super::request::{self, Request};
 use super::response::status_of;
-use super::state::{Shared, Shown};
+use super::sending::{Sending, found, page, refusal};
+use super::state::{ServerStatus, Shared};
 use super::{
     CONNECTIONS, CROWDED_HEAD_TIME, CROWDED_LINGER, DISK_TIME, HEAD_TIME, IDLE, LINGER, MAX_HEAD,
     STALL,
@@ -40,7 +40,7 @@ enum State {
     /// Waiting for a request, or for the rest of one.
     Head,
     /// The disk thread has been sent the request's path.
-    Asking(Box<Request>, Instant),
+    WaitingForDisk(Box<Request>, Instant),
     Sending(Sending),
     /// Our side is closed; further data is discarded.
     Closing,
@@ -77,7 +77,7 @@ impl Connection {
             State::Head if self.input.is_empty() => IDLE,
             State::Head => HEAD_TIME,
             State::Closing if crowded => CROWDED_LINGER,
-            State::Asking(..) => DISK_TIME,
+            State::WaitingForDisk(..) => DISK_TIME,
             State::Sending(_) => STALL,
             State::Closing => LINGER,
         };
@@ -96,7 +96,7 @@ impl Connection {
         &mut self,
         socket: &mut tcp::Socket<'_>,
         shared: &mut Shared,
-        shown: &Shown,
+        server_status: &ServerStatus,
         connections: usize,
         now: Instant,
     ) -> bool {
@@ -118,12 +118,12 @@ impl Connection {
             moved |= self.read(socket, now);
             match &mut self.state {
                 State::Head => {
-                    let ours = self.input.len();
-                    if self.take_request(shared, shown, connections, now) {
+                    let before = self.input.len();
+                    if self.take_request(shared, server_status, connections, now) {
                         moved = true;
                         continue;
                     }
-                    if ours == 0 && !socket.may_recv() {
+                    if before == 0 && !socket.may_recv() {
                         self.close(socket, now);
                         return true;
                     }
@@ -134,12 +134,12 @@ impl Connection {
                     }
                 }
                 State::Sending(_) => {
-                    if self.send(socket, shared, shown, now) {
+                    if self.send(socket, shared, server_status, now) {
                         moved = true;
                         continue;
                     }
                 }
-                State::Listening | State::Asking(..) | State::Closing => {}
+                State::Listening | State::WaitingForDisk(..) | State::Closing => {}
             }
             if moved == before {
                 break;
@@ -149,34 +149,39 @@ impl Connection {
     }
 
     /// Handles a reply of the disk thread; discards it if it belongs to an aborted response.
-    pub fn answered(
+    pub fn on_response(
         &mut self,
         serial: u64,
         result: Result<Reply, FsError>,
         shared: &mut Shared,
-        shown: &Shown,
+        server_status: &ServerStatus,
         now: Instant,
     ) {
         if serial != self.serial {
             return shared.drop_reply(result);
         }
         match (&mut self.state, result) {
-            (State::Asking(..), result) => {
-                let State::Asking(request, start) = std::mem::replace(&mut self.state, State::Head)
+            (State::WaitingForDisk(..), result) => {
+                let State::WaitingForDisk(request, start) =
+                    std::mem::replace(&mut self.state, State::Head)
                 else {
                     return;
                 };
                 let sending = match result {
-                    Ok(Reply::Visited(target)) => found(&request, target, start, shared, shown),
-                    Ok(_) => refusal(&request, 500, "the disk thread answered nonsense", start),
+                    Ok(Reply::Visited(target)) => {
+                        found(&request, target, start, shared, server_status)
+                    }
+                    Ok(_) => {
+                        refusal(&request, 500, "the disk thread sent an unexpected response", start)
+                    }
                     Err(e) if request.path == b"/" => {
-                        let body = live::page(shown, Err(&e));
+                        let body = live::page(server_status, Err(&e));
                         page(&request, body, "text/html; charset=utf-8", start)
                     }
                     Err(e) => {
                         let (status, why) = status_of(&e);
                         if status >= 500 {
-                            shown.http.count_error();
+                            server_status.http.count_error();
                         }
                         refusal(&request, status, &why, start)
                     }
@@ -188,7 +193,7 @@ impl Connection {
                 if bytes.is_empty() {
                     // The file is shorter than when it was opened, so `Content-Length` cannot be
                     // fulfilled.
-                    self.give_up(shared, shown);
+                    self.give_up(shared, server_status);
                 } else {
                     file.ready.push_back(bytes);
                 }
@@ -196,9 +201,9 @@ impl Connection {
             (State::Sending(_), Err(e)) => {
                 static CUT_OFF: LogLimit = LogLimit::new();
                 if let Some(unlogged) = CUT_OFF.admit() {
-                    tracing::warn!(code = e.code(), unlogged, "in the middle of an answer: {e}");
+                    tracing::warn!(code = e.code(), unlogged, "the response was aborted: {e}");
                 }
-                self.give_up(shared, shown);
+                self.give_up(shared, server_status);
             }
             (_, result) => shared.drop_reply(result),
         }
@@ -206,8 +211,8 @@ impl Connection {
 
     /// Aborts a response that cannot be completed. The next step resets the connection, which tells
     /// the client.
-    fn give_up(&mut self, shared: &mut Shared, shown: &Shown) {
-        shown.http.count_error();
+    fn give_up(&mut self, shared: &mut Shared, server_status: &ServerStatus) {
+        server_status.http.count_error();
         if let State::Sending(sending) = &mut self.state {
             sending.close_file(shared);
         }
@@ -243,15 +248,15 @@ impl Connection {
     ) -> bool {
         let late = |status, why: &str| {
             let request = Request::default();
-            Sending { keep: false, ..refusal(&request, status, why, now) }
+            Sending { keep_alive: false, ..refusal(&request, status, why, now) }
         };
         let sending = match &self.state {
             State::Head if !self.input.is_empty() => {
-                late(408, "the request did not come to its end in time")
+                late(408, "the request was not complete in time")
             }
-            State::Asking(..) => late(
+            State::WaitingForDisk(..) => late(
                 503,
-                "the disk does not answer; its driver domain may be starting again, so try later",
+                "the disk does not respond; its driver domain may be restarting, so try again later",
             ),
             State::Head => {
                 self.close(socket, now);
@@ -297,7 +302,7 @@ impl Connection {
     fn take_request(
         &mut self,
         shared: &mut Shared,
-        shown: &Shown,
+        server_status: &ServerStatus,
         connections: usize,
         now: Instant,
     ) -> bool {
@@ -318,13 +323,13 @@ impl Connection {
         };
         self.input.drain(..len);
         // With few free connections, none is kept alive.
-        request.keep &= shared.may_keep;
+        request.keep_alive &= shared.may_keep_alive;
         self.since = now;
         let json = "application/json";
         let own = match request.path.as_slice() {
-            b"/.pvio/status.json" => Some((live::status(shown, connections), json)),
+            b"/.pvio/status.json" => Some((live::status(server_status, connections), json)),
             b"/.pvio/metrics" => Some((
-                live::metrics(shown, connections),
+                live::metrics(server_status, connections),
                 "text/plain; version=0.0.4; charset=utf-8",
             )),
             path if path.starts_with(b"/.pvio/") => {
@@ -344,7 +349,7 @@ impl Connection {
             request.path.len() > 1 && request.path.ends_with(b"/") && request.query != "list";
         let asked = shared.fs.visit(self.token(), request.path.clone(), index);
         self.state = match asked {
-            Ok(()) => State::Asking(Box::new(request), now),
+            Ok(()) => State::WaitingForDisk(Box::new(request), now),
             Err(e) => State::Sending(refusal(&request, 503, &e.to_string(), now)),
         };
         true
@@ -354,7 +359,7 @@ impl Connection {
         &mut self,
         socket: &mut tcp::Socket<'_>,
         shared: &mut Shared,
-        shown: &Shown,
+        server_status: &ServerStatus,
         now: Instant,
     ) -> bool {
         let token = self.token();
@@ -378,7 +383,7 @@ impl Connection {
             match file.ask(token, shared) {
                 Ok(asked) => moved |= asked,
                 Err(_) => {
-                    self.give_up(shared, shown);
+                    self.give_up(shared, server_status);
                     return true;
                 }
             }
@@ -387,14 +392,14 @@ impl Connection {
             self.since = now;
         }
         let done = sending.sent == sending.bytes.len()
-            && sending.file.as_ref().is_none_or(|file| file.is_done());
+            && sending.file.as_ref().is_none_or(|file| file.is_finished());
         if !done {
             return moved;
         }
-        shown.http.count(sending.total, sending.start.elapsed());
+        server_status.http.count(sending.total, sending.start.elapsed());
         sending.close_file(shared);
         self.since = now;
-        if sending.keep {
+        if sending.keep_alive {
             self.state = State::Head;
         } else {
             self.close(socket, now);

@@ -2,7 +2,7 @@
 
 use super::CONNECTIONS;
 use super::listing::{self, escape};
-use super::state::Shown;
+use super::state::ServerStatus;
 use crate::guest::fs::{Entry, FsError, FsInfo, Kind};
 use crate::guest::meter::Reading;
 use crate::guest::status::Device;
@@ -27,24 +27,24 @@ struct Status<'a> {
 
 /// Returns `/.pvio/status.json`.
 #[must_use]
-pub fn status(shown: &Shown, connections: usize) -> Vec<u8> {
-    let (fs, fs_error) = match &shown.fs {
+pub fn status(server_status: &ServerStatus, connections: usize) -> Vec<u8> {
+    let (fs, fs_error) = match &server_status.fs {
         Some(Ok(info)) => (Some(info), None),
         Some(Err(e)) => (None, Some(e.to_string())),
         None => (None, None),
     };
     let status = Status {
-        name: &shown.name,
+        name: &server_status.name,
         version: env!("CARGO_PKG_VERSION"),
-        address: shown.address.clone(),
-        uptime_s: shown.started.elapsed().as_secs(),
+        address: server_status.address.clone(),
+        uptime_s: server_status.started.elapsed().as_secs(),
         fs,
         fs_error,
-        devices: shown.devices.get(),
+        devices: server_status.devices.get(),
         connections,
         connections_max: CONNECTIONS,
-        http: shown.http.read(),
-        disk: shown.disk.read(),
+        http: server_status.http.read(),
+        disk: server_status.disk.read(),
     };
     // Plain data cannot fail to be serialised, and an empty response would be noticed.
     serde_json::to_vec(&status).unwrap_or_default()
@@ -52,11 +52,11 @@ pub fn status(shown: &Shown, connections: usize) -> Vec<u8> {
 
 /// Returns `/.pvio/metrics`, in the Prometheus text format.
 #[must_use]
-pub fn metrics(shown: &Shown, connections: usize) -> Vec<u8> {
+pub fn metrics(server_status: &ServerStatus, connections: usize) -> Vec<u8> {
     let mut out = String::new();
     for (name, what, reading) in [
-        ("http", "requests answered", shown.http.read()),
-        ("disk", "reads of the virtual disk", shown.disk.read()),
+        ("http", "requests answered", server_status.http.read()),
+        ("disk", "reads of the virtual disk", server_status.disk.read()),
     ] {
         let _ = write!(
             out,
@@ -83,7 +83,7 @@ pub fn metrics(shown: &Shown, connections: usize) -> Vec<u8> {
         "# TYPE pvio_connections gauge\npvio_connections {connections}\n\
          # HELP pvio_device_connected 1 while both ends are connected\n# TYPE pvio_device_connected gauge\n"
     );
-    for device in shown.devices.get() {
+    for device in server_status.devices.get() {
         let up = u8::from(device.state == "Connected" && device.backend_state == "Connected");
         let name: String =
             device.name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
@@ -99,7 +99,7 @@ pub fn metrics(shown: &Shown, connections: usize) -> Vec<u8> {
 
 /// Returns the live page with the root directory, or the error of reading it.
 #[must_use]
-pub fn page(shown: &Shown, root: Result<(&[Entry], usize), &FsError>) -> Vec<u8> {
+pub fn page(server_status: &ServerStatus, root: Result<(&[Entry], usize), &FsError>) -> Vec<u8> {
     let files = match root {
         Ok((entries, left_out)) => {
             let has_index = entries.iter().any(|e| e.name == b"index.html" && e.kind != Kind::Dir);
@@ -113,8 +113,8 @@ pub fn page(shown: &Shown, root: Result<(&[Entry], usize), &FsError>) -> Vec<u8>
     let html = include_str!("live.html")
         .replace("{{style}}", concat!(include_str!("listing.css"), include_str!("live.css")))
         .replace("{{script}}", include_str!("live.js"))
-        .replace("{{name}}", &escape(&shown.name))
-        .replace("{{address}}", &escape(&shown.address));
+        .replace("{{name}}", &escape(&server_status.name))
+        .replace("{{address}}", &escape(&server_status.address));
     // Replaced last, so that a file name with the text of another placeholder is not replaced.
     html.replace("{{files}}", &files).into_bytes()
 }

@@ -17,7 +17,6 @@
 //! | `state` | state that all connections share |
 //! | [`server`] | event loop: all connections, the interface, deadlines |
 
-mod answer;
 pub mod connection;
 mod gate;
 pub mod listing;
@@ -25,11 +24,12 @@ pub mod live;
 pub mod range;
 pub mod request;
 pub mod response;
+mod sending;
 pub mod server;
 mod state;
 
 pub use server::{Config, Server};
-pub use state::Shown;
+pub use state::ServerStatus;
 
 use std::time::Duration;
 

@@ -21,7 +21,7 @@ pub struct Conditions {
 
 /// The outcome: which part of the file to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
+pub enum Selection {
     /// The whole file.
     Whole,
     /// From the first offset up to, not including, the second.
@@ -40,37 +40,37 @@ impl Conditions {
     /// supports ranges, which only GET does. An invalid range, or several, are ignored, as the RFC
     /// permits.
     #[must_use]
-    pub fn wanted(&self, len: u64, etag: &str, modified: Option<u64>, ranges: bool) -> Wanted {
+    pub fn select(&self, len: u64, etag: &str, modified: Option<u64>, ranges: bool) -> Selection {
         let date = |text: &str| httpdate::parse_http_date(text).ok();
         let changed = modified.map(at);
         if let Some(tags) = &self.if_match {
             // Strong comparison: a weak tag (`W/`) never equals the file's tag.
             if !entity_tags(tags).any(|tag| tag == "*" || tag == etag) {
-                return Wanted::Failed;
+                return Selection::Failed;
             }
         } else if let (Some(since), Some(changed)) =
             (self.if_unmodified_since.as_deref().and_then(date), changed)
             && changed > since
         {
-            return Wanted::Failed;
+            return Selection::Failed;
         }
         if let Some(tags) = &self.if_none_match {
             let matches = |tag: &str| tag == "*" || tag.trim_start_matches("W/") == etag;
             if entity_tags(tags).any(matches) {
-                return Wanted::NotModified;
+                return Selection::NotModified;
             }
         } else if let (Some(since), Some(changed)) =
             (self.if_modified_since.as_deref().and_then(date), changed)
             && changed <= since
         {
-            return Wanted::NotModified;
+            return Selection::NotModified;
         }
-        let Some(range) = self.range.as_ref().filter(|_| ranges) else { return Wanted::Whole };
+        let Some(range) = self.range.as_ref().filter(|_| ranges) else { return Selection::Whole };
         let same = |mark: &str| mark == etag || changed.is_some_and(|c| date(mark) == Some(c));
         if self.if_range.as_deref().is_some_and(|mark| !same(mark)) {
-            return Wanted::Whole;
+            return Selection::Whole;
         }
-        parse(range, len).unwrap_or(Wanted::Whole)
+        parse(range, len).unwrap_or(Selection::Whole)
     }
 }
 
@@ -86,7 +86,7 @@ pub fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799))
 }
 
-fn parse(range: &str, len: u64) -> Option<Wanted> {
+fn parse(range: &str, len: u64) -> Option<Selection> {
     let (first, last) = range.strip_prefix("bytes=")?.trim().split_once('-')?;
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -105,33 +105,33 @@ fn parse(range: &str, len: u64) -> Option<Wanted> {
         }
         (first, last.saturating_add(1).min(len))
     };
-    Some(if first < end { Wanted::Part(first, end) } else { Wanted::Unsatisfiable })
+    Some(if first < end { Selection::Part(first, end) } else { Selection::Unsatisfiable })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn range(text: &str, len: u64) -> Wanted {
+    fn range(text: &str, len: u64) -> Selection {
         let conditions = Conditions { range: Some(text.into()), ..Conditions::default() };
-        conditions.wanted(len, "\"e\"", Some(1_700_000_000), true)
+        conditions.select(len, "\"e\"", Some(1_700_000_000), true)
     }
 
     #[test]
     fn ranges() {
-        assert_eq!(range("bytes=0-0", 10), Wanted::Part(0, 1));
-        assert_eq!(range("bytes=5-", 10), Wanted::Part(5, 10));
-        assert_eq!(range("bytes=-3", 10), Wanted::Part(7, 10));
-        assert_eq!(range("bytes=-30", 10), Wanted::Part(0, 10));
-        assert_eq!(range("bytes=2-99999999999999999999999", 10), Wanted::Part(2, 10));
+        assert_eq!(range("bytes=0-0", 10), Selection::Part(0, 1));
+        assert_eq!(range("bytes=5-", 10), Selection::Part(5, 10));
+        assert_eq!(range("bytes=-3", 10), Selection::Part(7, 10));
+        assert_eq!(range("bytes=-30", 10), Selection::Part(0, 10));
+        assert_eq!(range("bytes=2-99999999999999999999999", 10), Selection::Part(2, 10));
         for outside in ["bytes=10-", "bytes=10-20", "bytes=-0", "bytes=99999999999999999999-"] {
-            assert_eq!(range(outside, 10), Wanted::Unsatisfiable, "{outside}");
+            assert_eq!(range(outside, 10), Selection::Unsatisfiable, "{outside}");
         }
-        assert_eq!(range("bytes=0-", 0), Wanted::Unsatisfiable);
+        assert_eq!(range("bytes=0-", 0), Selection::Unsatisfiable);
         for ignored in
             ["bytes=3-2", "bytes=a-b", "lines=0-1", "bytes=0-1,4-5", "bytes=-", "bytes=+1-2"]
         {
-            assert_eq!(range(ignored, 10), Wanted::Whole, "{ignored}");
+            assert_eq!(range(ignored, 10), Selection::Whole, "{ignored}");
         }
     }
 
@@ -141,33 +141,39 @@ mod tests {
             let mut conditions =
                 Conditions { range: Some("bytes=1-2".into()), ..Conditions::default() };
             f(&mut conditions);
-            conditions.wanted(10, "\"e\"", Some(1_700_000_000), true)
+            conditions.select(10, "\"e\"", Some(1_700_000_000), true)
         };
         let date = "Tue, 14 Nov 2023 22:13:20 GMT";
-        assert_eq!(with(&|c| c.if_none_match = Some("\"a\", W/\"e\"".into())), Wanted::NotModified);
-        assert_eq!(with(&|c| c.if_none_match = Some("\"a\"".into())), Wanted::Part(1, 3));
-        assert_eq!(with(&|c| c.if_modified_since = Some(date.into())), Wanted::NotModified);
-        assert_eq!(with(&|c| c.if_modified_since = Some("yesterday".into())), Wanted::Part(1, 3));
-        assert_eq!(with(&|c| c.if_range = Some("\"e\"".into())), Wanted::Part(1, 3));
-        assert_eq!(with(&|c| c.if_range = Some("\"old\"".into())), Wanted::Whole);
-        assert_eq!(with(&|c| c.if_range = Some(date.into())), Wanted::Part(1, 3));
-        assert_eq!(with(&|c| c.if_range = Some("W/\"e\"".into())), Wanted::Whole);
-        assert_eq!(with(&|c| c.if_match = Some("\"a\", \"e\"".into())), Wanted::Part(1, 3));
-        assert_eq!(with(&|c| c.if_match = Some("*".into())), Wanted::Part(1, 3));
-        assert_eq!(with(&|c| c.if_match = Some("W/\"e\"".into())), Wanted::Failed);
+        assert_eq!(
+            with(&|c| c.if_none_match = Some("\"a\", W/\"e\"".into())),
+            Selection::NotModified
+        );
+        assert_eq!(with(&|c| c.if_none_match = Some("\"a\"".into())), Selection::Part(1, 3));
+        assert_eq!(with(&|c| c.if_modified_since = Some(date.into())), Selection::NotModified);
+        assert_eq!(
+            with(&|c| c.if_modified_since = Some("yesterday".into())),
+            Selection::Part(1, 3)
+        );
+        assert_eq!(with(&|c| c.if_range = Some("\"e\"".into())), Selection::Part(1, 3));
+        assert_eq!(with(&|c| c.if_range = Some("\"old\"".into())), Selection::Whole);
+        assert_eq!(with(&|c| c.if_range = Some(date.into())), Selection::Part(1, 3));
+        assert_eq!(with(&|c| c.if_range = Some("W/\"e\"".into())), Selection::Whole);
+        assert_eq!(with(&|c| c.if_match = Some("\"a\", \"e\"".into())), Selection::Part(1, 3));
+        assert_eq!(with(&|c| c.if_match = Some("*".into())), Selection::Part(1, 3));
+        assert_eq!(with(&|c| c.if_match = Some("W/\"e\"".into())), Selection::Failed);
         let before = "Tue, 14 Nov 2023 22:13:19 GMT";
-        assert_eq!(with(&|c| c.if_unmodified_since = Some(before.into())), Wanted::Failed);
-        assert_eq!(with(&|c| c.if_unmodified_since = Some(date.into())), Wanted::Part(1, 3));
+        assert_eq!(with(&|c| c.if_unmodified_since = Some(before.into())), Selection::Failed);
+        assert_eq!(with(&|c| c.if_unmodified_since = Some(date.into())), Selection::Part(1, 3));
         let both = |c: &mut Conditions| {
             c.if_match = Some("\"e\"".into());
             c.if_unmodified_since = Some(before.into());
         };
-        assert_eq!(with(&both), Wanted::Part(1, 3), "the tag counts");
+        assert_eq!(with(&both), Selection::Part(1, 3), "the tag counts");
     }
 
     #[test]
     fn only_get_has_ranges() {
         let conditions = Conditions { range: Some("bytes=1-2".into()), ..Conditions::default() };
-        assert_eq!(conditions.wanted(10, "\"e\"", None, false), Wanted::Whole);
+        assert_eq!(conditions.select(10, "\"e\"", None, false), Selection::Whole);
     }
 }

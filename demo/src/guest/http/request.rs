@@ -17,7 +17,7 @@ pub struct Request {
     /// The part after `?`, as received.
     pub query: String,
     /// The client requests that the connection is kept alive.
-    pub keep: bool,
+    pub keep_alive: bool,
     /// Conditional and range headers.
     pub conditions: Conditions,
 }
@@ -57,7 +57,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
         Err(_) => return refuse(400, "this is no HTTP request"),
     };
     let is_1_1 = parsed.version == Some(1);
-    let mut request = Request { keep: is_1_1, ..Request::default() };
+    let mut request = Request { keep_alive: is_1_1, ..Request::default() };
     let mut hosts = 0;
     for header in parsed.headers.iter() {
         let name = header.name.to_ascii_lowercase();
@@ -68,9 +68,9 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refusal> {
             "connection" => {
                 for token in value.split(',').map(str::trim) {
                     if token.eq_ignore_ascii_case("close") {
-                        request.keep = false;
+                        request.keep_alive = false;
                     } else if token.eq_ignore_ascii_case("keep-alive") {
-                        request.keep = true;
+                        request.keep_alive = true;
                     }
                 }
             }
@@ -220,7 +220,7 @@ mod tests {
         }
         let (request, len) = parse(text).unwrap().unwrap();
         assert_eq!(&text[len..], b"GET");
-        assert!(request.keep && !request.head_only);
+        assert!(request.keep_alive && !request.head_only);
         assert_eq!(request.conditions.range.as_deref(), Some("bytes=0-1"));
     }
 }

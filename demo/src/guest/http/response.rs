@@ -26,7 +26,7 @@ pub struct Head {
     /// The contents change with every request and must not be cached.
     pub volatile: bool,
     /// The connection is kept alive.
-    pub keep: bool,
+    pub keep_alive: bool,
 }
 
 impl Head {
@@ -71,7 +71,7 @@ impl Head {
         } else {
             "Cache-Control: no-cache\r\n"
         });
-        out.push_str(if self.keep {
+        out.push_str(if self.keep_alive {
             "Connection: keep-alive\r\n\r\n"
         } else {
             "Connection: close\r\n\r\n"

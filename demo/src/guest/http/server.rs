@@ -2,10 +2,10 @@
 
 use super::connection::{Connection, is_crowded};
 use super::gate::Gate;
-use super::state::{Shared, Shown};
+use super::state::{ServerStatus, Shared};
 use super::{CONNECTIONS, SOCKETS};
 use crate::guest::fs::FsError;
-use crate::guest::fs::thread::{Answer, FsThread, Reply};
+use crate::guest::fs::thread::{FsResponse, FsThread, Reply};
 use crossbeam_channel::Receiver;
 use smoltcp::iface::{Config as InterfaceConfig, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
@@ -46,19 +46,31 @@ pub struct Config {
 pub struct Server {
     config: Config,
     shared: Shared,
-    answers: Receiver<Answer>,
-    shown: Shown,
+    responses: Receiver<FsResponse>,
+    server_status: ServerStatus,
     connections: Vec<Connection>,
-    asked_info: Instant,
+    last_info_request: Instant,
 }
 
 impl Server {
     /// Returns a server for the files that `fs` reads.
     #[must_use]
-    pub fn new(config: Config, fs: FsThread, answers: Receiver<Answer>, shown: Shown) -> Self {
+    pub fn new(
+        config: Config,
+        fs: FsThread,
+        responses: Receiver<FsResponse>,
+        server_status: ServerStatus,
+    ) -> Self {
         let connections = (0..SOCKETS).map(Connection::new).collect();
         let shared = Shared::new(fs);
-        Self { config, shared, answers, shown, connections, asked_info: Instant::now() }
+        Self {
+            config,
+            shared,
+            responses,
+            server_status,
+            connections,
+            last_info_request: Instant::now(),
+        }
     }
 
     /// Serves until `wait` breaks. `wait` sleeps until the device has work, the disk thread's waker
@@ -77,13 +89,13 @@ impl Server {
         let handles: Vec<SocketHandle> =
             self.connections.iter().map(|_| sockets.add(new_socket())).collect();
         let mut interface = self.interface(device, stack_now());
-        if self.shown.fs.is_none() {
-            self.ask_info();
+        if self.server_status.fs.is_none() {
+            self.request_info();
         }
         // All sockets must listen before the first frame is processed, as it may be a SYN.
         self.step(&mut sockets, &handles);
         loop {
-            let mut moved = self.take_answers();
+            let mut moved = self.take_responses();
             let listening = handles.iter().filter(|handle| {
                 sockets.get::<tcp::Socket<'_>>(**handle).state() == tcp::State::Listen
             });
@@ -103,9 +115,9 @@ impl Server {
             let stack = stack.map(|delay| delay.max(RETRY));
             let now = Instant::now();
             let crowded = is_crowded(self.busy());
-            let ours = self.connections.iter().filter_map(|c| c.deadline(crowded)).min();
-            let ours = ours.map(|at| at.saturating_duration_since(now).max(RETRY));
-            let delay = [stack, ours].into_iter().flatten().min();
+            let own_deadline = self.connections.iter().filter_map(|c| c.deadline(crowded)).min();
+            let own_deadline = own_deadline.map(|at| at.saturating_duration_since(now).max(RETRY));
+            let delay = [stack, own_deadline].into_iter().flatten().min();
             if wait(device, delay).is_break() {
                 return;
             }
@@ -132,19 +144,19 @@ impl Server {
         self.connections.iter().filter(|c| c.is_busy()).count()
     }
 
-    fn ask_info(&mut self) {
-        self.asked_info = Instant::now();
+    fn request_info(&mut self) {
+        self.last_info_request = Instant::now();
         if self.shared.fs.info(INFO).is_err() {
-            self.shown.fs = Some(Err(FsError::Gone));
+            self.server_status.fs = Some(Err(FsError::Gone));
         }
     }
 
-    fn take_answers(&mut self) -> bool {
+    fn take_responses(&mut self) -> bool {
         let mut any = false;
-        while let Ok(Answer { token, result }) = self.answers.try_recv() {
+        while let Ok(FsResponse { token, result }) = self.responses.try_recv() {
             any = true;
             if token == INFO {
-                self.shown.fs = match result {
+                self.server_status.fs = match result {
                     Ok(Reply::Info(info)) => {
                         tracing::info!(kind = info.kind, label = %info.label, "mounted read-only");
                         Some(Ok(info))
@@ -155,11 +167,11 @@ impl Server {
                 continue;
             }
             match self.connections.get_mut((token & 0xff) as usize) {
-                Some(connection) => connection.answered(
+                Some(connection) => connection.on_response(
                     token >> 8,
                     result,
                     &mut self.shared,
-                    &self.shown,
+                    &self.server_status,
                     Instant::now(),
                 ),
                 None => self.shared.drop_reply(result),
@@ -172,9 +184,11 @@ impl Server {
         let now = Instant::now();
         let busy = self.busy();
         let few = CONNECTIONS.saturating_sub(busy) < FEW;
-        self.shared.may_keep = !few;
-        if matches!(self.shown.fs, Some(Err(_))) && now - self.asked_info > Duration::from_secs(5) {
-            self.ask_info();
+        self.shared.may_keep_alive = !few;
+        if matches!(self.server_status.fs, Some(Err(_)))
+            && now - self.last_info_request > Duration::from_secs(5)
+        {
+            self.request_info();
         }
         let mut moved = false;
         for (connection, handle) in self.connections.iter_mut().zip(handles) {
@@ -183,7 +197,7 @@ impl Server {
             if few && socket.state() == tcp::State::TimeWait {
                 socket.abort();
             }
-            moved |= connection.step(socket, &mut self.shared, &self.shown, busy, now)
+            moved |= connection.step(socket, &mut self.shared, &self.server_status, busy, now)
                 && socket.state() != tcp::State::Closed;
             // While there is a remote endpoint, a reset has not been sent yet. Without it, the
             // client would wait indefinitely for the rest of the response.

@@ -12,7 +12,7 @@ const SPARE: usize = 16;
 
 /// Data for the live page.
 #[derive(Debug)]
-pub struct Shown {
+pub struct ServerStatus {
     /// The guest's name.
     pub name: String,
     /// Its address, as text.
@@ -35,14 +35,14 @@ pub struct Shared {
     /// The disk thread.
     pub fs: FsThread,
     /// Connections may be kept alive.
-    pub may_keep: bool,
+    pub may_keep_alive: bool,
     spare: Vec<Vec<u8>>,
 }
 
 impl Shared {
     /// Returns the state with no connection yet.
     pub fn new(fs: FsThread) -> Self {
-        Self { fs, may_keep: true, spare: Vec::new() }
+        Self { fs, may_keep_alive: true, spare: Vec::new() }
     }
 
     /// Returns a buffer of that length.
@@ -53,7 +53,7 @@ impl Shared {
     }
 
     /// Returns a buffer to the free list.
-    pub fn give_buffer(&mut self, buffer: Vec<u8>) {
+    pub fn return_buffer(&mut self, buffer: Vec<u8>) {
         if self.spare.len() < SPARE {
             self.spare.push(buffer);
         }
@@ -63,7 +63,7 @@ impl Shared {
     pub fn drop_reply(&mut self, result: Result<Reply, FsError>) {
         match result {
             Ok(Reply::Visited(Target::File { handle, .. })) => self.fs.close(handle),
-            Ok(Reply::Read(buffer)) => self.give_buffer(buffer),
+            Ok(Reply::Read(buffer)) => self.return_buffer(buffer),
             _ => {}
         }
     }

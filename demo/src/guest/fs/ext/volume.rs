@@ -340,7 +340,7 @@ fn readable(incompat: u32) -> Result<(), FsError> {
         0 => Ok(()),
         0x8 => Err(FsError::Unsupported("it is the journal of another file system".into())),
         unknown => Err(FsError::Unsupported(format!(
-            "it has features of ext4 that are not known here (incompat {unknown:#x})"
+            "it has unsupported features of ext4 (incompat {unknown:#x})"
         ))),
     }
 }

@@ -1,9 +1,9 @@
 //! A response: its head and body, and sending it to the socket.
 
-use super::range::Wanted;
+use super::range::Selection;
 use super::request::Request;
 use super::response::{Head, error_body, mime_of};
-use super::state::{Shared, Shown};
+use super::state::{ServerStatus, Shared};
 use super::{PART, listing, live};
 use crate::guest::fs::{FsError, Handle, Meta, Target};
 use smoltcp::socket::tcp;
@@ -21,7 +21,7 @@ pub(super) struct Sending {
     pub(super) bytes: Vec<u8>,
     pub(super) sent: usize,
     pub(super) file: Option<FileBody>,
-    pub(super) keep: bool,
+    pub(super) keep_alive: bool,
     pub(super) total: u64,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct FileBody {
 }
 
 impl FileBody {
-    pub(super) fn is_done(&self) -> bool {
+    pub(super) fn is_finished(&self) -> bool {
         self.next >= self.end && self.in_flight == 0 && self.ready.is_empty()
     }
 
@@ -55,7 +55,7 @@ impl FileBody {
             if self.sent == part.len() {
                 self.sent = 0;
                 if let Some(part) = self.ready.pop_front() {
-                    shared.give_buffer(part);
+                    shared.return_buffer(part);
                 }
             }
         }
@@ -85,7 +85,7 @@ impl Sending {
         if let Some(file) = self.file.take() {
             shared.fs.close(file.handle);
             for part in file.ready {
-                shared.give_buffer(part);
+                shared.return_buffer(part);
             }
         }
     }
@@ -97,12 +97,12 @@ pub(super) fn found(
     target: Target,
     start: Instant,
     shared: &mut Shared,
-    shown: &Shown,
+    server_status: &ServerStatus,
 ) -> Sending {
     let html = "text/html; charset=utf-8";
     match target {
         Target::Dir { entries, left_out } if request.path == b"/" => {
-            page(request, live::page(shown, Ok((&entries, left_out))), html, start)
+            page(request, live::page(server_status, Ok((&entries, left_out))), html, start)
         }
         Target::Dir { .. } if !request.path.ends_with(b"/") => {
             let location = format!("{}/", listing::encode_path(&request.path));
@@ -125,7 +125,7 @@ pub(super) fn found(
         }
         Target::File { handle, meta, is_index } => {
             let name: &[u8] = if is_index { b"index.html" } else { &request.path };
-            file(request, handle, meta, &mime_of(name), start, shared, shown)
+            file(request, handle, meta, &mime_of(name), start, shared, server_status)
         }
     }
 }
@@ -137,21 +137,21 @@ fn file(
     mime: &str,
     start: Instant,
     shared: &mut Shared,
-    shown: &Shown,
+    server_status: &ServerStatus,
 ) -> Sending {
     let modified = meta.modified.and_then(|m| u64::try_from(m).ok());
-    let volume = match &shown.fs {
+    let volume = match &server_status.fs {
         Some(Ok(info)) => info.id.split('-').next().unwrap_or_default(),
         _ => "",
     };
     let etag = format!("\"{volume}-{:x}-{:x}\"", meta.len, modified.unwrap_or(0));
-    let wanted = request.conditions.wanted(meta.len, &etag, modified, !request.head_only);
+    let wanted = request.conditions.select(meta.len, &etag, modified, !request.head_only);
     let (status, first, end) = match wanted {
-        Wanted::Whole => (200, 0, meta.len),
-        Wanted::Part(first, end) => (206, first, end),
-        Wanted::NotModified => (304, 0, 0),
-        Wanted::Unsatisfiable => (416, 0, 0),
-        Wanted::Failed => (412, 0, 0),
+        Selection::Whole => (200, 0, meta.len),
+        Selection::Part(first, end) => (206, first, end),
+        Selection::NotModified => (304, 0, 0),
+        Selection::Unsatisfiable => (416, 0, 0),
+        Selection::Failed => (412, 0, 0),
     };
     let mut head = Head {
         status,
@@ -160,7 +160,7 @@ fn file(
         etag: Some(etag),
         modified,
         range: matches!(status, 206 | 416).then_some((first, end, meta.len)),
-        keep: request.keep,
+        keep_alive: request.keep_alive,
         ..Head::default()
     };
     if matches!(status, 412 | 416) {
@@ -186,7 +186,7 @@ fn file(
 
 fn text_head(request: &Request, status: u16, len: usize) -> Head {
     let mime = "text/plain; charset=utf-8".to_owned();
-    Head { status, len: len as u64, mime, keep: request.keep, ..Head::default() }
+    Head { status, len: len as u64, mime, keep_alive: request.keep_alive, ..Head::default() }
 }
 
 pub(super) fn refusal(request: &Request, status: u16, why: &str, start: Instant) -> Sending {
@@ -206,5 +206,5 @@ fn sending(request: &Request, head: &Head, body: Vec<u8>, start: Instant) -> Sen
         bytes.extend_from_slice(&body);
     }
     let total = bytes.len() as u64;
-    Sending { start, bytes, sent: 0, file: None, keep: request.keep, total }
+    Sending { start, bytes, sent: 0, file: None, keep_alive: request.keep_alive, total }
 }
