@@ -72,9 +72,9 @@ impl Descriptors {
             Err(taken) => {
                 let text = format!(
                     "the device cannot be served: it needs up to {count} file descriptors, and \
-                     {taken} budget {limit} are reserved for other devices"
+                     {taken} of {limit} are reserved for other devices"
                 );
-                let remedy = "raise the limit (LimitNOFILE= budget the service, ulimit -Hn), allow fewer \
+                let remedy = "raise the limit (LimitNOFILE= of the service, ulimit -Hn), allow fewer \
                               queues (--queues), or detach another device, then attach it again";
                 Err(Fault::new("file-descriptors", text).with_remedy(remedy))
             }

@@ -226,7 +226,8 @@ pub fn xenstore_lost(e: XsError) -> Failure {
 fn kinds(args: &ServeArgs, id: DomId) -> Result<Vec<BackendKind>, Failure> {
     if args.kinds.is_empty() {
         let all = [BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif, BackendKind::PvioVif];
-        let mut kinds: Vec<BackendKind> = all.into_iter().filter(|k| kernel_backend(*k).is_none()).collect();
+        let mut kinds: Vec<BackendKind> =
+            all.into_iter().filter(|k| kernel_backend(*k).is_none()).collect();
         for driver in all.into_iter().filter_map(kernel_backend) {
             tracing::warn!(driver, "a kind is not served: a kernel module serves it (rmmod it)");
         }

@@ -29,7 +29,7 @@ impl Wakeup {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let event = eventfd(0, flags)
             .map_err(|e| Failure::new(format!("an eventfd cannot be created: {e}"), ""))?;
-        Ok(Self(Arc::new(Inner { event, rings: AtomicBool::new(false) })))
+        Ok(Self(Arc::new(Inner { event, pending: AtomicBool::new(false) })))
     }
 
     /// Wakes the sleeping thread, now or at its next [`sleep`].

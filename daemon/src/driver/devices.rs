@@ -332,7 +332,7 @@ where
                 let state = read_state(xs, &addr.backend_path())?;
                 let mut driver = (self.create)(addr, state);
                 let (descriptors, each) = &self.descriptors;
-                let reservation = match descriptors.reservation(*each) {
+                let reservation = match descriptors.reserve(*each) {
                     Ok(reservation) => Some(reservation),
                     Err(fault) => {
                         driver.refuse(xs, &fault)?;

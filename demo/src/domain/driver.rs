@@ -44,6 +44,6 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let _control = Control::listen(&args.join.state_dir, &served)?;
     let mut xs = domain.xenstore().map_err(Failure::of)?;
     let me = (&domain, domain.id());
-    driver::run(me, &mut xs, &options, &served, (&stop, &bell), || ChildMessage::Ready.send())
+    driver::run(me, &mut xs, &options, &served, (&stop, &wakeup), || ChildMessage::Ready.send())
         .map_err(|e| Failure::of(e).context("the connection to the hypervisor was lost"))
 }

@@ -195,7 +195,7 @@ fn attach(domain: &Domain, addr: DeviceAddr, devices: Devices) -> Result<Attache
     let started = FsThread::start(Disk::new(disk), Box::new(|| ()));
     let (fs, responses) =
         started.map_err(|e| Failure::new(format!("a thread cannot start: {e}"), ""))?;
-    let nudge = fs.nudge();
+    let poller = fs.backend_poller();
     fs.info(0).map_err(Failure::foreign)?;
     let contents = match responses.recv().map(|response| response.result) {
         Ok(Ok(Reply::Info(info))) => format!("{} {:?}", info.kind, info.label),

@@ -139,7 +139,7 @@ pub fn execute(command: DomainCommand) {
         Err(failure) => {
             let (error, remedy) = (one_line(&failure.what), one_line(&failure.remedy));
             tracing::error!(error, remedy, "the process ends");
-            ChildMessage::Failed(failure.clone()).say();
+            ChildMessage::Failed(failure.clone()).send();
             exit(i32::from(failure.code));
         }
     }

@@ -271,7 +271,7 @@ impl Work {
         let completed = self.session.answers(|slot, op, status| done.push((slot, op, status)));
         completed.map_err(failure)?;
         for (slot, op, status) in done {
-            let Some(request) = self.request.get_mut(slot.index()).and_then(Option::take) else {
+            let Some(request) = self.slots.get_mut(slot.index()).and_then(Option::take) else {
                 return Err(Failure::new(
                     format!("the backend completed a request that is not in flight: {op:?}"),
                     "",

@@ -182,23 +182,23 @@ mod tests {
             meter.count(at(5000 + i), 100, Duration::from_micros(50));
         }
         meter.count(at(6010), 1, Duration::from_micros(900));
-        let server_status = meter.read(at(6100));
-        assert_eq!((server_status.per_second, server_status.bytes_per_second), (10, 1000));
-        assert_eq!((server_status.total, server_status.total_bytes), (11, 1001));
-        assert_eq!(server_status.history.len(), WINDOW - 1);
-        assert!((49.0..51.0).contains(&server_status.latency.p50), "{:?}", server_status.latency);
-        assert!((890.0..910.0).contains(&server_status.latency.max), "{:?}", server_status.latency);
+        let reading = meter.read(at(6100));
+        assert_eq!((reading.per_second, reading.bytes_per_second), (10, 1000));
+        assert_eq!((reading.total, reading.total_bytes), (11, 1001));
+        assert_eq!(reading.history.len(), WINDOW - 1);
+        assert!((49.0..51.0).contains(&reading.latency.p50), "{:?}", reading.latency);
+        assert!((890.0..910.0).contains(&reading.latency.max), "{:?}", reading.latency);
     }
 
     #[test]
     fn a_minute_later_nothing_is_left_but_the_totals() {
         let mut meter = Meter::new();
         meter.count(Duration::from_secs(3), 7, Duration::from_secs(100));
-        let server_status = meter.read(Duration::from_secs(3 + WINDOW as u64));
+        let reading = meter.read(Duration::from_secs(3 + WINDOW as u64));
         assert_eq!(
-            (server_status.total, server_status.per_second, server_status.latency),
+            (reading.total, reading.per_second, reading.latency),
             (1, 0, Latency::default())
         );
-        assert!(server_status.history.iter().all(|n| *n == 0));
+        assert!(reading.history.iter().all(|n| *n == 0));
     }
 }
