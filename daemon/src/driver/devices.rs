@@ -371,9 +371,9 @@ where
         *step = life == Life::More;
         budget.spend(Instant::now(), 1 + device.transitions() - transitions);
         let after = device.state();
-        let descriptors = reservation.as_ref().map_or(0, Promise::count);
-        let seen = device.class().seen().with(events).budgeted(descriptors, budget.clone());
-        self.served.show(addr, seen);
+        let descriptors = reservation.as_ref().map_or(0, Reservation::count);
+        let seen = device.class().status().with(events).budgeted(descriptors, budget.clone());
+        self.served.insert(addr, seen);
         if before != after {
             *closing = (after == XenbusState::Closing).then(Instant::now);
             if let Some(unlogged) = states.admit() {
