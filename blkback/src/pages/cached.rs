@@ -5,7 +5,7 @@
 use super::Buf;
 use alloc::sync::Arc;
 use core::time::Duration;
-use pvio_grant_table::policy::{Keep, MappingBudget, MappingPermit};
+use pvio_grant_table::policy::{GrantCache, MappingBudget, MappingPermit};
 use pvio_grant_table::{DomId, GrantRef};
 use pvio_ring::shm::Either;
 
@@ -24,7 +24,7 @@ const PART: usize = 20;
 /// evicted.
 #[derive(Debug)]
 pub(super) struct CachedPages<M> {
-    pages: Keep<Cached<M>>,
+    pages: GrantCache<Cached<M>>,
     budget: Arc<MappingBudget>,
     /// Maximum number of pages to evict in one pass to make room.
     step: usize,
@@ -44,7 +44,13 @@ struct Cached<M> {
 impl<M> CachedPages<M> {
     /// Creates a cache of at most `most` pages, also limited by what is left of the budget.
     pub fn new(most: usize, budget: Arc<MappingBudget>) -> Self {
-        Self { pages: Keep::new(most), budget, step: most.div_ceil(PART), lacked_room: false, most }
+        Self {
+            pages: GrantCache::new(most),
+            budget,
+            step: most.div_ceil(PART),
+            lacked_room: false,
+            most,
+        }
     }
 
     /// Returns the maximum number of cached mappings.

@@ -1,4 +1,4 @@
-use super::{Keep, access, in_page, through};
+use super::{GrantCache, access, in_page, through};
 use crate::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus};
 use core::cell::RefCell;
 use core::fmt;
@@ -35,7 +35,7 @@ impl GrantsStay {
 pub struct CachedMappings<P: GrantMapper> {
     mapper: P,
     /// The cache's time counts rounds of the clock algorithm.
-    pages: RefCell<Keep<Page<P::Mapping>>>,
+    pages: RefCell<GrantCache<Page<P::Mapping>>>,
 }
 
 struct Page<M> {
@@ -47,7 +47,7 @@ impl<P: GrantMapper> CachedMappings<P> {
     /// Copies through mappings made by `mapper`, and caches up to `most` of them, at least 1.
     #[must_use]
     pub fn new(mapper: P, most: usize, _promise: GrantsStay) -> Self {
-        let mut pages = Keep::new(most.max(1));
+        let mut pages = GrantCache::new(most.max(1));
         // Starts at 1: the round before the first one is 0, and no entry was used in it.
         pages.set_now(1);
         Self { mapper, pages: RefCell::new(pages) }
@@ -102,7 +102,7 @@ impl<P: GrantMapper> GrantCopier for CachedMappings<P> {
 }
 
 /// Evicts a page that was not used in this round; if there is none, starts a new round.
-fn make_room<T>(pages: &mut Keep<T>) {
+fn make_room<T>(pages: &mut GrantCache<T>) {
     if !pages.is_full() {
         return;
     }

@@ -7,23 +7,23 @@
 //! | [`Mapped`] | maps, copies, unmaps | page table changes, TLB flushes on all processors | none |
 //! | [`CachedMappings`] | maps at first use, caches | the copy | **the peer's promise**: [`GrantsStay`] |
 //!
-//! [`MappingBudget`] limits the number of cached mappings, per guest and per process. [`Keep`] is
+//! [`MappingBudget`] limits the number of cached mappings, per guest and per process. [`GrantCache`] is
 //! the cache, used here and by devices that do I/O to mapped pages.
 
 #[cfg(feature = "alloc")]
 mod budget;
 #[cfg(feature = "alloc")]
-mod cached;
+mod cache;
 #[cfg(feature = "alloc")]
-mod keep;
+mod cached;
 mod mapped;
 
 #[cfg(feature = "alloc")]
 pub use budget::{MappingBudget, MappingPermit};
 #[cfg(feature = "alloc")]
-pub use cached::{CachedMappings, GrantsStay};
+pub use cache::GrantCache;
 #[cfg(feature = "alloc")]
-pub use keep::Keep;
+pub use cached::{CachedMappings, GrantsStay};
 pub use mapped::Mapped;
 
 use crate::{Access, CopyBuf, CopyOp, GrantStatus};

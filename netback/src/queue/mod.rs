@@ -246,7 +246,7 @@ impl<P: BackendPlatform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
     /// negotiation gives it for staged pages only. It is meant for frontends that are known to
     /// grant the same pages for the whole session.
     pub fn keep_mapped(&mut self, kept: CachedMappings<P>) {
-        self.reach = Reach::Keep(kept);
+        self.reach = Reach::GrantCache(kept);
     }
 
     /// Returns the limit of the guest's transmit rate, which may be changed at any time. A packet

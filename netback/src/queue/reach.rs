@@ -57,7 +57,7 @@ impl FromStr for Policy {
 pub(super) enum Reach<P: BackendPlatform> {
     Copy,
     Map,
-    Keep(CachedMappings<P>),
+    GrantCache(CachedMappings<P>),
 }
 
 impl<P: BackendPlatform> From<Policy> for Reach<P> {
@@ -95,7 +95,7 @@ impl<P: BackendPlatform> GrantCopier for Unstaged<'_, '_, P> {
         match reach {
             Reach::Copy => platform.copy(ops),
             Reach::Map => Mapped::new(platform).copy(ops),
-            Reach::Keep(kept) => kept.copy(ops),
+            Reach::GrantCache(kept) => kept.copy(ops),
         }
     }
 }

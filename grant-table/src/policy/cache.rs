@@ -13,7 +13,7 @@ const SPREAD: u32 = 0x9E37_79B9;
 ///
 /// A peer chooses its references, and can choose some with the same hash. The worst case is a scan
 /// of the whole cache, in the thread that serves that peer.
-pub struct Keep<T> {
+pub struct GrantCache<T> {
     /// First entry of the chain of each hash; the number of chains is a power of two.
     heads: Vec<u32>,
     entries: Vec<Entry<T>>,
@@ -29,10 +29,10 @@ struct Entry<T> {
     /// Next entry of the chain.
     next: u32,
     used: u32,
-    kept: T,
+    value: T,
 }
 
-impl<T> Keep<T> {
+impl<T> GrantCache<T> {
     /// Creates a cache of at most `most` entries.
     ///
     /// # Panics
@@ -81,22 +81,22 @@ impl<T> Keep<T> {
         let at = self.find(peer, gref)?;
         let entry = self.entries.get_mut(at as usize)?;
         entry.used = self.now;
-        Some(&mut entry.kept)
+        Some(&mut entry.value)
     }
 
     /// Adds an entry for a page, and marks it as used now.
     ///
     /// # Errors
-    /// Returns `kept` if the cache is full, or if the page has an entry.
-    pub fn insert(&mut self, peer: DomId, gref: GrantRef, kept: T) -> Result<(), T> {
+    /// Returns `value` if the cache is full, or if the page has an entry.
+    pub fn insert(&mut self, peer: DomId, gref: GrantRef, value: T) -> Result<(), T> {
         if self.is_full() || self.find(peer, gref).is_some() {
-            return Err(kept);
+            return Err(value);
         }
         let at = self.entries.len() as u32;
         let hash = self.hash(peer, gref);
-        let Some(head) = self.heads.get_mut(hash) else { return Err(kept) };
+        let Some(head) = self.heads.get_mut(hash) else { return Err(value) };
         let next = core::mem::replace(head, at);
-        self.entries.push(Entry { peer, gref, next, used: self.now, kept });
+        self.entries.push(Entry { peer, gref, next, used: self.now, value });
         Ok(())
     }
 
@@ -110,24 +110,24 @@ impl<T> Keep<T> {
     /// returns `true`; returns their number. Each entry is checked at most once, starting where the
     /// previous call stopped.
     pub fn retire(&mut self, before: u32, count: usize, mut may: impl FnMut(&T) -> bool) -> usize {
-        let mut gone = 0_usize;
+        let mut removed = 0_usize;
         for _ in 0..self.entries.len() {
-            if gone >= count {
+            if removed >= count {
                 break;
             }
             if self.hand >= self.entries.len() {
                 self.hand = 0;
             }
             let Some(entry) = self.entries.get(self.hand) else { break };
-            if entry.used <= before && may(&entry.kept) {
+            if entry.used <= before && may(&entry.value) {
                 // The last entry moves to this position, and is checked next.
                 drop(self.take(self.hand as u32));
-                gone = gone.saturating_add(1);
+                removed = removed.saturating_add(1);
             } else {
                 self.hand = self.hand.saturating_add(1);
             }
         }
-        gone
+        removed
     }
 
     #[inline]
@@ -158,7 +158,7 @@ impl<T> Keep<T> {
         if at != last {
             *self.link_to(last)? = at;
         }
-        Some(self.entries.swap_remove(at as usize).kept)
+        Some(self.entries.swap_remove(at as usize).value)
     }
 
     /// Returns the link to an entry: the head of its chain, or the `next` of the entry before it.
@@ -179,9 +179,9 @@ impl<T> Keep<T> {
     }
 }
 
-impl<T> fmt::Debug for Keep<T> {
+impl<T> fmt::Debug for GrantCache<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keep").field("len", &self.len()).field("most", &self.most).finish()
+        f.debug_struct("GrantCache").field("len", &self.len()).field("most", &self.most).finish()
     }
 }
 
@@ -193,11 +193,11 @@ mod tests {
 
     const PEER: DomId = DomId(7);
 
-    fn put(keep: &mut Keep<u32>, gref: u32) -> Result<(), u32> {
+    fn put(keep: &mut GrantCache<u32>, gref: u32) -> Result<(), u32> {
         keep.insert(PEER, GrantRef(gref), gref)
     }
 
-    fn get(keep: &mut Keep<u32>, gref: u32) -> Option<u32> {
+    fn get(keep: &mut GrantCache<u32>, gref: u32) -> Option<u32> {
         keep.get(PEER, GrantRef(gref)).copied()
     }
 
@@ -209,7 +209,7 @@ mod tests {
             (seed >> 8) % below
         };
         for most in [1, 2, 3, 64, 100] {
-            let (mut keep, mut map) = (Keep::new(most), BTreeMap::new());
+            let (mut keep, mut map) = (GrantCache::new(most), BTreeMap::new());
             for turn in 0..20_000 {
                 // References of two domains, some far apart.
                 let peer = DomId(random(2) as u16);
@@ -229,8 +229,8 @@ mod tests {
                 }
                 assert_eq!((keep.len(), keep.is_full()), (map.len(), map.len() == most));
             }
-            for ((peer, gref), kept) in map {
-                assert_eq!(keep.remove(DomId(peer), gref), Some(kept));
+            for ((peer, gref), value) in map {
+                assert_eq!(keep.remove(DomId(peer), gref), Some(value));
             }
             assert!(keep.is_empty() && keep.heads.iter().all(|head| *head == NONE));
         }
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn only_what_was_not_used_since_goes_and_no_more_than_asked_for() {
-        let mut keep = Keep::new(8);
+        let mut keep = GrantCache::new(8);
         (0..8).for_each(|gref| put(&mut keep, gref).unwrap());
         assert_eq!(put(&mut keep, 8), Err(8), "no room");
         keep.set_now(5);
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn neighbours_and_strides_are_found_quickly() {
         for stride in [1, 2, 3, 8, 11, 64, 512, 4096] {
-            let mut keep = Keep::new(1024);
+            let mut keep = GrantCache::new(1024);
             (0..1024).for_each(|n| put(&mut keep, 8 + n * stride).unwrap());
             let mut longest = 0;
             for head in &keep.heads {
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn no_room_at_all() {
-        let mut keep = Keep::new(0);
+        let mut keep = GrantCache::new(0);
         assert_eq!((put(&mut keep, 1), get(&mut keep, 1)), (Err(1), None));
         assert_eq!(keep.retire(9, 9, |_| true), 0);
     }
