@@ -121,7 +121,7 @@ fn identifiers(packages: &[Package]) -> Result<HashSet<String>> {
     let mut identifiers = HashSet::new();
     for package in packages {
         for file in source::files(&package.dir)? {
-            let words = source::tokens(&file, UnitTests::GrantCache)?.into_iter();
+            let words = source::tokens(&file, UnitTests::Keep)?.into_iter();
             identifiers.extend(words.filter(|token| !token.literal).map(|token| token.text));
         }
     }

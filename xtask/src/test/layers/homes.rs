@@ -56,13 +56,13 @@ pub fn check_unsafe(packages: &[Package]) -> Result<Vec<String>> {
                 has_home |= file.starts_with(package.dir.join("src")) && package.name != "xtask";
                 continue;
             }
-            let tokens = source::tokens(&file, UnitTests::GrantCache)?;
+            let tokens = source::tokens(&file, UnitTests::Keep)?;
             for token in tokens.iter().filter(|token| token.text == "unsafe") {
                 faults.push(format!("{place}:{}: unsafe outside its homes", token.line));
             }
         }
         for root in package.roots.iter().filter(|_| !has_home) {
-            let tokens = source::tokens(root, UnitTests::GrantCache)?;
+            let tokens = source::tokens(root, UnitTests::Keep)?;
             let pair = |a: &source::Token, b: &source::Token| {
                 a.text == "forbid" && b.text == "unsafe_code"
             };
