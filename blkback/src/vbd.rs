@@ -275,7 +275,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
                 #[cfg(feature = "std")]
                 if let Some(unlogged) = self.resizes.admit() {
                     let device = &context.back;
-                    tracing::info!(device, sectors, unlogged, "the disk has another size");
+                    tracing::info!(device, sectors, unlogged, "size changed");
                 }
                 announce_resize(xs, &context.back, sectors)
             }
@@ -355,9 +355,9 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
         if let Err(fault) = &found {
             let (device, reason) = (&context.back, fault.code);
             if context.was_unserved(fault) {
-                tracing::info!(device, reason, %fault, "the earlier process had not served the frontend; connecting it");
+                tracing::info!(device, reason, %fault, "session not resumed: it had not been served, connecting it");
             } else {
-                tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
+                tracing::warn!(device, reason, %fault, "session not resumed: the frontend has to reconnect");
             }
         }
         self.server.mapped_before(found?.maps_requests());

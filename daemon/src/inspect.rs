@@ -63,7 +63,7 @@ fn as_text(spec: &Spec, found: &Inspection) {
         }
         if let Some(other) = file.resembles {
             say!(
-                "  beware    it begins like a {0} image; if it is one, name it {0}:{1}",
+                "  beware    it begins like a {0} image: if it is one, name it {0}:{1}",
                 other.word(),
                 path(file)
             );
@@ -72,8 +72,8 @@ fn as_text(spec: &Spec, found: &Inspection) {
     for file in &found.files {
         if let Some(other) = file.resembles_foreign {
             say!(
-                "  beware    {} begins like a {other} image, and is served byte by byte; if it was \
-                 made as one and no guest wrote that: qemu-img convert -f {other} -O qcow2 OLD NEW.qcow2",
+                "  beware    {} begins like a {other} image, and is served byte by byte: if it was \
+                 created as one and no guest wrote that, use qemu-img convert -f {other} -O qcow2 OLD NEW.qcow2",
                 path(file)
             );
         }

@@ -109,7 +109,7 @@ pub enum HotplugArg {
 fn parse_kind(word: &str) -> Result<BackendKind, String> {
     BackendKind::from_word(word).ok_or_else(|| {
         let all: Vec<&str> = BackendKind::ALL.iter().map(|k| k.as_str()).collect();
-        format!("choose from {}", all.join(", "))
+        format!("unknown kind {word:?}: expected one of {}", all.join(", "))
     })
 }
 

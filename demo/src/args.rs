@@ -78,7 +78,7 @@ impl FromStr for Cidr {
         }
         let host_bits = u32::from(address) << prefix;
         if host_bits == 0 || host_bits == u32::MAX << prefix {
-            return Err(format!("{address} is the network's own or its broadcast address"));
+            return Err(format!("{address} is the network or broadcast address of the network"));
         }
         Ok(Self { address, prefix })
     }
@@ -92,9 +92,9 @@ impl std::fmt::Display for Cidr {
 
 /// Parses a unicast MAC address.
 pub(crate) fn station(text: &str) -> Result<Mac, String> {
-    let mac: Mac = text.parse().map_err(|_| "give six bytes, as in 00:16:3e:6b:00:02")?;
+    let mac: Mac = text.parse().map_err(|_| "expected six bytes, as in 00:16:3e:6b:00:02")?;
     if mac.is_multicast() || mac == Mac([0; 6]) {
-        return Err("a station's address is neither a group's nor zero".into());
+        return Err("expected a unicast address that is not zero".into());
     }
     Ok(mac)
 }

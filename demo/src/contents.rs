@@ -17,11 +17,14 @@ pub struct Contents {
 type Signature = (usize, &'static [u8], Contents);
 
 const fn file_system(name: &'static str) -> Contents {
-    Contents { name, remedy: "only ext2/3/4 and FAT can be read here" }
+    Contents {
+        name,
+        remedy: "use a disk with ext2/3/4 or FAT: other file systems are not supported",
+    }
 }
 
 const fn partitions(name: &'static str) -> Contents {
-    Contents { name, remedy: "give the image of one partition, holding ext4 or FAT" }
+    Contents { name, remedy: "use the image of one partition, with ext4 or FAT" }
 }
 
 const fn image(name: &'static str, remedy: &'static str) -> Contents {
@@ -32,21 +35,18 @@ const fn compressed(name: &'static str) -> Contents {
     Contents { name, remedy: "decompress it first" }
 }
 
-const CONVERT: &str = "make another image of it: qemu-img convert -O qcow2 OLD NEW.qcow2, or, if it rests on a \
-    parent, what made it";
+const CONVERT: &str = "convert it: qemu-img convert -O qcow2 OLD NEW.qcow2, or, if it has a parent, the program that \
+    created it";
 const RAID: Contents = Contents {
     name: "a member of a Linux RAID array",
-    remedy: "assemble the array and give its device, /dev/mdN",
+    remedy: "assemble the array and use its device, /dev/mdN",
 };
 const LVM: Contents = Contents {
     name: "an LVM physical volume",
-    remedy: "give one of its logical volumes, /dev/GROUP/VOLUME",
+    remedy: "use one of its logical volumes, /dev/GROUP/VOLUME",
 };
 const ZFS: Contents = file_system("a member of a ZFS pool");
-const SWAP: Contents = Contents {
-    name: "swap space",
-    remedy: "there are no files in it; give a disk that holds ext2/3/4 or FAT",
-};
+const SWAP: Contents = Contents { name: "swap space", remedy: "use a disk with ext2/3/4 or FAT" };
 const GPT: Contents = partitions("a GPT partition table");
 
 /// Signatures in the first sector, in the place of FAT's parameters.
@@ -63,14 +63,14 @@ const FIRST_SECTOR: &[Signature] = &[
         b"LUKS\xba\xbe",
         Contents {
             name: "a LUKS volume",
-            remedy: "unlock it with cryptsetup and give its device below /dev/mapper",
+            remedy: "unlock it with cryptsetup and use its device below /dev/mapper",
         },
     ),
     (0, &[0xfc, 0x4e, 0x2b, 0xa9], RAID),
     (32, b"NXSB", file_system("an APFS container")),
-    (0, b"QFI\xfb", image("a qcow2 image", "serve it as one: --disk qcow2:PATH")),
-    (0, b"KDMV", image("a VMDK image", "serve it as one: --disk vmdk:PATH")),
-    (0, b"conectix", image("a VHD image", "serve it as one: --disk vhd:PATH")),
+    (0, b"QFI\xfb", image("a qcow2 image", "serve it with --disk qcow2:PATH")),
+    (0, b"KDMV", image("a VMDK image", "serve it with --disk vmdk:PATH")),
+    (0, b"conectix", image("a VHD image", "serve it with --disk vhd:PATH")),
     (0, b"vhdxfile", image("a VHDX image", CONVERT)),
     (64, &[0x7f, 0x10, 0xda, 0xbe], image("a VDI image", CONVERT)),
     (0, &[0x1f, 0x8b, 8], compressed("a file compressed with gzip")),

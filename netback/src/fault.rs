@@ -283,3 +283,25 @@ drop_reasons! {
     /// To the guest: a checksum to be completed is outside the packet.
     RxChecksum = "rx-checksum",
 }
+
+#[cfg(test)]
+mod remedy_tests {
+    use super::*;
+    use pvio_ring::error::without_remedy;
+
+    #[test]
+    fn errors_have_a_remedy_or_are_listed() {
+        let ring = "tx";
+        let fault = RingFault::Geometry { bytes: 1, slot_size: 2 };
+        let none = without_remedy(&[
+            &QueueError::Fault(Fault::TooManySlots),
+            &QueueError::Event(EventError::NoPorts),
+            &AttachError::Map { ring, status: GrantStatus::BadPage },
+            &AttachError::Ring { ring, fault },
+            &AttachError::Record { ring, error: RecordError::Gap },
+            &AttachError::Staged { gref: GrantRef(1) },
+            &AttachError::Event(EventError::NoPorts),
+        ]);
+        assert_eq!(none, ["Fault", "Map", "Ring", "Record", "Staged"]);
+    }
+}

@@ -219,9 +219,9 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
         if let Err(fault) = &found {
             let (device, reason) = (&context.back, fault.code);
             if context.was_unserved(fault) {
-                tracing::info!(device, reason, %fault, "the earlier process had not served the frontend; connecting it");
+                tracing::info!(device, reason, %fault, "session not resumed: it had not been served, connecting it");
             } else {
-                tracing::warn!(device, reason, %fault, "session not resumed; the frontend has to reconnect");
+                tracing::warn!(device, reason, %fault, "session not resumed: the frontend has to reconnect");
             }
         }
         found.map(drop)

@@ -47,16 +47,19 @@ pub enum Command {
     Domain(pvio_demo::domain::DomainCommand),
 }
 
-/// Returns the error of the command line on one line, without clap's usage text.
+/// Returns the error of the command line without clap's usage text, with the remedy of the value's
+/// error if it has one.
 #[must_use]
 pub fn misuse(e: &clap::Error) -> Failure {
     let text = e.render().to_string();
     let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
     let what = lines.collect::<Vec<_>>().join(" ");
     if e.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return Failure::input("no command given", "try pvio run --nic, or pvio --help");
+        return Failure::input("no command was given", "see pvio --help");
     }
-    Failure::input(what.trim_start_matches("error: "), "see pvio --help")
+    let remedy = std::error::Error::source(e).and_then(disks::args::remedy);
+    let remedy = remedy.unwrap_or_else(|| "see pvio --help".into());
+    Failure::input(what.trim_start_matches("error: "), remedy)
 }
 
 /// Runs a command.

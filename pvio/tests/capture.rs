@@ -173,9 +173,9 @@ fn a_running_nic_is_captured_on_and_off_and_filtered_and_what_cannot_be_is_told(
 #[test]
 fn what_is_said_of_a_nic_is_checked_before_anything_starts() {
     for (words, why) in [
-        (["--nic-options", "guard=perhaps"], "guard is off, mac or ip"),
-        (["--nic-share", "up=fast"], "--nic-share up=fast"),
-        (["--nic-uplink", "lan"], "--nic-uplink lan"),
+        (["--nic-options", "guard=perhaps"], "expected guard=off, guard=mac or guard=ip"),
+        (["--nic-share", "up=fast"], "\"up=fast\" of --nic-share"),
+        (["--nic-uplink", "lan"], "\"lan\" of --nic-uplink"),
     ] {
         let out = pvio().args(["run", "--nic"]).args(words).output().unwrap();
         let said = text(&out.stderr);

@@ -159,7 +159,7 @@ fn foreign_formats_and_files_cut_short_are_told_with_what_to_do() {
         [("vhdx", "a.vhdx", "subformat=dynamic"), ("vdi", "a.vdi", "static=off")]
     {
         let file = make(format, name, options);
-        broken(&file, &[format, "not read here", "qemu-img convert"], 2);
+        broken(&file, &[format, "not supported", "qemu-img convert"], 2);
         // It can be inspected as raw bytes, with a warning about its format.
         let (out, _, code) = pvio(&[&format!("raw:{}", text(&file))]);
         assert_eq!(code, Some(0));
@@ -168,7 +168,7 @@ fn foreign_formats_and_files_cut_short_are_told_with_what_to_do() {
     let luks = path("a.luks");
     let secret = ["--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10"];
     qemu_img(&[&["create", "-q", "-f", "luks"], &secret[..], &[text(&luks), "4M"]].concat());
-    broken(&luks, &["luks", "not read here"], 2);
+    broken(&luks, &["luks", "not supported"], 2);
 
     let cut = |file: &Path, keep: u64| {
         std::fs::File::options().write(true).open(file).unwrap().set_len(keep).unwrap();
@@ -206,7 +206,7 @@ fn foreign_formats_and_files_cut_short_are_told_with_what_to_do() {
     cut(&extent, 1 << 20);
     broken(&flat, &["flat-flat.vmdk", "cut short", "needs 4194304 bytes"], 1);
     std::fs::remove_file(&extent).unwrap();
-    broken(&flat, &["names flat-flat.vmdk", "does not exist"], 1);
+    broken(&flat, &["refers to flat-flat.vmdk", "does not exist"], 1);
 }
 
 #[test]

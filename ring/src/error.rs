@@ -50,6 +50,34 @@ pub trait Remedy: Error {
     fn remedy(&self) -> Option<alloc::borrow::Cow<'static, str>>;
 }
 
+/// Returns the variants among `errors` that have no remedy. For the tests of each crate, which list
+/// them.
+///
+/// # Panics
+/// If an error's own text contains a remedy after a semicolon, repeats the text of its cause, or ends
+/// like a sentence.
+#[cfg(feature = "alloc")]
+#[doc(hidden)]
+#[must_use]
+pub fn without_remedy(errors: &[&dyn Remedy]) -> alloc::vec::Vec<alloc::string::String> {
+    use alloc::string::ToString;
+    let mut none = alloc::vec::Vec::new();
+    for error in errors {
+        let text = error.to_string();
+        assert!(!text.contains("; ") && !text.ends_with('.'), "{text}");
+        let remedy = error.remedy();
+        assert!(remedy.as_ref().is_none_or(|remedy| !remedy.is_empty()), "{text}");
+        if let Some(cause) = error.source() {
+            assert!(!text.contains(&alloc::format!(": {cause}")), "{text} has its cause {cause}");
+        }
+        if remedy.is_none() {
+            let debug = alloc::format!("{error:?}");
+            none.push(debug.split(|c: char| !c.is_alphanumeric()).next().unwrap_or("").into());
+        }
+    }
+    none
+}
+
 /// A peer that violates the protocol, and a record that does not match: nothing for the operator.
 #[cfg(feature = "alloc")]
 mod no_remedy {
@@ -84,6 +112,16 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("the ring is unusable")]
     struct Inner(#[source] RingFault);
+
+    #[test]
+    fn texts_of_the_ring_have_no_remedy() {
+        let layout = RingFault::Geometry { bytes: 1, slot_size: 2 };
+        let size = crate::inflight::RecordError::Size { found: 1, needed: 2 };
+        let version = crate::inflight::RecordError::Version { found: 1, supported: 2 };
+        let overflow = RingFault::ProducerOverflow { prod: 1, ahead: 2, most: 3 };
+        let none = without_remedy(&[&layout, &overflow, &size, &version]);
+        assert_eq!(none, ["Geometry", "ProducerOverflow", "Size", "Version"]);
+    }
 
     #[test]
     fn report_joins_an_error_and_all_its_causes() {

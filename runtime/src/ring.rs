@@ -388,7 +388,10 @@ impl<B: IoBuf> Drop for Uring<B> {
             if begin.elapsed() > STUCK && self.in_flight > 0 {
                 // The device has not completed its operations for 30 seconds. Leaking the buffers
                 // is safe, freeing them is not.
-                tracing::error!(in_flight = self.in_flight, "leaking buffers of stuck I/O");
+                tracing::error!(
+                    in_flight = self.in_flight,
+                    "buffers of I/O that does not complete are leaked"
+                );
                 for slot in self.slots.drain(..) {
                     std::mem::forget(slot);
                 }

@@ -376,3 +376,23 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod remedy_tests {
+    use super::*;
+    use pvio_ring::error::without_remedy;
+
+    #[test]
+    fn errors_have_a_remedy_or_are_listed() {
+        let none = without_remedy(&[
+            &QueueFault::Ring(RingFault::Geometry { bytes: 1, slot_size: 2 }),
+            &QueueFault::Event(EventError::NoPorts),
+            &QueueFault::Record(RecordError::Gap),
+            &QueueFault::Slot(ShortSlot),
+            &QueueFault::Wait(5),
+            &QueueFault::EngineLost,
+            &QueueFault::Panicked,
+        ]);
+        assert_eq!(none, ["Ring", "Record", "Slot", "Wait"]);
+    }
+}

@@ -4,8 +4,11 @@ use super::vdev::Vdev;
 use crate::failure::Failure;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use pvio_storage::image::{Disk, DiskOptions, EscapedPath};
+use pvio_ring::error::Remedy;
+use pvio_storage::image::{Disk, DiskError, DiskOptions, EscapedPath, OptionError};
 use pvio_xenbus::handshake::common::BackendKind;
+use std::borrow::Cow;
+use std::error::Error;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{PathBuf, absolute};
 
@@ -110,6 +113,13 @@ pub struct ListArgs {
     #[command(flatten)]
     /// Which xenstore to use.
     pub store: StoreArgs,
+}
+
+/// Returns the remedy of an error of [`disk`] or [`disk_options`].
+#[must_use]
+pub fn remedy(error: &(dyn Error + 'static)) -> Option<Cow<'static, str>> {
+    let disk = error.downcast_ref::<DiskError>().map(Remedy::remedy);
+    disk.or_else(|| error.downcast_ref::<OptionError>().map(Remedy::remedy)).flatten()
 }
 
 /// Returns the parser of an argument that specifies a disk.

@@ -39,7 +39,7 @@ impl FromStr for Vdev {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no disk of a guest; write xvdb, or its number");
+        let wrong = || format!("invalid disk of a guest {text:?}: expected xvdb, or its number");
         if let Ok(number) = text.parse() {
             return Ok(Self(number));
         }

@@ -310,7 +310,8 @@ where
         match device.refresh(xs) {
             Ok(()) => tracing::info!(device = device.token(), "changed settings applied"),
             Err(error) => {
-                tracing::warn!(device = device.token(), %error, "changed settings rejected; the previous ones stay in force");
+                let (device, remedy) = (device.token(), error.remedy.as_deref());
+                tracing::warn!(device, %error, remedy, "changed settings rejected: the previous ones stay in force");
             }
         }
         Ok(())
@@ -378,7 +379,7 @@ where
             *closing = (after == XenbusState::Closing).then(Instant::now);
             if let Some(unlogged) = states.admit() {
                 let device = device.token();
-                tracing::info!(device, from = %before, to = %after, unlogged, "state");
+                tracing::info!(device, from = %before, to = %after, unlogged, "state changed");
             }
         }
         // The component that fails writes the node once; a message that was there before was logged
@@ -388,7 +389,7 @@ where
             if let Some(why) = &why
                 && let Some(unlogged) = errors.admit()
             {
-                tracing::warn!(device = device.token(), unlogged, "{why}");
+                tracing::warn!(device = device.token(), error = why, unlogged, "device failed");
             }
             *last_error = why;
         }

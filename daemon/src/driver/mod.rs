@@ -202,9 +202,9 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
         wakeup.take();
     }
     if options.leave {
-        tracing::info!("leaving every device to the next process");
+        tracing::info!("leaving all devices to the next process");
     } else {
-        tracing::info!("closing every device");
+        tracing::info!("closing all devices");
     }
     let by = Instant::now() + SHUTDOWN_TIMEOUT;
     loop {

@@ -6,6 +6,7 @@ use crate::guest::status::Devices;
 use pvio_blkfront::session::{DiskError, Session};
 use pvio_daemon::failure::Failure;
 use pvio_hosted::Domain;
+use pvio_ring::error::Report;
 use pvio_runtime::LogLimit;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::DeviceAddr;
@@ -91,7 +92,7 @@ impl BlockRead for AttachedDisk {
         {
             static FAILED: LogLimit = LogLimit::new();
             if let Some(unlogged) = FAILED.admit() {
-                tracing::warn!(unlogged, "the disk: {e}");
+                tracing::warn!(error = %Report(&e), unlogged, "the disk cannot be used");
             }
         }
         self.update_sessions();
@@ -103,7 +104,7 @@ impl Drop for AttachedDisk {
         if let Some(mut session) = self.session.take() {
             session.set_patience(CLOSE_TIMEOUT);
             if let Err(e) = session.close() {
-                tracing::warn!("the disk was not closed properly: {e}");
+                tracing::warn!(error = %Report(&e), "the disk cannot be closed");
             }
         }
     }

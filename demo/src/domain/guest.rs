@@ -81,7 +81,7 @@ pub fn run(args: &GuestArgs) -> Result<(), Failure> {
     };
     let mounted = wait_for_mount(&fs, &responses);
     if let Some(Err(e)) = &mounted {
-        ChildMessage::Note(format!("the guest cannot read its disk: {e}")).send();
+        ChildMessage::Note(format!("the guest cannot read its disk: {}", e.line())).send();
     }
     let server_status = ServerStatus { fs: mounted, ..server_status };
     let Some(ip) = args.ip else {
@@ -123,7 +123,7 @@ fn wait_for_mount(
     fs.info(0).ok()?;
     match responses.recv_timeout(MOUNT_TIMEOUT).ok()?.result {
         Ok(Reply::Info(info)) => {
-            tracing::info!(kind = info.kind, label = %info.label, "mounted read-only");
+            tracing::info!(kind = info.kind, label = %info.label, "file system mounted read-only");
             Some(Ok(info))
         }
         Ok(_) => None,

@@ -42,7 +42,7 @@ pub fn start(domain: &Domain, devices: Devices) -> Result<(), Failure> {
     let mut hotplug = Hotplug { domain, xs, devices, disks, wakeup, sender, attached };
     let spawned = thread::Builder::new().name("hotplug".into()).spawn(move || {
         if let Err(e) = hotplug.run() {
-            tracing::warn!("new disks are no longer detected: {e}");
+            tracing::warn!(error = %e, "new disks are no longer detected");
         }
     });
     spawned.map(drop).map_err(|e| Failure::new(format!("a thread cannot start: {e}"), ""))
@@ -120,7 +120,7 @@ impl Hotplug {
         });
         match spawned {
             Ok(_) => drop(self.disks.insert(index, None)),
-            Err(error) => tracing::warn!(%error, "no thread for a new disk"),
+            Err(error) => tracing::warn!(%error, "the thread of a new disk cannot start"),
         }
     }
 
@@ -199,7 +199,7 @@ fn attach(domain: &Domain, addr: DeviceAddr, devices: Devices) -> Result<Attache
     fs.info(0).map_err(Failure::foreign)?;
     let contents = match responses.recv().map(|response| response.result) {
         Ok(Ok(Reply::Info(info))) => format!("{} {:?}", info.kind, info.label),
-        Ok(Err(error)) => error.to_string(),
+        Ok(Err(error)) => error.line(),
         Ok(Ok(_)) | Err(_) => "nothing can be read".into(),
     };
     Ok(Attached { addr, fs, poller, size, contents })

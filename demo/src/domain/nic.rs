@@ -131,7 +131,7 @@ impl AttachedNic {
         self.unstage();
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         if let Err(e) = self.driver.close(&mut self.xs) {
-            return tracing::warn!("the NIC was not closed properly: {e}");
+            return tracing::warn!(error = %e, "the NIC cannot be closed");
         }
         while self.driver.state() != XenbusState::Closed && Instant::now() < deadline {
             let remaining = deadline.saturating_duration_since(Instant::now());

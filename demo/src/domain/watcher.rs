@@ -40,7 +40,7 @@ pub fn start(
     let spawned = thread::Builder::new().name("watcher".into()).spawn(move || {
         // Ends only when the hypervisor ends, and that also ends the process.
         if let Err(e) = watcher.run(&on_change) {
-            tracing::warn!("device states are no longer watched: {e}");
+            tracing::warn!(error = %e, "device states are no longer watched");
         }
     });
     spawned.map(drop).map_err(|e| Failure::new(format!("a thread cannot start: {e}"), ""))
@@ -79,7 +79,7 @@ impl Watcher {
                     // Rate-limited, since a backend can cause any number of changes.
                     if let Some(unlogged) = self.changes.admit() {
                         let Device { name, state: front, backend_state: back, .. } = &device;
-                        tracing::info!(device = name, front, back, unlogged, "changed");
+                        tracing::info!(device = name, front, back, unlogged, "states changed");
                     }
                     self.devices.set(device);
                 }

@@ -413,7 +413,7 @@ impl Work {
         report.ok = report.mismatches == 0 && report.sha256 == report.sha256_expected;
         self.session.set_patience(Duration::from_secs(2));
         if let Err(e) = self.session.close() {
-            tracing::warn!("the disk was not closed properly: {e}");
+            tracing::warn!(error = %pvio_ring::error::Report(&e), "the disk cannot be closed");
         }
         self.report
     }

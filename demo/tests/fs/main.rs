@@ -242,7 +242,10 @@ fn ranges_and_links_and_what_is_not_there() {
 
 #[test]
 fn what_is_no_file_system_is_named() {
-    let says = |bytes: Vec<u8>| Fs::of(MemDisk::new(bytes)).visit("/").unwrap_err().to_string();
+    let says = |bytes: Vec<u8>| {
+        let error = Fs::of(MemDisk::new(bytes)).visit("/").unwrap_err();
+        format!("{error}; {}", error.remedy().expect("a remedy"))
+    };
     assert!(says(vec![0; 1 << 20]).contains("empty"));
     assert!(says(vec![]).contains("empty"));
     assert!(says(vec![7; 1 << 20]).contains("no ext2/3/4 or FAT"));
@@ -263,12 +266,12 @@ fn what_is_no_file_system_is_named() {
     // Its first sector is valid for FAT as well: sectors of 512 bytes, 8 per cluster, a fixed disk.
     let ntfs = [&b"\xeb\x52\x90NTFS    "[..], &[0, 2, 8, 0, 0, 0, 0, 0, 0, 0, 0xf8]].concat();
     let ntfs = &*[ntfs, vec![0; 2]].concat();
-    named(&[(0, ntfs), end], "an NTFS file system; only ext2/3/4 and FAT");
+    named(&[(0, ntfs), end], "an NTFS file system; use a disk with ext2/3/4 or FAT");
     named(&[(0, b"\xeb\x76\x90EXFAT   "), end], "an exFAT file system");
     named(&[(0, b"XFSB")], "an XFS file system");
     named(&[(65_600, b"_BHRfS_M")], "a Btrfs file system");
     named(&[end, (512, b"EFI PART"), (32_769, b"CD001")], "an ISO 9660 file system");
-    named(&[(512, b"LABELONE")], "an LVM physical volume; give one of its logical volumes");
+    named(&[(512, b"LABELONE")], "an LVM physical volume; use one of its logical volumes");
     named(&[(0, b"LUKS\xba\xbe")], "a LUKS volume; unlock it");
     named(&[(4086, b"SWAPSPACE2")], "swap space");
     let mut cut = pvio_demo::image::image_bytes(8 << 20).unwrap();

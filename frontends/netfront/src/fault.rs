@@ -150,3 +150,22 @@ impl Remedy for SetupError {
         remedy.map(Cow::Borrowed)
     }
 }
+
+#[cfg(test)]
+mod remedy_tests {
+    use super::*;
+    use pvio_ring::error::without_remedy;
+
+    #[test]
+    fn errors_have_a_remedy_or_are_listed() {
+        let fault = RingFault::Geometry { bytes: 1, slot_size: 2 };
+        let none = without_remedy(&[
+            &BackendFault::TxRing(fault),
+            &BackendFault::CtrlAnswer { id: 1, kind: 2 },
+            &SetupError::Grant(GrantError::OutOfEntries),
+            &SetupError::Event(EventError::NoPorts),
+            &SetupError::Ring(fault),
+        ]);
+        assert_eq!(none, ["TxRing", "CtrlAnswer", "Ring"]);
+    }
+}

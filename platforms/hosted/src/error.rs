@@ -203,3 +203,51 @@ impl Remedy for XenstoreError {
         }
     }
 }
+
+#[cfg(test)]
+mod remedy_tests {
+    use super::*;
+    use pvio_ring::error::without_remedy;
+
+    #[test]
+    fn errors_have_a_remedy_or_are_listed() {
+        let (path, name) = (|| PathBuf::from("/a"), || String::from("x"));
+        let (id, error) = (DomId(1), || io::Error::other("x"));
+        let none = without_remedy(&[
+            &StartError::Running(path()),
+            &StartError::PathTooLong(path()),
+            &StartError::Directory(DirError::OtherOwner { path: path(), owner: 1 }),
+            &StartError::Io { path: path(), source: error() },
+            &DomainError::NameInUse(name()),
+            &DomainError::IdInUse(id),
+            &DomainError::BadName(name()),
+            &DomainError::OutOfRange { what: "x", given: 3, least: 1, most: 2 },
+            &DomainError::OutOfIds,
+            &DomainError::NoDomain(id),
+            &DomainError::Memory(error()),
+            &DomainError::Xenstore(XsError::Closed),
+            &JoinError::NoHypervisor(path()),
+            &JoinError::NoDomain(id),
+            &JoinError::Taken(id),
+            &JoinError::OtherUser,
+            &JoinError::Lost,
+            &JoinError::Io(error()),
+            &XenstoreError::Lost,
+            &XenstoreError::TooMany,
+            &XenstoreError::Io(error()),
+        ]);
+        let expected = [
+            "Io",
+            "BadName",
+            "OutOfRange",
+            "NoDomain",
+            "Memory",
+            "NoDomain",
+            "Lost",
+            "Io",
+            "Lost",
+            "Io",
+        ];
+        assert_eq!(none, expected);
+    }
+}

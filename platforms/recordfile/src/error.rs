@@ -74,3 +74,27 @@ impl DirError {
         }
     }
 }
+
+#[cfg(test)]
+mod remedy_tests {
+    use super::*;
+    use crate::RecordError;
+    use pvio_ring::error::without_remedy;
+
+    #[test]
+    fn errors_have_a_remedy_or_are_listed() {
+        let path = || PathBuf::from("/a");
+        let source = || io::Error::other("x");
+        let none = without_remedy(&[
+            &DirError::OtherOwner { path: path(), owner: 1 },
+            &DirError::Writable { path: path(), mode: 0o777 },
+            &DirError::Open { path: path(), mode: 0o777 },
+            &DirError::Link { path: path(), link: path() },
+            &DirError::Io { path: path(), source: source() },
+            &RecordError::Missing { device: "d".into(), source: source() },
+            &RecordError::NotStored,
+            &RecordError::Io { device: "d".into(), source: source() },
+        ]);
+        assert_eq!(none, ["Io", "Missing", "NotStored"]);
+    }
+}

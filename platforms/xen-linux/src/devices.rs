@@ -95,6 +95,7 @@ impl Devices {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pvio_ring::error::{Remedy, Report};
     use std::os::unix::net::UnixListener;
 
     fn places(dir: &tempfile::TempDir) -> Devices {
@@ -112,7 +113,10 @@ mod tests {
     fn what_is_missing_is_told_with_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let devices = places(&dir);
-        let says = |error: OpenError| (error.code(), error.to_string());
+        let says = |error: OpenError| {
+            let remedy = error.remedy().unwrap_or_default();
+            (error.code(), format!("{}; {remedy}", Report(&error)))
+        };
         let (code, text) = says(devices.gntdev().unwrap_err());
         assert_eq!(code, "xen-not-a-domain");
         assert!(text.contains("hosted"), "{text}");
@@ -121,7 +125,12 @@ mod tests {
         std::fs::write(dir.path().join("type"), "xen\n").unwrap();
         let (code, text) = says(devices.evtchn().unwrap_err());
         assert_eq!(code, "xen-no-device");
-        assert!(text.ends_with("dev/evtchn is not there: `modprobe xen-evtchn`"), "{text}");
+        assert!(
+            text.ends_with(
+                "dev/evtchn does not exist; load the kernel module (modprobe xen-evtchn)"
+            ),
+            "{text}"
+        );
         let (code, text) = says(devices.domid().unwrap_err());
         assert_eq!(code, "xen-xenstore");
         assert!(text.contains("start xenstored"), "{text}");

@@ -118,3 +118,24 @@ impl NotifyError {
         }
     }
 }
+
+#[cfg(test)]
+mod remedy_tests {
+    use super::*;
+    use pvio_ring::error::without_remedy;
+
+    #[test]
+    fn errors_have_a_remedy_or_are_listed() {
+        let (path, source) = (|| PathBuf::from("/a"), || io::Error::other("x"));
+        let none = without_remedy(&[
+            &OpenError::NotXen(path()),
+            &OpenError::NoDevice { path: path(), module: "x" },
+            &OpenError::Denied { path: path() },
+            &OpenError::Device { path: path(), source: source() },
+            &OpenError::Xenstore { path: path(), source: source() },
+            &OpenError::Id(XsError::Closed),
+            &OpenError::BadId("x".into()),
+        ]);
+        assert_eq!(none, ["Device"]);
+    }
+}

@@ -166,7 +166,7 @@ impl AfXdp {
             let zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
             if let Some(unlogged) = self.starts.admit() {
                 let interface = &self.name;
-                tracing::info!(interface, queue, zero_copy, unlogged, "serving by AF_XDP");
+                tracing::info!(interface, queue, zero_copy, unlogged, "queue served by AF_XDP");
             }
             Ok(Queue(socket))
         })

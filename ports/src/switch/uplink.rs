@@ -42,7 +42,7 @@ impl Uplink {
             let _ends = Ends { switch, stop: stop.clone() };
             let outcome = moving.run(stop);
             if let Err(error) = &outcome {
-                tracing::warn!(%error, "an uplink has ended");
+                tracing::warn!(%error, "an uplink failed");
             }
             outcome
         };
@@ -68,7 +68,7 @@ struct Ends {
 impl Drop for Ends {
     fn drop(&mut self) {
         if !self.stop.is_set() {
-            tracing::error!("an uplink has ended: the NICs of its switch are closed");
+            tracing::error!("an uplink ended: the NICs of its switch are closed");
             self.switch.lose_uplink();
         }
     }

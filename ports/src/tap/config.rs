@@ -174,3 +174,44 @@ impl From<TapError> for Fault {
         Self::of(error.code(), &error)
     }
 }
+
+#[cfg(test)]
+mod remedy_tests {
+    use super::*;
+    use crate::afxdp::AfXdpError;
+    use crate::options::NicOptions;
+    use crate::worker::WorkerError;
+    use pvio_ring::error::without_remedy;
+
+    #[test]
+    fn errors_have_a_remedy_or_are_listed() {
+        let (name, errno) = (|| String::from("x"), Errno::NOENT);
+        let taps = without_remedy(&[
+            &TapError::NoDriver,
+            &TapError::NotPermitted("x"),
+            &TapError::NameInUse(name()),
+            &TapError::BadName(name()),
+            &TapError::NoBridge(name()),
+            &TapError::NotABridge(name()),
+            &TapError::NotATap(name()),
+            &TapError::NoNamespace { name: name(), errno },
+            &TapError::OpenVswitch(name()),
+            &TapError::NoUplink(name()),
+            &TapError::Unsupported("x"),
+            &TapError::System { what: "x", errno },
+        ]);
+        assert_eq!(taps, ["System"]);
+        let interfaces = without_remedy(&[
+            &AfXdpError::NoInterface(name()),
+            &AfXdpError::Namespace(TapError::NoDriver),
+            &AfXdpError::NotPermitted("x"),
+            &AfXdpError::Unsupported("x"),
+            &AfXdpError::InUse("x"),
+            &AfXdpError::System { what: "x", error: errno.into() },
+        ]);
+        assert_eq!(interfaces, ["System"]);
+        let option = NicOptions::default().and("guard=x").unwrap_err();
+        let others = [&WorkerError::Tap(name()) as &dyn Remedy, &WorkerError::Panicked, &option];
+        assert!(without_remedy(&others).is_empty());
+    }
+}

@@ -55,7 +55,7 @@ impl Tap {
             Err(TapError::NotPermitted(_)) => {
                 tracing::info!(
                     tap = config.name,
-                    "its queues stay as long as the kernel makes them"
+                    "the length of the tap's queue cannot be set: it keeps the kernel's default"
                 );
             }
             other => other?,

@@ -31,7 +31,12 @@ pub(super) fn leave(tap: &str, bridge: &str) {
     if run(&["br-exists", bridge]).is_ok()
         && let Err(Refused::Failed(text)) = run(&["--if-exists", "del-port", bridge, tap])
     {
-        tracing::warn!(tap, bridge, text, "the port stays in Open vSwitch's database");
+        tracing::warn!(
+            tap,
+            bridge,
+            error = text,
+            "the port cannot be removed from Open vSwitch's database"
+        );
     }
 }
 

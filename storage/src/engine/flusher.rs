@@ -118,7 +118,7 @@ fn serve(shared: &Shared, store: &dyn Store, state: &FlushState) {
         if let Err(error) = &result
             && !known
         {
-            tracing::error!(%error, "a flush failed: data that a guest wrote may be lost");
+            tracing::error!(%error, "flush failed: data that a guest wrote may be lost");
         }
         let result = result.map_err(|error| store::engine_error(&error));
         jobs.drain(..).for_each(|job| job.finish(result));

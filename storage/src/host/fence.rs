@@ -44,6 +44,6 @@ pub(super) fn pass(
 /// Removes the fence of a disk that was detached.
 pub(super) fn remove(records: &RecordDir, disk: &str) {
     if let Err(error) = records.fence(&name(disk)).and_then(|fence| fence.remove()) {
-        tracing::warn!(disk, %error, "the fence is not removed");
+        tracing::warn!(disk, %error, "the fence cannot be removed");
     }
 }

@@ -68,7 +68,7 @@ impl ImageSize {
 impl Shared {
     fn complain(&self, error: &std::io::Error) {
         if let Some(unlogged) = self.failures.admit() {
-            tracing::warn!(%error, unlogged, "how large the image is cannot be found out");
+            tracing::warn!(%error, unlogged, "the size of the image cannot be determined");
         }
     }
 }

@@ -36,7 +36,7 @@ impl Library {
         open: impl FnOnce() -> Result<LibraryImage, ImageError>,
     ) -> Result<Self, ImageError> {
         let image = catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
-            let error = ContentError::corrupt("its metadata make no sense");
+            let error = ContentError::corrupt("its metadata cannot be interpreted");
             Err(ImageError::Content { path: path.into(), format, error })
         })?;
         Ok(Self { image: RwLock::new(image), write, broken: AtomicBool::new(false) })
@@ -50,7 +50,7 @@ impl Library {
         match self.flush() {
             Ok(()) => true,
             Err(error) => {
-                tracing::error!(%error, "what a disk image's library kept in memory is lost");
+                tracing::error!(%error, "the cached metadata of a disk image cannot be written");
                 false
             }
         }

@@ -147,10 +147,11 @@ fn of_content(format: Format, error: &ContentError) -> Option<Cow<'static, str>>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Spec, SpecError};
+    use crate::engine::nbd::NbdError;
+    use crate::image::{OptionError, Spec, SpecError};
     use alloc::string::String;
     use alloc::vec::Vec;
-    use pvio_ring::error::Report;
+    use pvio_ring::error::{Report, without_remedy};
 
     /// Returns an error's text, causes and remedy.
     fn whole(error: &impl Remedy) -> String {
@@ -186,6 +187,83 @@ mod tests {
             texts.push(whole(&refused.unwrap_err()));
         }
         texts
+    }
+
+    fn all() -> Vec<ImageError> {
+        let path = || std::path::PathBuf::from("/a");
+        let error = || std::io::Error::other("x");
+        let disk = || String::from("disk");
+        let reference = |problem| ImageError::Reference { image: path(), name: path(), problem };
+        let content = |error| ImageError::Content { path: path(), format: Format::Vmdk, error };
+        std::vec![
+            ImageError::Missing(path()),
+            ImageError::Permission(path(), ""),
+            ImageError::NotADisk(path()),
+            ImageError::OddSize { path: path(), size: 1, unit: 512 },
+            ImageError::Busy(path()),
+            ImageError::Fence { disk: disk(), error: error() },
+            ImageError::NoDirect(path()),
+            ImageError::DirectSize { path: path(), size: 1, unit: 512 },
+            ImageError::Chain { path: path(), below: disk(), what: "x", remedy: "y" },
+            ImageError::NoSnapshot { path: path(), name: disk(), there: String::new() },
+            ImageError::SnapshotOfDataFile(path()),
+            ImageError::OnlyRead(disk()),
+            ImageError::Sectors { disk: disk(), sector_size: 4096, least: 512, size: 1 },
+            ImageError::NoIoMode("sqpoll", disk()),
+            ImageError::SqPoll(error()),
+            ImageError::PollBuffered(disk()),
+            ImageError::NoPoll { disk: disk(), error: error() },
+            ImageError::Trace { path: path(), error: error() },
+            ImageError::Memory(1),
+            ImageError::Other { path: path(), error: error() },
+            reference(ReferenceProblem::Outside(Vec::new())),
+            reference(ReferenceProblem::LinkOutside),
+            reference(ReferenceProblem::Root(path(), error())),
+            reference(ReferenceProblem::Missing),
+            reference(ReferenceProblem::NotADisk),
+            reference(ReferenceProblem::NotDerived),
+            reference(ReferenceProblem::WrittenLink),
+            reference(ReferenceProblem::NoOpenat2),
+            reference(ReferenceProblem::System(error())),
+            content(ContentError::NotThis("vmdk")),
+            content(ContentError::NotThis("vhd")),
+            content(ContentError::corrupt("x")),
+            content(ContentError::truncated("x")),
+            content(ContentError::Encrypted("LUKS")),
+            content(ContentError::Parent),
+            content(ContentError::Extent),
+            content(ContentError::unsupported("x")),
+            content(ContentError::Io(error())),
+        ]
+    }
+
+    #[test]
+    fn errors_have_a_remedy_or_are_listed() {
+        let all = all();
+        let all: Vec<&dyn Remedy> = all.iter().map(|error| error as &dyn Remedy).collect();
+        // An error of the system, and one while reading: the cause says what is to be done.
+        assert_eq!(without_remedy(&all), ["Other", "Content"]);
+        let server = || String::from("s");
+        let refused = |remedy| NbdError::Refused { server: server(), what: server(), remedy };
+        let none = without_remedy(&[
+            &NbdError::Unreachable { server: server(), error: std::io::Error::other("x") },
+            &NbdError::Protocol { server: server(), what: "x" },
+            &NbdError::NoExport { server: server(), export: server() },
+            &refused(None),
+            &refused(Some("y")),
+            &NbdError::ReadOnly { server: server(), export: server() },
+            &NbdError::Shape { server: server(), export: server(), size: 1, block: 1, what: "x" },
+            &SpecError::Empty,
+            &SpecError::UnknownFormat("x".into()),
+            &SpecError::Foreign("vdi"),
+            &SpecError::Size("x".into()),
+            &SpecError::Nbd("x".into()),
+            &OptionError::Unknown("x".into()),
+            &OptionError::Value { key: "iops", value: "x".into(), form: "N" },
+            &OptionError::Flag("ro"),
+            &OptionError::Unclosed,
+        ]);
+        assert_eq!(none, ["Refused"]);
     }
 
     #[test]

@@ -112,3 +112,51 @@ impl fmt::Debug for EscapedValue {
         f.write_str(&self.0)
     }
 }
+
+#[cfg(test)]
+mod remedy_tests {
+    use super::*;
+    use crate::wire::{Op, XsErrno};
+    use pvio_ring::error::without_remedy;
+
+    #[test]
+    fn errors_have_a_remedy_or_are_listed() {
+        let path = || Box::from("/a");
+        let refused = XsError::Refused { op: Op::Read, path: path(), errno: XsErrno::Acces };
+        let none = without_remedy(&[
+            &XsError::Closed,
+            &XsError::Transport("reset".into()),
+            &refused,
+            &XsError::Protocol("x"),
+            &XsError::TooLong,
+            &XsError::Conflict,
+            &HandshakeError::Xenstore(XsError::Closed),
+            &HandshakeError::Missing { path: path() },
+            &HandshakeError::Malformed {
+                path: path(),
+                value: EscapedValue::new(b"x"),
+                expected: "y",
+            },
+            &HandshakeError::OutOfRange { path: path(), value: 3, min: 1, max: 2 },
+            &HandshakeError::Duplicate { path: path(), value: 3 },
+            &HandshakeError::NotOffered { path: path() },
+            &HandshakeError::Exists { path: path() },
+            &HandshakeError::Unwritable("x"),
+        ]);
+        // Violations of the other side, and bugs: nothing that this side's operator can change.
+        let expected = [
+            "Refused",
+            "Protocol",
+            "TooLong",
+            "Conflict",
+            "Missing",
+            "Malformed",
+            "OutOfRange",
+            "Duplicate",
+            "NotOffered",
+            "Exists",
+            "Unwritable",
+        ];
+        assert_eq!(none, expected);
+    }
+}

@@ -63,7 +63,7 @@ pub enum FsError {
     #[error("the file system cannot be read: {0}")]
     Unsupported(String),
     /// The disk is smaller than its file system.
-    #[error("the image is cut short: its file system is {needed} bytes long, the disk {size}")]
+    #[error("the image is cut short: its file system has {needed} bytes, and the disk {size}")]
     Truncated {
         /// Size of the file system in bytes.
         needed: u64,
@@ -71,10 +71,21 @@ pub enum FsError {
         size: u64,
     },
     /// The disk contains no supported file system.
-    #[error("{0}")]
-    Unrecognised(String),
+    #[error("no supported file system was found: {found}")]
+    Unrecognised {
+        /// The contents.
+        found: String,
+        /// What to do next.
+        remedy: &'static str,
+    },
+    /// The file system's journal was not replayed.
+    #[error(
+        "the file system cannot be read: its journal has changes that are not applied (the disk is in \
+         use, or was not unmounted)"
+    )]
+    Journal,
     /// The disk could not be read.
-    #[error("the disk could not be read: {0}")]
+    #[error("the disk cannot be read: {0}")]
     Io(String),
     /// The file was closed, or its file system was mounted again after a panic.
     #[error("the file is not open any more")]
@@ -96,13 +107,38 @@ impl FsError {
             Self::Special => "fs-special-file",
             Self::TooFar => "fs-too-far",
             Self::Corrupt(_) => "fs-corrupt",
-            Self::Unsupported(_) => "fs-unsupported",
+            Self::Unsupported(_) | Self::Journal => "fs-unsupported",
             Self::Truncated { .. } => "fs-truncated",
-            Self::Unrecognised(_) => "fs-unrecognised",
+            Self::Unrecognised { .. } => "fs-unrecognised",
             Self::Io(_) => "fs-io",
             Self::Stale => "fs-stale",
             Self::TooManyOpen => "fs-too-many-open",
             Self::Gone => "fs-gone",
+        }
+    }
+}
+
+impl FsError {
+    /// Returns what the operator can do next, if anything.
+    #[must_use]
+    pub const fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Corrupt(_) => Some("check a copy of the image with fsck, or restore a backup"),
+            Self::Journal => Some("let the guest unmount it, or run e2fsck -p IMAGE"),
+            Self::Truncated { .. } => Some("copy the image again, whole"),
+            Self::Unrecognised { remedy, .. } => Some(remedy),
+            // What a client requested, or a state that passes.
+            Self::NotFound | Self::Special | Self::TooFar | Self::Stale | Self::TooManyOpen => None,
+            Self::Unsupported(_) | Self::Io(_) | Self::Gone => None,
+        }
+    }
+
+    /// Returns the error with its remedy on one line, as `error; remedy`.
+    #[must_use]
+    pub fn line(&self) -> String {
+        match self.remedy() {
+            Some(remedy) => format!("{self}; {remedy}"),
+            None => self.to_string(),
         }
     }
 }
@@ -222,4 +258,42 @@ fn components(path: &[u8]) -> Vec<&[u8]> {
         }
     }
     names
+}
+
+#[cfg(test)]
+mod remedy_tests {
+    use super::*;
+
+    #[test]
+    fn errors_have_a_remedy_or_are_listed() {
+        let text = || String::from("x");
+        let all = [
+            FsError::NotFound,
+            FsError::Special,
+            FsError::TooFar,
+            FsError::Corrupt(text()),
+            FsError::Unsupported(text()),
+            FsError::Journal,
+            FsError::Truncated { needed: 2, size: 1 },
+            FsError::Unrecognised { found: text(), remedy: "y" },
+            FsError::Io(text()),
+            FsError::Stale,
+            FsError::TooManyOpen,
+            FsError::Gone,
+        ];
+        assert!(all.iter().all(|error| !error.to_string().contains("; ")));
+        let none: Vec<&str> =
+            all.iter().filter(|error| error.remedy().is_none()).map(FsError::code).collect();
+        let expected = [
+            "fs-not-found",
+            "fs-special-file",
+            "fs-too-far",
+            "fs-unsupported",
+            "fs-io",
+            "fs-stale",
+            "fs-too-many-open",
+            "fs-gone",
+        ];
+        assert_eq!(none, expected);
+    }
 }

@@ -40,12 +40,13 @@ pub fn family(cache: &mut Cache) -> Result<Family, FsError> {
     if signed && is_fat(&head) && contents::in_first_sector(&head).is_none() {
         return fat(&head, size);
     }
-    let make = "give a disk that holds one (mke2fs -t ext4 -d DIR NEW.img 64M makes a new one)";
-    Err(FsError::Unrecognised(match contents::of(&head[..got]) {
-        Some(found) => format!("the disk holds {}; {}", found.name, found.remedy),
-        None if head.iter().all(|b| *b == 0) => format!("the disk is empty; {make}"),
-        None => format!("no ext2/3/4 or FAT file system is on the disk; {make}"),
-    }))
+    let make = "use a disk with ext2/3/4 or FAT (mke2fs -t ext4 -d DIR NEW.img 64M creates one)";
+    let (found, remedy) = match contents::of(&head[..got]) {
+        Some(found) => (format!("the disk holds {}", found.name), found.remedy),
+        None if head.iter().all(|b| *b == 0) => ("the disk is empty".into(), make),
+        None => ("the disk holds no ext2/3/4 or FAT file system".into(), make),
+    };
+    Err(FsError::Unrecognised { found, remedy })
 }
 
 /// Checks the sizes in an ext superblock from which memory is allocated.

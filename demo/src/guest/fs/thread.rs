@@ -217,7 +217,8 @@ impl Worker {
                 Ok(Err((e, request))) => {
                     static UNMOUNTED: LogLimit = LogLimit::new();
                     if let Some(unlogged) = UNMOUNTED.admit() {
-                        tracing::warn!(code = e.code(), unlogged, "{e}");
+                        let (code, error, remedy) = (e.code(), &e, e.remedy());
+                        tracing::warn!(code, %error, remedy, unlogged, "the file system cannot be mounted");
                     }
                     self.fail(&request, e);
                     self.inbox.recv().ok()

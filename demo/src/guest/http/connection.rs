@@ -201,7 +201,7 @@ impl Connection {
             (State::Sending(_), Err(e)) => {
                 static CUT_OFF: LogLimit = LogLimit::new();
                 if let Some(unlogged) = CUT_OFF.admit() {
-                    tracing::warn!(code = e.code(), unlogged, "the response was aborted: {e}");
+                    tracing::warn!(code = e.code(), error = %e, unlogged, "the response was aborted");
                 }
                 self.give_up(shared, server_status);
             }

@@ -30,7 +30,7 @@ struct Status<'a> {
 pub fn status(server_status: &ServerStatus, connections: usize) -> Vec<u8> {
     let (fs, fs_error) = match &server_status.fs {
         Some(Ok(info)) => (Some(info), None),
-        Some(Err(e)) => (None, Some(e.to_string())),
+        Some(Err(e)) => (None, Some(e.line())),
         None => (None, None),
     };
     let status = Status {
@@ -108,7 +108,7 @@ pub fn page(server_status: &ServerStatus, root: Result<(&[Entry], usize), &FsErr
             let link = if has_index { link } else { "" };
             format!("{link}{}", listing::table(entries, left_out, false))
         }
-        Err(e) => format!("<p class=\"bad\">{}</p>", escape(&e.to_string())),
+        Err(e) => format!("<p class=\"bad\">{}</p>", escape(&e.line())),
     };
     let html = include_str!("live.html")
         .replace("{{style}}", concat!(include_str!("listing.css"), include_str!("live.css")))

@@ -111,7 +111,7 @@ pub fn status_of(e: &FsError) -> (u16, String) {
         FsError::TooManyOpen | FsError::Gone => 503,
         _ => 500,
     };
-    (status, e.to_string())
+    (status, e.line())
 }
 
 /// Returns the body of an error: one line.

@@ -158,7 +158,7 @@ impl Server {
             if token == INFO {
                 self.server_status.fs = match result {
                     Ok(Reply::Info(info)) => {
-                        tracing::info!(kind = info.kind, label = %info.label, "mounted read-only");
+                        tracing::info!(kind = info.kind, label = %info.label, "file system mounted read-only");
                         Some(Ok(info))
                     }
                     Ok(_) => None,

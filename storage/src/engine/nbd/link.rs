@@ -136,7 +136,7 @@ impl Drop for NbdLink {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the thread of a network block device panicked");
+            tracing::error!("the thread of an NBD connection panicked");
         }
     }
 }
@@ -193,7 +193,7 @@ impl Client {
             };
             if let Some(unlogged) = self.shared.losses.admit() {
                 let server = &self.server;
-                tracing::warn!(server, why, unlogged, "a network block device is disconnected");
+                tracing::warn!(server, why, unlogged, "NBD server disconnected");
             }
             if !self.reconnect() {
                 break;
@@ -311,7 +311,7 @@ impl Client {
                     self.requests.requeue(export);
                     self.stream = Some(stream);
                     if let Some(unlogged) = self.shared.reconnects.admit() {
-                        tracing::info!(server = self.server, unlogged, "connected again");
+                        tracing::info!(server = self.server, unlogged, "NBD server reconnected");
                     }
                     return true;
                 }
@@ -329,7 +329,7 @@ impl Client {
             if too_long() {
                 if let Some(unlogged) = self.shared.failures.admit() {
                     let (server, error) = (&self.server, Report(&error));
-                    tracing::error!(server, %error, unlogged, "requests to a network block device fail");
+                    tracing::error!(server, %error, unlogged, "NBD server given up: its requests fail");
                 }
                 self.requests.fail(EngineError::Os(EIO));
                 continue;

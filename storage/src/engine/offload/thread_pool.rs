@@ -83,13 +83,13 @@ fn serve(jobs: &Receiver<Job>, store: &dyn Store, broken: &AtomicBool, failures:
         }));
         let result = result.unwrap_or_else(|_| {
             broken.store(true, Ordering::Release);
-            tracing::error!("an image's library panicked; every further operation fails");
+            tracing::error!("the library of an image format panicked: every further operation on the image fails");
             Err(io::Error::other(EngineError::Lost))
         });
         if let Err(error) = &result
             && let Some(unlogged) = failures.admit()
         {
-            tracing::warn!(io = ?job.io, %error, unlogged, "an operation failed");
+            tracing::warn!(io = ?job.io, %error, unlogged, "operation failed");
         }
         job.finish(result.map_err(|e| engine_error(&e)));
     }

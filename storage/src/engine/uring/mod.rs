@@ -298,8 +298,8 @@ impl<B: IoBuf> BlockEngine<B> for UringEngine<B> {
             Ok(()) => len,
             Err(error) => {
                 if let Some(unlogged) = self.unregistered.admit() {
-                    let hint = "the disk is served without; RLIMIT_MEMLOCK bounds it";
-                    tracing::warn!(%error, bytes = len, hint, unlogged, "buffers cannot be registered");
+                    let remedy = "raise RLIMIT_MEMLOCK";
+                    tracing::warn!(%error, bytes = len, remedy, unlogged, "buffers cannot be registered: the disk is served without");
                 }
                 0
             }

@@ -61,7 +61,7 @@ impl Trace {
         if let Err(error) = written
             && !core::mem::replace(&mut out.failed, true)
         {
-            tracing::warn!(%error, "a disk's trace has gaps");
+            tracing::warn!(%error, "a trace cannot be written: it is incomplete");
         }
     }
 

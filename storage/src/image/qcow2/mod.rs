@@ -94,8 +94,7 @@ fn repair(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
     if header.version >= 3 || raised > 0 {
         tracing::warn!(
             image = %EscapedPath::new(layer.path()), raised,
-            "a disk image was not closed by who wrote it last; its reference counts are in order \
-             again"
+            "a disk image had not been closed: its reference counts were repaired"
         );
     }
     Ok(())
@@ -142,7 +141,7 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
     if !write && has(incompatible::DIRTY) {
         tracing::warn!(
             image = %EscapedPath::new(layer.path()),
-            "a disk image is read that was not closed by who wrote it last"
+            "a disk image that had not been closed is opened read-only"
         );
     }
     if has(incompatible::COMPRESSION) {

@@ -193,7 +193,7 @@ impl Drop for Mark {
         if self.closed
             && let Err(error) = refcounts::set_dirty(&self.file, self.features, false)
         {
-            tracing::error!(%error, "a disk image stays marked as not closed");
+            tracing::error!(%error, "the dirty mark of a disk image cannot be removed");
         }
     }
 }

@@ -93,7 +93,7 @@ impl Dynamic {
         if write && footer.is_copy {
             file.write_all_at(footer.raw.as_bytes(), if device { last } else { end })?;
             file.sync_data()?;
-            tracing::warn!("a disk image had no footer at its end; its copy is there now");
+            tracing::warn!("a disk image had no footer at its end: the copy was written there");
         }
         let device_end = device.then_some(last);
         let state = RwLock::new(State { blocks, end });

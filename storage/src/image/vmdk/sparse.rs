@@ -89,7 +89,7 @@ impl Sparse {
             self.file.read_exact_at(&mut table, u64::from(*first) * SECTOR)?;
             self.file.write_all_at(&table, u64::from(*other) * SECTOR)?;
         }
-        tracing::warn!("a disk image was not closed by who wrote it last; its tables are in order");
+        tracing::warn!("a disk image had not been closed: its tables are consistent");
         Ok(())
     }
 
@@ -244,7 +244,7 @@ impl Drop for Sparse {
         if self.write
             && let Err(error) = self.flush().and_then(|()| self.set_unclean(false))
         {
-            tracing::error!(%error, "a disk image stays marked as not closed");
+            tracing::error!(%error, "the dirty mark of a disk image cannot be removed");
         }
     }
 }

@@ -332,9 +332,7 @@ impl Node {
 /// Rejects volumes with features that this reader does not support.
 fn readable(incompat: u32) -> Result<(), FsError> {
     if incompat & incompat::RECOVER != 0 {
-        let text = "its journal holds changes that are not in place yet, as of a disk that is in use \
-                    or was not unmounted; let the guest unmount it, or run: e2fsck -p IMAGE";
-        return Err(FsError::Unsupported(text.into()));
+        return Err(FsError::Journal);
     }
     match incompat & !incompat::READABLE {
         0 => Ok(()),
