@@ -62,8 +62,9 @@ pub fn run(args: &CaptureArgs) -> Result<(), Failure> {
             stream.shutdown(Shutdown::Write).map_err(connection_lost)?;
         }
         if data.buffer().is_empty() && !stopping {
-            sleep(&[stream.as_fd(), wakeup.as_fd()], None)?;
-            if wakeup.take() {
+            // Without a readable descriptor, a read would block until the next packet, although a
+            // signal has arrived.
+            if !sleep(&[stream.as_fd(), wakeup.as_fd()], None)? || wakeup.take() {
                 continue;
             }
         }

@@ -89,11 +89,12 @@ impl Stop {
     }
 }
 
-/// Sleeps until one of `fds` is readable or the timeout expires.
+/// Sleeps until one of `fds` is readable or the timeout expires. Returns whether one is readable; a
+/// signal handler may have interrupted the sleep.
 ///
 /// # Errors
 /// The error of `poll`, except EINTR.
-pub fn sleep(fds: &[BorrowedFd<'_>], time: Option<Duration>) -> Result<(), Failure> {
+pub fn sleep(fds: &[BorrowedFd<'_>], time: Option<Duration>) -> Result<bool, Failure> {
     let timeout = time.map(|t| Timespec {
         tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(t.subsec_nanos()),
@@ -101,7 +102,8 @@ pub fn sleep(fds: &[BorrowedFd<'_>], time: Option<Duration>) -> Result<(), Failu
     let mut fds: Vec<PollFd<'_>> =
         fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
     match poll(&mut fds, timeout.as_ref()) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
         Err(e) => Err(Failure::new(format!("waiting for events failed: {e}"), "")),
     }
 }
