@@ -131,6 +131,14 @@ impl TokenBucket {
         empty.then(|| Duration::from_nanos((earliest >> FRACTION).saturating_add(1)))
     }
 
+    /// Returns the time at which the level stops being negative, or `None` if it is not negative. So
+    /// one more operation passes at a level of zero than with [`empty_until`](Self::empty_until).
+    pub fn in_debt_until(&self, rate: BucketRate, now: Duration) -> Option<Duration> {
+        let earliest = self.refilled.load(Ordering::Relaxed).checked_sub(rate.burst_span())?;
+        let in_debt = earliest > ticks(now);
+        in_debt.then(|| Duration::from_nanos((earliest >> FRACTION).saturating_add(1)))
+    }
+
     /// Returns the time at which the bucket has at least this number of units, or `None` if it has
     /// them. More than the capacity is never available; then it is the time of a full bucket.
     pub fn available_at(&self, rate: BucketRate, units: u64, now: Duration) -> Option<Duration> {
@@ -219,7 +227,9 @@ mod tests {
         }
         let until = bucket.empty_until(rate, NOW).unwrap();
         assert_eq!(until, NOW + Duration::from_nanos(1), "empty at a level of zero");
+        assert_eq!(bucket.in_debt_until(rate, NOW), None, "not in debt at a level of zero");
         bucket.take(rate, 1, until);
+        assert_eq!(bucket.empty_until(rate, until), bucket.in_debt_until(rate, until));
         let until = bucket.empty_until(rate, until).unwrap();
         assert_eq!(until, millis(1) + Duration::from_nanos(1));
     }
@@ -279,6 +289,7 @@ mod tests {
                 bucket.take_within(rate, u64::MAX, now, Duration::MAX);
                 let _ = bucket.try_take(rate, u64::MAX, now);
                 let _ = bucket.empty_until(rate, now);
+                let _ = bucket.in_debt_until(rate, now);
                 let _ = bucket.available_at(rate, u64::MAX, now);
                 let _ = bucket.taken(rate, now);
             }

@@ -44,7 +44,7 @@ impl RateLimit {
     /// Returns `Ok` if a packet may be sent now, or the time at which to check again. All queues use
     /// one clock.
     pub(super) fn check(&self, now: Duration) -> Result<(), Duration> {
-        let empty = self.rate().and_then(|rate| self.bucket.empty_until(rate, now));
+        let empty = self.rate().and_then(|rate| self.bucket.in_debt_until(rate, now));
         let Some(until) = empty else { return Ok(()) };
         Err(until.min(now.saturating_add(LIMIT_CHECK_INTERVAL)))
     }

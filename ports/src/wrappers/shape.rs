@@ -116,8 +116,8 @@ impl Gate {
 
     fn is_shut(&mut self, now: Duration) -> bool {
         let Direction { limits, bytes, packets, .. } = &*self.direction;
-        let by_bytes = limits.bytes.and_then(|rate| bytes.empty_until(rate, now));
-        let by_packets = limits.packets.and_then(|rate| packets.empty_until(rate, now));
+        let by_bytes = limits.bytes.and_then(|rate| bytes.in_debt_until(rate, now));
+        let by_packets = limits.packets.and_then(|rate| packets.in_debt_until(rate, now));
         let mut until = by_bytes.max(by_packets);
         if until.is_none() {
             // A queue that its own limits stop does not count as waiting for the shared rate.

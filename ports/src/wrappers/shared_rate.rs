@@ -137,7 +137,7 @@ impl Part {
         let ahead = member.taken.load(Ordering::Relaxed) > self.most;
         // The other vifs may advance at any time, so retry soon.
         let retry = ahead.then(|| now.saturating_add(CHECK_INTERVAL));
-        let until = direction.bucket.empty_until(direction.rate, now).max(retry)?;
+        let until = direction.bucket.in_debt_until(direction.rate, now).max(retry)?;
         // Bounded, so that a vif that sends earlier still sees this one as waiting.
         let until = until.min(now.saturating_add(LIMIT_CHECK_INTERVAL));
         member.waiting.store(nanos(until.saturating_add(WAITING)), Ordering::Relaxed);
