@@ -239,9 +239,9 @@ fn an_interface_that_is_missing_or_taken_is_refused_in_words() {
         Rig::new(NicConfig::default(), |vif| vif.options = Some(words.into())).error()
     };
     let error = refused("afxdp=nowhere0");
-    assert!(error.contains("no interface named nowhere0"), "{error}");
+    assert!(error.contains("the interface nowhere0 does not exist"), "{error}");
     let error = refused("afxdp=x0,netns=pvio-nowhere");
-    assert!(error.contains("no network namespace pvio-nowhere"), "{error}");
+    assert!(error.contains("the network namespace pvio-nowhere cannot be entered"), "{error}");
     here("link add x0 type veth peer name f0");
     here("link set x0 up");
     if !can(name, "x0") {
