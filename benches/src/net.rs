@@ -23,7 +23,7 @@ use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_grant_table::policy::{CachedMappings, GrantsStay};
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
-use pvio_netback::queue::{ControlRefs, EventPorts, Policy, QueueRefs, Siblings, Waker};
+use pvio_netback::queue::{ControlRefs, EventPorts, Policy, QueueRefs, QueueSet, Waker};
 use pvio_netback::{Features, Queue as Backend, Stats};
 use pvio_netfront::{Checksum, Features as FrontFeatures, Gso, Queue};
 use pvio_netfront::{Control, SendError};
@@ -180,7 +180,7 @@ fn serve_control(
     let control = Control::new(guest, driver)?;
     // The control ring's own events wake the queue, and there is no other queue to wake.
     let nothing: Waker = Arc::new(|| ());
-    queue.join(&Siblings::new([nothing]), 0);
+    queue.join(&QueueSet::new([nothing]), 0);
     let refs = ControlRefs { ring: control.ring_gref(), event: control.channel().port() };
     queue.serve_control(&refs, true)?;
     Ok(control)
@@ -239,7 +239,7 @@ impl Attached {
             // The frontend grants each of its pages once, for its whole lifetime.
             Reach::Kept => {
                 let promise = GrantsStay::promised_by_the_peer();
-                queue.keep_mapped(CachedMappings::new(driver.clone(), KEPT, promise));
+                queue.use_cached_mappings(CachedMappings::new(driver.clone(), KEPT, promise));
             }
             Reach::Staged => {}
         }

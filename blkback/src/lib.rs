@@ -35,4 +35,4 @@ pub use pages::Buf;
 pub use path::{DataPath, Policy};
 pub use queue::{Progress, Queue, QueueFault, QueueParts, QueueRecord};
 pub use stats::{Counter, Stats};
-pub use vbd::{Serve, Vbd};
+pub use vbd::{Vbd, VbdServer};

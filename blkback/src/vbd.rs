@@ -30,22 +30,22 @@ use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, DeviceType, Discard, DiskInfo, FrontRequest, Mode, Negotiated,
     Queue as QueueKeys, ToolstackBack, announce_resize,
 };
-pub use serve::{Opening, Serve};
-use session::{Begin, Session};
+pub use serve::{Opening, VbdServer};
+use session::{Begin, SessionRecord};
 
 /// A virtual disk's backend, to be driven by [`pvio_xenbus::driver::BackendDriver`].
 #[derive(Debug)]
-pub struct Vbd<P: BackendPlatform, S: Serve<P>> {
+pub struct Vbd<P: BackendPlatform, S: VbdServer<P>> {
     platform: P,
     server: S,
     /// The default settings.
-    usual: Config,
+    defaults: Config,
     /// The settings of this disk.
     config: Config,
     /// The toolstack's keys and the state of the disk; `None` before it is opened.
     disk: Option<(ToolstackBack, Arc<DiskState>)>,
     /// Whether the error node reports that the image is in use elsewhere.
-    told_busy: bool,
+    busy_reported: bool,
     /// A media change in progress.
     change: Option<Change>,
     /// The fault of a media change that failed.
@@ -53,9 +53,9 @@ pub struct Vbd<P: BackendPlatform, S: Serve<P>> {
     /// Whether the failed flush of the open disk was logged.
     warned: bool,
     /// The features that this session advertised and its frontend requested.
-    asked: Option<(BackOffer, FrontRequest)>,
+    requested: Option<(BackOffer, FrontRequest)>,
     /// The in-flight record of this session.
-    session: Option<Session<S::Record>>,
+    session: Option<SessionRecord<S::Record>>,
     /// The queues of this session; empty without a session.
     running: Vec<S::Running>,
     negotiated: Option<Negotiated>,
@@ -67,7 +67,7 @@ pub struct Vbd<P: BackendPlatform, S: Serve<P>> {
     resizes: Arc<pvio_runtime::LogLimit>,
 }
 
-impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
+impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
     /// Creates a disk with the default [`Config`], in the initial state.
     pub fn new(platform: P, server: S) -> Self {
         Self::with(platform, server, Config::default())
@@ -78,14 +78,14 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
         Self {
             platform,
             server,
-            usual: config,
+            defaults: config,
             config: config.bounded(),
             disk: None,
-            told_busy: false,
+            busy_reported: false,
             change: None,
             failed: None,
             warned: false,
-            asked: None,
+            requested: None,
             session: None,
             running: Vec::new(),
             negotiated: None,
@@ -222,11 +222,11 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
     /// Attaches every queue that the frontend requests and starts serving them: all of them or
     /// none.
     fn serve(&mut self, context: &BackendContext, begin: Begin) -> Result<(), Fault> {
-        let Some((offer, request)) = &self.asked else { return Ok(()) };
+        let Some((offer, request)) = &self.requested else { return Ok(()) };
         let agreed = Negotiated::new(offer, request);
         if begin != Begin::Again {
             let key = session::key(context.addr, abi(agreed.protocol), request)?;
-            self.session = Some(Session::begin(&mut self.server, context.addr, key, begin)?);
+            self.session = Some(SessionRecord::begin(&mut self.server, context.addr, key, begin)?);
         }
         while self.stats.len() < request.queues.len() {
             self.stats.push(Arc::default());
@@ -293,7 +293,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
             offer.discard = self.features().discard;
         }
         let request = FrontRequest::read(xs, &context.front, &offer)?;
-        self.asked = Some((offer, request));
+        self.requested = Some((offer, request));
         self.measure();
         self.serve(context, if context.resumed { Begin::Resumed } else { Begin::New })
     }
@@ -306,27 +306,27 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
     }
 }
 
-impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
+impl<P: BackendPlatform, S: VbdServer<P>> BackendClass for Vbd<P, S> {
     fn prepare(
         &mut self,
         xs: &mut dyn Xenstore,
         context: &BackendContext,
     ) -> Result<Prepared, Fault> {
         let disk = ToolstackBack::read(xs, &context.back)?;
-        self.config = self.server.configure(&disk, self.usual)?.bounded();
+        self.config = self.server.configure(&disk, self.defaults)?.bounded();
         if hotplug(xs, context, disk.script.as_deref())? == Prepared::AfterOffer {
             return Ok(Prepared::AfterOffer);
         }
         match self.poll_open(&disk)? {
             Opening::Done(_) => {
-                if self.told_busy {
+                if self.busy_reported {
                     clear_error(xs, &context.back)?;
                 }
                 Ok(Prepared::Yes)
             }
             Opening::Pending => Ok(Prepared::Pending),
             Opening::Busy(fault) => {
-                if !core::mem::replace(&mut self.told_busy, true) {
+                if !core::mem::replace(&mut self.busy_reported, true) {
                     fault.report(xs, &context.back)?;
                 }
                 Ok(Prepared::AfterOffer)
@@ -350,7 +350,7 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
         let offer = BackOffer::read(xs, &context.back)?;
         let request = FrontRequest::read(xs, &context.front, &offer)?;
         let key = session::key(context.addr, abi(request.protocol), &request)?;
-        let found = Session::begin(&mut self.server, context.addr, key, Begin::Resumed);
+        let found = SessionRecord::begin(&mut self.server, context.addr, key, Begin::Resumed);
         #[cfg(feature = "std")]
         if let Err(fault) = &found {
             let (device, reason) = (&context.back, fault.code);
@@ -370,7 +370,7 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
         context: &BackendContext,
     ) -> Result<Poll<()>, Fault> {
         if self.change.is_some() {
-            self.go_on(xs, context)?;
+            self.continue_change(xs, context)?;
             if self.change.is_some() {
                 return Ok(Poll::Pending);
             }
@@ -388,28 +388,28 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
     }
 
     fn is_superseded(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> bool {
-        let Some((offer, asked)) = &self.asked else { return false };
+        let Some((offer, requested)) = &self.requested else { return false };
         // A frontend that removed its keys, as firmware does when it ends, is not a new one.
-        FrontRequest::read(xs, &context.front, offer).is_ok_and(|now| now != *asked)
+        FrontRequest::read(xs, &context.front, offer).is_ok_and(|now| now != *requested)
     }
 
     fn refresh(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
-        let told = ToolstackBack::read(xs, &context.back)?;
+        let keys = ToolstackBack::read(xs, &context.back)?;
         let Some((disk, _)) = &self.disk else { return Ok(()) };
-        if (&told.params, &told.kind) == (&disk.params, &disk.kind) {
-            self.server.refresh(&told)?;
+        if (&keys.params, &keys.kind) == (&disk.params, &disk.kind) {
+            self.server.refresh(&keys)?;
             return Ok(self.check_for_changes(xs, context)?);
         }
-        if !told.is_drive() {
+        if !keys.is_drive() {
             let text = "the media cannot be changed: the disk is not removable";
             let remedy = "detach it and attach another";
             return Err(Fault::new("medium-fixed", text).with_remedy(remedy));
         }
-        self.change_media(xs, context, told)
+        self.change_media(xs, context, keys)
     }
 
     fn proceed(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
-        self.go_on(xs, context)?;
+        self.continue_change(xs, context)?;
         Ok(self.announce_size(xs, context)?)
     }
 
@@ -453,7 +453,7 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vbd<P, S> {
         if let Some(session) = self.session.take() {
             session.end(&mut self.server);
         }
-        (self.negotiated, self.asked) = (None, None);
+        (self.negotiated, self.requested) = (None, None);
         Poll::Ready(())
     }
 

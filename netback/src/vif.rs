@@ -5,7 +5,7 @@ mod session;
 
 use crate::fault::AttachError;
 use crate::queue::{
-    ControlRefs, EventPorts, Features, Headroom, Queue, QueueRefs, RateLimit, Siblings,
+    ControlRefs, EventPorts, Features, Headroom, Queue, QueueRefs, QueueSet, RateLimit,
 };
 use crate::stats::Stats;
 use alloc::format;
@@ -25,8 +25,8 @@ use pvio_xenbus::handshake::vif::{
     ToolstackBack, VifRate, multicast_request_path, read_multicast_request, read_rate,
     read_xdp_headroom, write_carrier,
 };
-pub use serve::Serve;
-use session::{Recorded, Rings};
+pub use serve::VifServer;
+use session::{Rings, SessionRecord};
 
 /// What attaches the host's interface of a vif to a network.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,9 +38,9 @@ pub enum Attach {
     ByScript,
 }
 
-/// Session of a guest, from connect to disconnect.
+/// SessionConfig of a guest, from connect to disconnect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Session {
+pub struct SessionConfig {
     /// Number of queues.
     pub queues: usize,
     /// Negotiated features.
@@ -48,7 +48,7 @@ pub struct Session {
 }
 
 /// Backend of a virtual NIC, driven by [`pvio_xenbus::driver::BackendDriver`].
-pub struct Vif<P: BackendPlatform, S: Serve<P>> {
+pub struct Vif<P: BackendPlatform, S: VifServer<P>> {
     platform: P,
     server: S,
     /// Whether the port exists.
@@ -62,11 +62,11 @@ pub struct Vif<P: BackendPlatform, S: Serve<P>> {
     limit: Arc<RateLimit>,
     headroom: Arc<Headroom>,
     /// In-flight record of the session, with the guest's configuration.
-    session: Option<Recorded<S::Record>>,
+    session: Option<SessionRecord<S::Record>>,
     stats: Vec<Arc<Stats>>,
 }
 
-impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
+impl<P: BackendPlatform, S: VifServer<P>> Vif<P, S> {
     /// Returns a vif without a port and without a session.
     #[must_use]
     pub fn new(platform: P, server: S) -> Self {
@@ -100,8 +100,8 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
 
     /// Sets whether the guest receives only the multicast groups that it selected, until the
     /// session ends. Each session starts with the negotiated value.
-    pub fn choose_groups(&self, chosen: bool) {
-        self.session.iter().for_each(|session| session.groups.choose(chosen));
+    pub fn filter_groups(&self, chosen: bool) {
+        self.session.iter().for_each(|session| session.groups.set_filter(chosen));
     }
 
     /// Returns the negotiated features of the session; `None` without a session.
@@ -126,7 +126,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
         context: &BackendContext,
         (index, refs): (usize, &QueueRefs),
         features: Features,
-        session: &Recorded<S::Record>,
+        session: &SessionRecord<S::Record>,
     ) -> Result<Queue<P, S::Buf, S::Record>, Fault>
     where
         P: Clone,
@@ -141,7 +141,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
     }
 }
 
-fn queues_offered<P: BackendPlatform, S: Serve<P>>(server: &S) -> u32 {
+fn queues_offered<P: BackendPlatform, S: VifServer<P>>(server: &S) -> u32 {
     server.max_queues().clamp(1, MAX_QUEUES)
 }
 
@@ -163,7 +163,7 @@ fn features_offered(queues: u32) -> BackOffer {
     }
 }
 
-impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
+impl<P: BackendPlatform, S: VifServer<P>> BackendClass for Vif<P, S> {
     fn prepare(
         &mut self,
         xs: &mut dyn Xenstore,
@@ -214,7 +214,7 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
         let (request, negotiated) = request(xs, context)?;
         self.server.expect_queues(request.queues.len());
         let rings = Rings::new(context, &request, &negotiated);
-        let found = Recorded::begin(&mut self.server, &rings, true);
+        let found = SessionRecord::begin(&mut self.server, &rings, true);
         #[cfg(feature = "std")]
         if let Err(fault) = &found {
             let (device, reason) = (&context.back, fault.code);
@@ -272,7 +272,7 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
         context: &BackendContext,
     ) -> Result<(), HandshakeError> {
         if self.negotiated.as_ref().is_some_and(|negotiated| negotiated.dynamic_multicast) {
-            self.choose_groups(read_multicast_request(xs, &context.front)?);
+            self.filter_groups(read_multicast_request(xs, &context.front)?);
         }
         Ok(())
     }
@@ -324,7 +324,7 @@ impl<P: BackendPlatform, S: Serve<P>> BackendClass for Vif<P, S> {
     }
 }
 
-impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
+impl<P: BackendPlatform, S: VifServer<P>> Vif<P, S> {
     /// Starts a session with the features and queues that the frontend requested.
     fn begin(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
         let (request, negotiated) = request(xs, context)?;
@@ -332,7 +332,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
         self.stats.resize_with(request.queues.len().max(self.stats.len()), Arc::default);
         let features = features(&negotiated);
         let rings = Rings::new(context, &request, &negotiated);
-        let session = Recorded::begin(&mut self.server, &rings, context.resumed)?;
+        let session = SessionRecord::begin(&mut self.server, &rings, context.resumed)?;
         // Every ring is mapped before the first packet: either all are served or none.
         let refs = rings.queues.iter().enumerate();
         let queues = refs.map(|queue| self.attach(context, queue, features, &session));
@@ -343,7 +343,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
         if let Some(control) = &rings.control {
             self.serve_control(&mut queues, control, &session)?;
         }
-        session.groups.choose(negotiated.multicast_control);
+        session.groups.set_filter(negotiated.multicast_control);
         queues.iter_mut().for_each(|queue| queue.share_limit(&self.limit));
         self.set_rate(read_rate(xs, &context.back)?);
         if context.resumed {
@@ -374,11 +374,11 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
         &mut self,
         queues: &mut [Queue<P, S::Buf, S::Record>],
         refs: &ControlRefs,
-        session: &Recorded<S::Record>,
+        session: &SessionRecord<S::Record>,
     ) -> Result<(), Fault> {
-        let siblings = Siblings::new(self.server.wakers(queues.len())?);
+        let set = QueueSet::new(self.server.wakers(queues.len())?);
         for (index, queue) in queues.iter_mut().enumerate() {
-            queue.join(&siblings, index);
+            queue.join(&set, index);
         }
         let count = queues.len();
         let Some(first) = queues.first_mut() else { return Ok(()) };
@@ -396,7 +396,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vif<P, S> {
         features: Features,
         queues: Vec<Queue<P, S::Buf, S::Record>>,
     ) -> Result<(), Fault> {
-        self.server.begin(&Session { queues: queues.len(), features })?;
+        self.server.begin(&SessionConfig { queues: queues.len(), features })?;
         let device = format!("vif-{}-{}", context.addr.front, context.addr.index);
         for (index, queue) in queues.into_iter().enumerate() {
             let name = if index == 0 { device.clone() } else { format!("{device}-q{index}") };
@@ -467,7 +467,7 @@ impl From<AttachError> for Fault {
     }
 }
 
-impl<P: BackendPlatform, S: Serve<P>> fmt::Debug for Vif<P, S> {
+impl<P: BackendPlatform, S: VifServer<P>> fmt::Debug for Vif<P, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let running = self.running.len();
         f.debug_struct("Vif").field("running", &running).finish_non_exhaustive()

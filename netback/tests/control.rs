@@ -30,7 +30,7 @@ fn flood(s: &mut Setup, from: Duration, time: Duration) -> usize {
             s.guest.answers();
         }
         assert_eq!(s.queue.has_work(), Ok(false), "requests wait, and are no work");
-        assert_eq!(s.queue.may_sleep(), Ok(true));
+        assert_eq!(s.queue.final_check(), Ok(false));
         let next = s.queue.deadline().expect("it waits for its credit");
         assert!(next > now);
         now = next;
@@ -159,7 +159,7 @@ fn a_guest_hears_the_groups_it_names_if_it_has_chosen_to() {
     let mut s = setup(Features { names_groups: true, ..ALL });
     assert!(hears(&mut s, GROUP));
     assert_eq!(tell(&mut s, ExtraKind::McastAdd(GROUP)), done);
-    s.queue.groups().choose(true);
+    s.queue.groups().set_filter(true);
     let other = [1, 0, 0x5e, 1, 2, 4];
     assert!(hears(&mut s, GROUP) && !hears(&mut s, other));
     assert!(hears(&mut s, [0xff; 6]) && hears(&mut s, [2, 0, 0, 0, 0, 1]));
@@ -167,7 +167,7 @@ fn a_guest_hears_the_groups_it_names_if_it_has_chosen_to() {
     assert_eq!(tell(&mut s, ExtraKind::McastDel(GROUP)), done);
     assert_eq!(tell(&mut s, ExtraKind::McastDel(GROUP)), done, "gone already");
     assert!(!hears(&mut s, GROUP));
-    s.queue.groups().choose(false);
+    s.queue.groups().set_filter(false);
     assert!(hears(&mut s, GROUP));
     assert_eq!(s.sent(), [], "none of that was a packet");
 }

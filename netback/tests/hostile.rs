@@ -100,7 +100,7 @@ proptest! {
         for _ in 0..64 {
             match s.queue.poll(&mut s.port, 64) {
                 Ok(progress) if progress.any() => {}
-                Ok(_) => { let _ = s.queue.may_sleep(); }
+                Ok(_) => { let _ = s.queue.final_check(); }
                 Err(_) => break,
             }
         }

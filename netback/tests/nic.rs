@@ -96,7 +96,7 @@ fn everything_may_be_changed_while_connected() {
         let nic = w.nic();
         nic.steer(Some(steering()));
         nic.join(GROUP).unwrap();
-        nic.choose_groups(true);
+        nic.filter_groups(true);
         nic.ask_headroom(700);
         assert_eq!((nic.hearing(), nic.has_news()), (Hearing::All, true));
         assert_eq!(nic.steering(), SteeringState::Pending);
@@ -115,7 +115,7 @@ fn everything_may_be_changed_while_connected() {
         assert_eq!(w.receive(&to_group(OTHER)).len(), 0);
         let nic = w.nic();
         nic.steer(None);
-        nic.choose_groups(false);
+        nic.filter_groups(false);
         nic.ask_headroom(0);
         w.settle();
         assert_eq!(w.receive(&frame), [(0, frame.clone(), None, 0)]);
@@ -178,7 +178,7 @@ fn session_taken_over_goes_on_with_what_the_guest_had_set_up() {
     w.settle();
     assert_eq!(w.staged(), 0);
     // A new session starts with default settings.
-    w.nic().choose_groups(false);
+    w.nic().filter_groups(false);
     w.nic().leave(GROUP);
     w.restart();
     w.settle();
@@ -338,7 +338,7 @@ mod backends_that_lie {
         let front = w.addr.frontend_path();
         assert!(read_multicast_request(&mut w.tool, &front).unwrap());
         assert_eq!((w.nic().hearing(), w.nic().has_news()), (Hearing::Joined, false));
-        w.nic().choose_groups(false);
+        w.nic().filter_groups(false);
         assert!(!w.nic().has_news(), "it would not be heard");
         w.step_front();
         assert!(read_multicast_request(&mut w.tool, &front).unwrap());

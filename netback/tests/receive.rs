@@ -59,9 +59,9 @@ fn a_packet_starts_only_when_all_its_buffers_are_there() {
         ]
     };
     assert_eq!(s.stats.budgets().collect::<Vec<_>>(), budgets(1, 9000));
-    assert_eq!(s.queue.may_sleep(), Ok(true), "two buffers are there, three are needed");
+    assert_eq!(s.queue.final_check(), Ok(false), "two buffers are there, three are needed");
     assert!(s.guest.post(2..3), "the third is what it asked to be woken for");
-    assert_eq!(s.queue.may_sleep(), Ok(false));
+    assert_eq!(s.queue.final_check(), Ok(true));
     s.poll();
     assert_eq!(s.guest.received().len(), 3);
     assert_eq!(s.queue.backlog(), 0);
@@ -76,7 +76,7 @@ fn posting_buffers_wakes_nobody_who_has_nothing_to_put_there() {
     s.guest.post(0..1);
     s.inject(&pattern(60, 0), PLAIN);
     s.poll();
-    assert_eq!(s.queue.may_sleep(), Ok(true));
+    assert_eq!(s.queue.final_check(), Ok(false));
     s.guest.received();
     assert!(!s.guest.post(1..20));
 }

@@ -368,7 +368,7 @@ fn a_producer_ahead_of_the_ring_ends_the_vif() {
 /// buffer was returned to the port.
 fn assert_stays_dead(s: &mut Setup, fault: Fault) {
     assert_eq!(s.queue.poll(&mut s.port, 64), Err(QueueError::Fault(fault)));
-    assert_eq!(s.queue.may_sleep(), Err(QueueError::Fault(fault)));
+    assert_eq!(s.queue.final_check(), Err(QueueError::Fault(fault)));
     assert_eq!(s.sent(), []);
     assert_eq!(s.guest.answers(), []);
     let buffers: Vec<_> = std::iter::from_fn(|| s.port.reserve().ok()).collect();

@@ -10,7 +10,7 @@ mod memory;
 use guest::{GROUP, Guest};
 use memory::{FRONT, MEMORY, Memory, QUEUES, control_refs, queue_refs};
 use pvio_netback::port::{FRAME_MAX, NetPort, Offload, Packet, PortError, WouldBlock};
-use pvio_netback::queue::{SessionRefs, Siblings, VifRecord, Waker};
+use pvio_netback::queue::{QueueSet, SessionRefs, VifRecord, Waker};
 use pvio_netback::{Features, Queue, Stats};
 use pvio_recordfile::{RecordDir, RecordFile};
 use std::os::unix::net::UnixDatagram;
@@ -96,7 +96,7 @@ fn serve(dir: &Path, life: u64) -> ! {
         Err(_) => VifRecord::create(records.create("record", len).unwrap(), &session).unwrap(),
     };
     let groups = Arc::new(record.groups().unwrap());
-    groups.choose(true);
+    groups.set_filter(true);
     let features = Features { sg: true, rx_notify: true, names_groups: true, ..Features::LEAST };
     let attach = |(index, refs)| -> Back {
         let (parts, stats) = ((&record, index, &groups), Arc::new(Stats::default()));
@@ -104,8 +104,8 @@ fn serve(dir: &Path, life: u64) -> ! {
     };
     let mut queues: Vec<_> = refs.iter().enumerate().map(attach).collect();
     let nothing: Waker = Arc::new(|| ());
-    let siblings = Siblings::new(vec![nothing; QUEUES]);
-    queues.iter_mut().enumerate().for_each(|(index, queue)| queue.join(&siblings, index));
+    let set = QueueSet::new(vec![nothing; QUEUES]);
+    queues.iter_mut().enumerate().for_each(|(index, queue)| queue.join(&set, index));
     queues[0].serve_control_recorded(&control, false, &record).unwrap();
     if !record.is_resumed() {
         record.commit();

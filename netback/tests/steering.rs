@@ -10,7 +10,7 @@ use control::{Many, many};
 use pvio_grant_table::GrantRef;
 use pvio_netback::fault::{DropReason, Fault, QueueError};
 use pvio_netback::port::Offload;
-use pvio_netback::queue::AWAY_MAX;
+use pvio_netback::queue::LENT_MAX;
 use pvio_ring::RingFault;
 use pvio_ring::proto::netif::{
     CtrlAsk, CtrlRequest, CtrlStatus, Extra, ExtraKind, HASH_KEY_MAX, HashKind, HashTypes, RxFlags,
@@ -238,9 +238,9 @@ fn a_queue_whose_guest_takes_nothing_costs_the_others_a_bounded_share() {
     }
     m.poll();
     let stats = &m.queues[0].stats;
-    assert_eq!(stats.steered() as usize, AWAY_MAX);
-    assert_eq!(stats.dropped(DropReason::RxSteered) as usize, 100 - AWAY_MAX);
-    assert_eq!(m.queues[1].queue.backlog(), AWAY_MAX);
+    assert_eq!(stats.steered() as usize, LENT_MAX);
+    assert_eq!(stats.dropped(DropReason::RxSteered) as usize, 100 - LENT_MAX);
+    assert_eq!(m.queues[1].queue.backlog(), LENT_MAX);
     // When the second queue takes them, the buffers are returned, so as many more packets can be
     // steered.
     m.queues[1].guest.post(0..64);
@@ -253,7 +253,7 @@ fn a_queue_whose_guest_takes_nothing_costs_the_others_a_bounded_share() {
     m.queues[1].guest.post(0..20);
     m.poll();
     assert_eq!(m.queues[1].guest.received().len(), 20);
-    assert_eq!(m.queues[0].stats.dropped_in_all() as usize, 100 - AWAY_MAX);
+    assert_eq!(m.queues[0].stats.dropped_in_all() as usize, 100 - LENT_MAX);
     // The first queue's guest is served independently of the second queue.
     assert_eq!(map(&mut m, 0, &[0]), OKAY);
     m.queues[0].guest.post(0..2);
@@ -269,14 +269,14 @@ fn a_sleeping_queue_is_woken_for_what_is_left_for_it() {
     assert_eq!(m.set(CtrlAsk::SetHashMappingSize(1)), OKAY);
     assert_eq!(map(&mut m, 0, &[1]), OKAY);
     let woken = |m: &Many| m.woken[1].load(Ordering::Relaxed);
-    assert_eq!(m.queues[1].queue.may_sleep(), Ok(true));
+    assert_eq!(m.queues[1].queue.final_check(), Ok(false));
     let before = woken(&m);
     m.queues[0].inject(&tcp(false, 60), Offload::default());
     m.queues[0].inject(&tcp(false, 60), Offload::default());
     m.queues[0].poll();
     assert_eq!(woken(&m), before + 1, "once for all of it");
     assert_eq!(m.queues[1].queue.has_work(), Ok(true));
-    assert_eq!(m.queues[1].queue.may_sleep(), Ok(false), "it would sleep over its mail");
+    assert_eq!(m.queues[1].queue.final_check(), Ok(true), "a message waits");
     m.queues[1].poll();
     assert_eq!(m.queues[1].queue.backlog(), 2);
 }
@@ -302,7 +302,7 @@ fn a_full_ring_of_requests_is_served_and_each_answered_once() {
     while m.queues[0].queue.has_work().unwrap() {
         m.queues[0].poll();
     }
-    assert_eq!(m.queues[0].queue.may_sleep(), Ok(true));
+    assert_eq!(m.queues[0].queue.final_check(), Ok(false));
     assert_eq!(m.control.ring.look(), Ok(128));
     assert!(m.control.channel.is_pending());
 }

@@ -241,7 +241,7 @@ fn a_full_port_holds_the_ring_back_and_loses_nothing() {
     let slot = s.guest.slot(0, 0, &frame);
     s.guest.send(&[slot]);
     assert!(!s.poll().any());
-    assert_eq!(s.queue.may_sleep(), Ok(true), "the port will wake us, not the guest");
+    assert_eq!(s.queue.final_check(), Ok(false), "the port will wake us, not the guest");
     assert_eq!(s.queue.has_work(), Ok(false));
     held.into_iter().for_each(|buf| s.port.unreserve(buf));
     s.queue.unblock();
@@ -253,13 +253,13 @@ fn a_full_port_holds_the_ring_back_and_loses_nothing() {
 #[test]
 fn before_sleeping_it_looks_once_more() {
     let mut s = setup(ALL);
-    assert_eq!(s.queue.may_sleep(), Ok(true));
+    assert_eq!(s.queue.final_check(), Ok(false));
     let slot = s.guest.slot(0, 0, &pattern(60, 4));
     s.guest.push(&[slot]);
     assert!(s.guest.tx.publish(), "asleep: wants to be woken");
-    assert_eq!(s.queue.may_sleep(), Ok(false));
+    assert_eq!(s.queue.final_check(), Ok(true));
     s.poll();
-    assert_eq!(s.queue.may_sleep(), Ok(true));
+    assert_eq!(s.queue.final_check(), Ok(false));
 }
 
 #[test]

@@ -67,13 +67,13 @@ fn a_guest_that_takes_nothing_for_a_minute_has_stalled_until_it_does() {
     assert_eq!(at(&mut s, later), None);
     assert_eq!((s.queue.backlog(), s.queue.deadline()), (0, None));
     // The queue wakes for three buffers, as many as the first packet needed when the guest stalled.
-    assert_eq!(s.queue.may_sleep(), Ok(true));
+    assert_eq!(s.queue.final_check(), Ok(false));
     assert!(!s.guest.post(0..2));
     assert_eq!(at(&mut s, later), None);
     assert!(s.guest.post(2..3));
-    assert_eq!(s.queue.may_sleep(), Ok(false));
+    assert_eq!(s.queue.final_check(), Ok(true));
     assert_eq!(at(&mut s, later), Some(Reception::Ready));
-    assert_eq!(s.queue.may_sleep(), Ok(true));
+    assert_eq!(s.queue.final_check(), Ok(false));
     send(&mut s, 60);
     assert_eq!(at(&mut s, later), None);
     assert_eq!(s.guest.received().len(), 1);

@@ -161,7 +161,7 @@ where
             if busy || late {
                 continue;
             }
-            if spin.until(|| self.has_work())? || !self.queue.may_sleep()? {
+            if spin.until(|| self.has_work())? || self.queue.final_check()? {
                 continue;
             }
             spin.sleeping();

@@ -24,7 +24,7 @@ use core::task::Poll;
 use opening::{Deadlines, Pending};
 use pvio_blkback::Config;
 use pvio_blkback::queue::{QueueFault, QueueParts};
-use pvio_blkback::vbd::{Opening, Serve};
+use pvio_blkback::vbd::{Opening, VbdServer};
 use pvio_event_channel::BackendPlatform;
 use pvio_grant_table::DomId;
 use pvio_grant_table::policy::MappingBudget;
@@ -296,7 +296,7 @@ fn not_started(error: io::Error) -> Fault {
     Fault::new("worker", format!("the queue's worker cannot start: {error}"))
 }
 
-impl<P> Serve<P> for ImageServer
+impl<P> VbdServer<P> for ImageServer
 where
     P: BackendPlatform + Send + 'static,
     P::Channel: AsFd,

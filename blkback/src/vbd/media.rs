@@ -1,7 +1,7 @@
 //! Media changes of a drive that is being served.
 
 use super::session::Begin;
-use super::{Opening, Serve, Vbd};
+use super::{Opening, Vbd, VbdServer};
 use crate::engine::Geometry;
 use alloc::format;
 use alloc::vec::Vec;
@@ -13,14 +13,14 @@ use pvio_xenbus::handshake::vbd::{ToolstackBack, announce_resize};
 /// A media change in progress.
 #[derive(Debug)]
 pub(super) struct Change {
-    told: ToolstackBack,
+    keys: ToolstackBack,
     /// The geometry of the drive before the change.
     before: Option<Geometry>,
     /// The reason for which the new media was rejected; the drive becomes empty.
     refused: Option<Fault>,
 }
 
-impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
+impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
     /// Begins a change of the drive's media after the toolstack inserted other media or ejected it.
     /// The frontend sees an empty drive, then the new media, as changes of the disk's size: the
     /// protocol has no other notification. The rings stay connected, and requests that arrive
@@ -29,23 +29,23 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
         &mut self,
         xs: &mut dyn Xenstore,
         context: &BackendContext,
-        mut told: ToolstackBack,
+        mut keys: ToolstackBack,
     ) -> Result<(), Fault> {
         let before = self.disk.as_ref().map(|(disk, live)| (disk.clone(), live.geometry()));
         if let Some((before, _)) = &before
-            && before.physical_device_path == told.physical_device_path
+            && before.physical_device_path == keys.physical_device_path
         {
             // The toolstack's script created this path for the previous media.
-            told.physical_device_path = None;
+            keys.physical_device_path = None;
         }
         announce_resize(xs, &context.back, 0)?;
         let before = before.map(|(_, geometry)| geometry);
-        self.change = Some(Change { told, before, refused: None });
-        self.go_on(xs, context)
+        self.change = Some(Change { keys, before, refused: None });
+        self.continue_change(xs, context)
     }
 
     /// Continues a media change, if one is in progress.
-    pub(super) fn go_on(
+    pub(super) fn continue_change(
         &mut self,
         xs: &mut dyn Xenstore,
         context: &BackendContext,
@@ -55,7 +55,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
             return Ok(());
         }
         let Some(change) = self.change.take() else { return Ok(()) };
-        let changed = self.carry_out(xs, context, change);
+        let changed = self.finish_change(xs, context, change);
         if self.change.is_some() {
             return Ok(());
         }
@@ -69,17 +69,17 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
         changed.and(self.refresh(xs, context))
     }
 
-    fn carry_out(
+    fn finish_change(
         &mut self,
         xs: &mut dyn Xenstore,
         context: &BackendContext,
         mut change: Change,
     ) -> Result<(), Fault> {
-        let told = &change.told;
-        let empty = ToolstackBack { params: Vec::new(), ..told.clone() };
+        let keys = &change.keys;
+        let empty = ToolstackBack { params: Vec::new(), ..keys.clone() };
         if change.refused.is_none() {
-            match self.poll_open(told) {
-                Ok(Opening::Done(now)) => change.refused = self.misfit(&change, &now),
+            match self.poll_open(keys) {
+                Ok(Opening::Done(now)) => change.refused = self.sector_size_fault(&change, &now),
                 Ok(Opening::Pending | Opening::Busy(_)) => {
                     self.change = Some(change);
                     return Ok(());
@@ -94,7 +94,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
             }
             if let Some((disk, _)) = &mut self.disk {
                 // The change is not retried until the toolstack configures something else.
-                *disk = change.told;
+                *disk = change.keys;
             }
         }
         if self.negotiated.is_some() {
@@ -107,7 +107,7 @@ impl<P: BackendPlatform, S: Serve<P>> Vbd<P, S> {
     }
 
     /// Returns why a connected frontend cannot use the new media: its logical sector size differs.
-    fn misfit(&self, change: &Change, now: &Geometry) -> Option<Fault> {
+    fn sector_size_fault(&self, change: &Change, now: &Geometry) -> Option<Fault> {
         let before = change.before.filter(|_| now.sectors > 0 && self.negotiated.is_some())?;
         if now.sector_size == before.sector_size {
             return None;

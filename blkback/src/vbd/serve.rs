@@ -24,7 +24,7 @@ pub enum Opening {
 }
 
 /// Opens disks and runs queues, with threads or the platform's equivalent.
-pub trait Serve<P: BackendPlatform> {
+pub trait VbdServer<P: BackendPlatform> {
     /// A queue that is being served. Dropping it completes the operations in flight and releases
     /// all resources.
     type Running;

@@ -1,6 +1,6 @@
 //! The in-flight record of a session: created, resumed and removed.
 
-use super::Serve;
+use super::VbdServer;
 use crate::engine::FlushState;
 use crate::path::DataPath;
 use crate::queue::QueueRecord;
@@ -28,7 +28,7 @@ pub(super) enum Begin {
 
 /// The in-flight record of a session.
 #[derive(Debug)]
-pub(super) struct Session<R> {
+pub(super) struct SessionRecord<R> {
     device: String,
     record: Record<R>,
 }
@@ -55,7 +55,7 @@ pub(super) fn key(addr: DeviceAddr, abi: Abi, request: &FrontRequest) -> Result<
     Ok(key)
 }
 
-impl<R: SharedMemory + Clone> Session<R> {
+impl<R: SharedMemory + Clone> SessionRecord<R> {
     /// Creates a new record, which is not valid until [`commit`](Self::commit), or opens the one of
     /// an earlier process.
     pub fn begin<P, S>(
@@ -66,7 +66,7 @@ impl<R: SharedMemory + Clone> Session<R> {
     ) -> Result<Self, Fault>
     where
         P: BackendPlatform,
-        S: Serve<P, Record = R>,
+        S: VbdServer<P, Record = R>,
     {
         let device = device(addr);
         let resumed = begin == Begin::Resumed;
@@ -116,7 +116,7 @@ impl<R: SharedMemory + Clone> Session<R> {
     }
 
     /// Ends the session: it cannot be resumed any more.
-    pub fn end<P: BackendPlatform, S: Serve<P, Record = R>>(self, server: &mut S) {
+    pub fn end<P: BackendPlatform, S: VbdServer<P, Record = R>>(self, server: &mut S) {
         self.record.invalidate();
         server.remove_record(&self.device);
     }

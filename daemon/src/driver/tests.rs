@@ -7,7 +7,7 @@ use crate::driver::devices::Devices;
 use crate::served::{DeviceStatus, ReportStatus, Served};
 use crate::stop::Wakeup;
 use pvio_blkback::Vbd;
-use pvio_blkfront::session::Session;
+use pvio_blkfront::blocking::BlockingDisk;
 use pvio_grant_table::DomId;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_storage::host::ImageServer;
@@ -63,7 +63,7 @@ fn serve(
     })
 }
 
-fn becomes(session: &mut Session<Domain, Client>, size: u64) {
+fn becomes(session: &mut BlockingDisk<Domain, Client>, size: u64) {
     let begin = Instant::now();
     while session.size() != size {
         assert!(begin.elapsed() < PATIENCE, "{} bytes, never {size}", session.size());
@@ -83,11 +83,11 @@ struct Machine {
 }
 
 impl Machine {
-    fn with_disk() -> (Self, Session<Domain, Client>) {
+    fn with_disk() -> (Self, BlockingDisk<Domain, Client>) {
         Self::with_descriptors(Descriptors::default())
     }
 
-    fn with_descriptors(descriptors: Descriptors) -> (Self, Session<Domain, Client>) {
+    fn with_descriptors(descriptors: Descriptors) -> (Self, BlockingDisk<Domain, Client>) {
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Hypervisor::start(dir.path()).unwrap();
         let driver = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
@@ -104,7 +104,7 @@ impl Machine {
         create_device(&mut dom0, addr, &back).unwrap();
         let domain = join(guest);
         let xs = domain.xenstore().unwrap();
-        let session = Session::attach(domain, xs, addr, PATIENCE).unwrap();
+        let session = BlockingDisk::attach(domain, xs, addr, PATIENCE).unwrap();
         (Self { addr, image, dom0, stop, served, _hypervisor: (hypervisor, dir) }, session)
     }
 

@@ -3,7 +3,7 @@
 use super::watcher::name_of;
 use crate::guest::fs::BlockRead;
 use crate::guest::status::Devices;
-use pvio_blkfront::session::{DiskError, Session};
+use pvio_blkfront::blocking::{BlockingDisk, DiskError};
 use pvio_daemon::failure::Failure;
 use pvio_hosted::Domain;
 use pvio_ring::error::Report;
@@ -21,7 +21,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The disk; closed when dropped.
 pub struct AttachedDisk {
-    session: Option<Session<Domain, Client>>,
+    session: Option<BlockingDisk<Domain, Client>>,
     size: u64,
     devices: Devices,
     name: String,
@@ -43,7 +43,7 @@ impl AttachedDisk {
     pub fn attach(domain: &Domain, addr: DeviceAddr, devices: Devices) -> Result<Self, Failure> {
         let xs = domain.xenstore().map_err(Failure::of)?;
         let session =
-            Session::attach(domain.clone(), xs, addr, RECONNECT_TIMEOUT).map_err(failure)?;
+            BlockingDisk::attach(domain.clone(), xs, addr, RECONNECT_TIMEOUT).map_err(failure)?;
         let size = session.size();
         let name = name_of(addr);
         let mut disk = Self { session: Some(session), size, devices, name, sessions: 0 };

@@ -17,7 +17,7 @@ use cells::{CELL, contents, diagnose};
 use clap::Args;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pvio_blkfront::session::Session;
+use pvio_blkfront::blocking::BlockingDisk;
 use pvio_blkfront::{Op, SLOT_BYTES, SlotId};
 use pvio_daemon::failure::Failure;
 use pvio_daemon::stop::{Stop, Wakeup};
@@ -74,7 +74,7 @@ pub fn run(args: &WorkArgs) -> Result<(), Failure> {
     let stop = Stop::on_signal(Wakeup::new()?)?;
     let domain = super::join(&args.join)?;
     let xs = domain.xenstore().map_err(Failure::of)?;
-    let session = Session::attach(domain, xs, DISK, RECONNECT_TIMEOUT).map_err(failure)?;
+    let session = BlockingDisk::attach(domain, xs, DISK, RECONNECT_TIMEOUT).map_err(failure)?;
     let cells = session.size() / CELL as u64;
     if cells == 0 {
         return Err(Failure::input(
@@ -94,7 +94,7 @@ pub fn run(args: &WorkArgs) -> Result<(), Failure> {
 }
 
 struct Work {
-    session: Session<Domain, Client>,
+    session: BlockingDisk<Domain, Client>,
     rng: Pcg64Mcg,
     seed: u64,
     cells: u64,
@@ -130,7 +130,11 @@ enum Kind {
 }
 
 impl Work {
-    fn new(args: &WorkArgs, session: Session<Domain, Client>, cells: u64) -> Result<Self, Failure> {
+    fn new(
+        args: &WorkArgs,
+        session: BlockingDisk<Domain, Client>,
+        cells: u64,
+    ) -> Result<Self, Failure> {
         let bar = match args.requests {
             Some(requests) => ProgressBar::new(requests),
             None => ProgressBar::new(args.seconds.unwrap_or(10) * 1000),

@@ -7,7 +7,7 @@
 
 use pvio_blkback::Vbd;
 use pvio_blkfront::Op;
-use pvio_blkfront::session::Session;
+use pvio_blkfront::blocking::BlockingDisk;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_storage::host::ImageServer;
 use pvio_xenbus::driver::BackendDriver;
@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The guest. `read_at` blocks; the requests of `disk.queue()` do not.
     let domain = Domain::join(dir.path(), guest)?;
     let xenstore = domain.xenstore()?;
-    let mut disk = Session::attach(domain, xenstore, addr, Duration::from_secs(20))?;
+    let mut disk = BlockingDisk::attach(domain, xenstore, addr, Duration::from_secs(20))?;
     let queue = disk.queue()?;
     let slot = queue.reserve().ok_or("no free slot")?;
     queue.fill(slot, 0, &[0x5a; 512]).ok_or("beyond the slot's buffer")?;

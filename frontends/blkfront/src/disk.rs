@@ -56,7 +56,7 @@ pub enum Trust {
 /// Frontend of a virtual disk, driven by [`pvio_xenbus::driver::FrontendDriver`].
 pub struct Disk<P: Granter + EventChannels + Clone> {
     platform: P,
-    wish: RequestedFeatures,
+    requested: RequestedFeatures,
     /// One entry per queue that this disk ever had.
     seats: Vec<Seat<P>>,
     /// Whether queues may be used.
@@ -99,10 +99,10 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
     /// Creates a disk that is not attached. It has the requested or the advertised features,
     /// whichever are less. The number and size of its slots do not change during the life of the
     /// disk: if the next backend advertises less, requests are split.
-    pub fn with(platform: P, wish: RequestedFeatures) -> Self {
+    pub fn with(platform: P, requested: RequestedFeatures) -> Self {
         Self {
             platform,
-            wish,
+            requested,
             seats: Vec::new(),
             connected: false,
             served: None,
@@ -181,12 +181,12 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
 
     /// Makes this session's queues, with the outstanding requests of the last session's queues.
     fn make(&mut self, backend: DomId, handle: u16, offer: &BackOffer, trusted: bool) -> Made {
-        let Self { platform, wish, seats, shared, old, .. } = self;
-        let count = wish.queues.clamp(1, offer.queues() as usize);
+        let Self { platform, requested, seats, shared, old, .. } = self;
+        let count = requested.queues.clamp(1, offer.queues() as usize);
         let segments = offer.max_indirect_segments.map_or(0, |most| most as usize);
         let least = Shape::LEAST.pages_per_slot;
         while seats.len() < count {
-            let pages_per_slot = wish.shape.pages_per_slot.min(segments.max(least));
+            let pages_per_slot = requested.shape.pages_per_slot.min(segments.max(least));
             seats.push(Seat { queue: None, out: false, depth: 0, pages_per_slot });
         }
         for (number, seat) in seats.iter_mut().enumerate() {
@@ -201,7 +201,7 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
                 old.extend(last.and_then(|queue| queue.dismantle().err()));
                 continue;
             }
-            let ring_pages = wish.shape.ring_pages.min(1 << offer.ring_page_order());
+            let ring_pages = requested.shape.ring_pages.min(1 << offer.ring_page_order());
             let made = Queue::make(Maker {
                 platform: platform.clone(),
                 backend,
@@ -211,7 +211,7 @@ impl<P: Granter + EventChannels + Clone> Disk<P> {
                 segments,
                 number,
                 shared: Arc::clone(shared),
-                wipes: wish.trust == Trust::Never || !trusted,
+                wipes: requested.trust == Trust::Never || !trusted,
             });
             let mut queue = match made {
                 Ok(queue) => queue,

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`disk`] | the device: from the toolstack's configuration to a connected queue |
 //! | [`queue`] | the data path: slots with granted buffers, requests, responses |
-//! | `session` | with feature `std`: a disk for user space with blocking calls, which reconnects |
+//! | `blocking` | with feature `std`: a disk for user space with blocking calls, which reconnects |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -12,10 +12,10 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+#[cfg(feature = "std")]
+pub mod blocking;
 pub mod disk;
 pub mod queue;
-#[cfg(feature = "std")]
-pub mod session;
 
 pub use disk::{Disk, RequestedFeatures, Trust};
 pub use queue::{

@@ -1,7 +1,7 @@
 //! Error text and remedy for a disk that no backend serves.
 #![cfg(feature = "std")]
 
-use pvio_blkfront::session::DiskError;
+use pvio_blkfront::blocking::DiskError;
 use pvio_ring::error::Remedy;
 use pvio_xenbus::XenbusState as S;
 use std::time::Duration;

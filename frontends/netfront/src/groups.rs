@@ -101,7 +101,7 @@ impl Groups {
 
     /// Returns whether all changes were sent to the backend and have responses.
     #[must_use]
-    pub fn are_told(&self) -> bool {
+    pub fn are_sent(&self) -> bool {
         self.under_way.is_none() && !self.all.values().any(Place::is_news)
     }
 
@@ -193,7 +193,7 @@ mod tests {
         assert!(groups.leave(group(0)) && !groups.leave(group(0)));
         groups.join(group(64)).unwrap();
         assert_eq!(groups.joined().count(), 64);
-        assert!(!groups.are_told());
+        assert!(!groups.are_sent());
     }
 
     #[test]

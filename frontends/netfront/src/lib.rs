@@ -37,7 +37,7 @@ mod granted;
 mod rx;
 #[cfg(feature = "smoltcp")]
 mod scratch;
-mod session;
+mod shared_rings;
 mod tx;
 
 pub use control::Control;

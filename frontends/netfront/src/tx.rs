@@ -25,9 +25,9 @@ pub struct Tx<P: Granter> {
     /// A packet found no room since the last response was taken.
     blocked: bool,
     /// Id of the outstanding request that names a group.
-    telling: Option<u16>,
+    group_request: Option<u16>,
     /// Outcome of the last group request, until it is taken.
-    told: Option<bool>,
+    group_result: Option<bool>,
 }
 
 impl<P: Granter + Clone> Tx<P> {
@@ -39,8 +39,18 @@ impl<P: Granter + Clone> Tx<P> {
         let data = Granted::new(platform.clone(), backend, count, Access::ReadOnly)?;
         let in_flight = (0..slots).map(|_| false).collect();
         let free = (0..slots).rev().collect();
-        let (extras, blocked, telling, told) = (0, false, None, None);
-        Ok(Self { ring, ring_page, data, in_flight, free, extras, blocked, telling, told })
+        let (extras, blocked, group_request, group_result) = (0, false, None, None);
+        Ok(Self {
+            ring,
+            ring_page,
+            data,
+            in_flight,
+            free,
+            extras,
+            blocked,
+            group_request,
+            group_result,
+        })
     }
 }
 
@@ -108,10 +118,10 @@ impl<P: Granter> Tx<P> {
         kind: ExtraKind,
         counters: &mut Counters,
     ) -> Result<(), SendError> {
-        if self.telling.is_some() || !self.has_room(2, counters)? {
+        if self.group_request.is_some() || !self.has_room(2, counters)? {
             return Err(SendError::Full);
         }
-        (self.telling, self.told) = (self.free.last().copied(), None);
+        (self.group_request, self.group_result) = (self.free.last().copied(), None);
         self.push(&[], 0, TxFlags::EXTRA_INFO);
         self.push_extra(kind);
         Ok(())
@@ -119,10 +129,10 @@ impl<P: Granter> Tx<P> {
 
     /// Returns whether the last group request succeeded, once it is completed.
     pub fn group_answer(&mut self, counters: &mut Counters) -> Result<Option<bool>, BackendFault> {
-        if self.telling.is_some() {
+        if self.group_request.is_some() {
             self.take_answers(counters)?;
         }
-        Ok(self.told.take())
+        Ok(self.group_result.take())
     }
 
     /// Returns whether a packet of `slots` slots can be sent; takes responses if there is no room.
@@ -156,8 +166,8 @@ impl<P: Granter> Tx<P> {
                 return Err(BackendFault::TxId(id));
             }
             self.free.push(id);
-            if self.telling == Some(id) {
-                (self.telling, self.told) = (None, Some(status == rsp::OKAY));
+            if self.group_request == Some(id) {
+                (self.group_request, self.group_result) = (None, Some(status == rsp::OKAY));
             } else if status != rsp::OKAY {
                 counters.tx_errors = counters.tx_errors.wrapping_add(1);
             }
@@ -193,17 +203,17 @@ impl<P: Granter> Tx<P> {
     }
 
     const fn is_waiting(&self) -> bool {
-        self.blocked || self.telling.is_some()
+        self.blocked || self.group_request.is_some()
     }
 
     /// Returns whether the responses that arrived are relevant: free slots, or the group request.
     fn is_told(&mut self, counters: &mut Counters) -> Result<bool, BackendFault> {
         let room = core::mem::take(&mut self.blocked);
-        if self.telling.is_none() {
+        if self.group_request.is_none() {
             return Ok(room);
         }
         self.take_answers(counters)?;
-        Ok(room || self.telling.is_none())
+        Ok(room || self.group_request.is_none())
     }
 
     pub fn revoke(&mut self) -> bool {

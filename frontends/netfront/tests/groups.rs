@@ -25,7 +25,7 @@ fn the_real_backend_sends_what_was_named_and_no_more() {
     let features = pvio_netback::Features { names_groups: true, ..common::BACK_FEATURES };
     let back = common::attach(machine.domain(BACK), FRONT, &front, features, &stats);
     let mut vif = Vif { front, back, port, stats };
-    vif.back.groups().choose(true);
+    vif.back.groups().set_filter(true);
     let mut hears = |vif: &mut Vif, to: [u8; 6]| {
         let mut buf = far.reserve().unwrap();
         let frame = [&to[..], &pattern(60, 1)].concat();

@@ -1,8 +1,8 @@
 //! The control ring. It is served by the first queue, on that queue's thread.
 
 use super::hash::HASH_MAPPING_MAX;
+use super::queue_set::{QueueSet, StagingCommand, StagingResult};
 use super::setup::{Setup, SetupLog};
-use super::siblings::{Order, Outcome, Siblings};
 use super::staged::STAGED_MAX;
 use crate::fault::{AttachError, Fault};
 use crate::port::PacketBuf;
@@ -33,14 +33,14 @@ pub(super) struct Control<M, C, R> {
     /// Copy of the contents of a guest page: keys, mappings, lists.
     page: Box<[u8]>,
     /// Whether a queue is executing a request.
-    ordered: bool,
+    outstanding: bool,
     /// Whether staging grants are supported for this guest.
     stages: bool,
     /// Whether the guest has to be notified of responses.
     notify: bool,
 }
 
-/// Result of a request: its response, or an order to a queue whose outcome becomes the response.
+/// Result of a request: its response, or a command to a queue whose result becomes the response.
 enum Done {
     Now(CtrlStatus, u32),
     Later,
@@ -56,7 +56,7 @@ impl From<CtrlStatus> for Done {
 pub(super) struct ControlContext<'a, G, B> {
     pub copier: &'a G,
     pub peer: DomId,
-    pub siblings: &'a Siblings<B>,
+    pub set: &'a QueueSet<B>,
     pub stats: &'a Stats,
 }
 
@@ -96,7 +96,7 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
             log.commit(&setup);
         }
         let page = alloc::vec![0; PAGE_SIZE].into_boxed_slice();
-        Ok(Self { ring, channel, setup, log, page, ordered: false, stages, notify })
+        Ok(Self { ring, channel, setup, log, page, outstanding: false, stages, notify })
     }
 
     /// Returns the recorded configuration of a resumed session.
@@ -111,18 +111,18 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
     /// Serves up to [`AT_ONCE`] outstanding requests.
     pub fn step<B: PacketBuf>(
         &mut self,
-        around: &ControlContext<'_, impl GrantCopier, B>,
+        context: &ControlContext<'_, impl GrantCopier, B>,
     ) -> Result<(), Fault> {
         for _ in 0..AT_ONCE {
-            if self.ordered {
+            if self.outstanding {
                 break;
             }
             let Some(mut slot) = self.ring.pop().map_err(Fault::CtrlRing)? else { break };
             // A slot has the ring's slot size, so reading it does not fail.
             let request = CtrlRequest::read(&mut slot).unwrap_or_default();
-            match self.serve(request, around) {
-                Done::Now(status, data) => self.answer(request, status, data, around.stats),
-                Done::Later => self.ordered = true,
+            match self.serve(request, context) {
+                Done::Now(status, data) => self.answer(request, status, data, context.stats),
+                Done::Later => self.outstanding = true,
             }
         }
         Ok(())
@@ -131,22 +131,22 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
     /// Responds to a request that a queue has executed.
     pub fn finish<B>(
         &mut self,
-        outcome: Outcome,
-        around: &ControlContext<'_, impl GrantCopier, B>,
+        result: StagingResult,
+        context: &ControlContext<'_, impl GrantCopier, B>,
     ) {
-        let Outcome { order, mut status, data } = outcome;
-        self.ordered = false;
-        self.note(&order, status);
-        if !order.adds {
-            let bytes = order.list.iter().flat_map(|entry| entry.to_bytes());
+        let StagingResult { command, mut status, data } = result;
+        self.outstanding = false;
+        self.note(&command, status);
+        if !command.adds {
+            let bytes = command.list.iter().flat_map(|entry| entry.to_bytes());
             let filled = self.page.iter_mut().zip(bytes).map(|(place, byte)| *place = byte).count();
             let part = self.page.get(..filled).unwrap_or_default();
             let with = CopyBuf::ToGrant(part);
-            if filled > 0 && copy(around, order.page, with) != GrantStatus::Okay {
+            if filled > 0 && copy(context, command.page, with) != GrantStatus::Okay {
                 status = CtrlStatus::InvalidParameter;
             }
         }
-        self.answer(order.request, status, data, around.stats);
+        self.answer(command.request, status, data, context.stats);
     }
 
     /// Notifies the guest if responses were published and the guest requested a notification.
@@ -155,34 +155,34 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
     }
 
     /// Updates the recorded configuration with the pages that a queue mapped or unmapped.
-    fn note(&mut self, order: &Order, status: CtrlStatus) {
-        let Some(staged) = self.setup.staged.get_mut(order.queue) else { return };
-        for entry in &order.list {
-            if order.adds && status == CtrlStatus::Success {
+    fn note(&mut self, command: &StagingCommand, status: CtrlStatus) {
+        let Some(staged) = self.setup.staged.get_mut(command.queue) else { return };
+        for entry in &command.list {
+            if command.adds && status == CtrlStatus::Success {
                 staged.insert(entry.gref, entry.read_only);
-            } else if !order.adds {
+            } else if !command.adds {
                 staged.remove(&entry.gref);
             }
         }
     }
 
-    /// Whether this ring allows the worker to sleep.
-    pub fn may_sleep(&mut self) -> Result<bool, Fault> {
-        // The outcome of an outstanding order wakes the worker.
-        Ok(self.ordered || !self.ring.final_check().map_err(Fault::CtrlRing)?)
+    /// Requests a notification and returns whether there is work.
+    pub fn final_check(&mut self) -> Result<bool, Fault> {
+        // The result of an outstanding command wakes the worker.
+        Ok(!self.outstanding && self.ring.final_check().map_err(Fault::CtrlRing)?)
     }
 
     pub fn has_work(&mut self) -> Result<bool, Fault> {
-        Ok(!self.ordered && self.ring.has_requests().map_err(Fault::CtrlRing)?)
+        Ok(!self.outstanding && self.ring.has_requests().map_err(Fault::CtrlRing)?)
     }
 
     fn serve<B: PacketBuf>(
         &mut self,
         request: CtrlRequest,
-        around: &ControlContext<'_, impl GrantCopier, B>,
+        context: &ControlContext<'_, impl GrantCopier, B>,
     ) -> Done {
-        let Some(ask) = request.ask() else { return CtrlStatus::NotSupported.into() };
-        let status = match ask {
+        let Some(operation) = request.ask() else { return CtrlStatus::NotSupported.into() };
+        let status = match operation {
             CtrlAsk::GetHashFlags => {
                 return match self.setup.hash.types_there_are() {
                     Ok(types) => Done::Now(CtrlStatus::Success, types),
@@ -194,10 +194,10 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
             }
             CtrlAsk::SetHashAlgorithm(algorithm) => self.setup.hash.set_algorithm(algorithm),
             CtrlAsk::SetHashFlags(types) => self.setup.hash.set_types(types),
-            CtrlAsk::SetHashKey { page, len } => self.set_key(page, len, around),
+            CtrlAsk::SetHashKey { page, len } => self.set_key(page, len, context),
             CtrlAsk::SetHashMappingSize(size) => self.setup.hash.set_mapping_size(size),
             CtrlAsk::SetHashMapping { page, len, offset } => {
-                self.set_mapping(page, len, offset, around)
+                self.set_mapping(page, len, offset, context)
             }
             CtrlAsk::GetGrefMappingSize { .. }
             | CtrlAsk::AddGrefMapping(_)
@@ -207,16 +207,16 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
                 return CtrlStatus::NotSupported.into();
             }
             CtrlAsk::GetGrefMappingSize { queue } => {
-                if queue as usize >= around.siblings.len() {
+                if queue as usize >= context.set.len() {
                     return CtrlStatus::InvalidParameter.into();
                 }
                 return Done::Now(CtrlStatus::Success, STAGED_MAX as u32);
             }
-            CtrlAsk::AddGrefMapping(list) => return self.order(request, list, true, around),
-            CtrlAsk::DelGrefMapping(list) => return self.order(request, list, false, around),
+            CtrlAsk::AddGrefMapping(list) => return self.command(request, list, true, context),
+            CtrlAsk::DelGrefMapping(list) => return self.command(request, list, false, context),
         };
         if status == CtrlStatus::Success {
-            around.siblings.set_hash(&self.setup.hash);
+            context.set.set_hash(&self.setup.hash);
         }
         status.into()
     }
@@ -225,12 +225,12 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         &mut self,
         page: GrantRef,
         len: u32,
-        around: &ControlContext<'_, impl GrantCopier, B>,
+        context: &ControlContext<'_, impl GrantCopier, B>,
     ) -> CtrlStatus {
         if len as usize > HASH_KEY_MAX {
             return CtrlStatus::BufferOverflow;
         }
-        match self.read(page, len as usize, around) {
+        match self.read(page, len as usize, context) {
             Some(key) => {
                 let mut copy = [0; HASH_KEY_MAX];
                 copy.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
@@ -245,13 +245,13 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         page: GrantRef,
         len: u32,
         offset: u32,
-        around: &ControlContext<'_, impl GrantCopier, B>,
+        context: &ControlContext<'_, impl GrantCopier, B>,
     ) -> CtrlStatus {
         // Checked before any arithmetic with the values: XSA-270.
         if !self.setup.hash.holds(offset, len) {
             return CtrlStatus::InvalidParameter;
         }
-        let Some(raw) = self.read(page, (len as usize).saturating_mul(4), around) else {
+        let Some(raw) = self.read(page, (len as usize).saturating_mul(4), context) else {
             return CtrlStatus::InvalidParameter;
         };
         let mut part = [0; HASH_MAPPING_MAX];
@@ -260,26 +260,31 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         self.setup.hash.set_mapping(offset, part.get(..len as usize).unwrap_or_default())
     }
 
-    fn order<B: PacketBuf>(
+    fn command<B: PacketBuf>(
         &mut self,
         request: CtrlRequest,
         list: GrefList,
         adds: bool,
-        around: &ControlContext<'_, impl GrantCopier, B>,
+        context: &ControlContext<'_, impl GrantCopier, B>,
     ) -> Done {
         let len = list.len as usize;
-        if list.queue as usize >= around.siblings.len() || len > GREF_ENTRIES_MAX {
+        if list.queue as usize >= context.set.len() || len > GREF_ENTRIES_MAX {
             return CtrlStatus::InvalidParameter.into();
         }
         let bytes = len.saturating_mul(GREF_ENTRY_SIZE);
-        let Some(raw) = self.read(list.page, bytes, around) else {
+        let Some(raw) = self.read(list.page, bytes, context) else {
             return CtrlStatus::InvalidParameter.into();
         };
         let (entries, _) = raw.as_chunks();
         let entries: Vec<_> = entries.iter().copied().map(GrefEntry::from_bytes).collect();
-        let order =
-            Order { request, queue: list.queue as usize, page: list.page, list: entries, adds };
-        if around.siblings.order(order) { Done::Later } else { CtrlStatus::InvalidParameter.into() }
+        let command = StagingCommand {
+            request,
+            queue: list.queue as usize,
+            page: list.page,
+            list: entries,
+            adds,
+        };
+        if context.set.send(command) { Done::Later } else { CtrlStatus::InvalidParameter.into() }
     }
 
     /// Returns the first bytes of a guest page, read once.
@@ -287,10 +292,10 @@ impl<M: SharedMemory, C: EventChannel, R: SharedMemory> Control<M, C, R> {
         &mut self,
         page: GrantRef,
         len: usize,
-        around: &ControlContext<'_, impl GrantCopier, B>,
+        context: &ControlContext<'_, impl GrantCopier, B>,
     ) -> Option<&[u8]> {
         let place = self.page.get_mut(..len)?;
-        if len > 0 && copy(around, page, CopyBuf::FromGrant(place)) != GrantStatus::Okay {
+        if len > 0 && copy(context, page, CopyBuf::FromGrant(place)) != GrantStatus::Okay {
             return None;
         }
         self.page.get(..len)
@@ -317,13 +322,13 @@ fn show<M: SharedMemory>(ring: &mut BackRing<M>, response: &[u8]) -> bool {
 }
 
 fn copy<B>(
-    around: &ControlContext<'_, impl GrantCopier, B>,
+    context: &ControlContext<'_, impl GrantCopier, B>,
     gref: GrantRef,
     with: CopyBuf<'_>,
 ) -> GrantStatus {
-    let (domain, status) = (around.peer, GrantStatus::GeneralError);
+    let (domain, status) = (context.peer, GrantStatus::GeneralError);
     let mut op = [CopyOp { domain, gref, offset: 0, with, status }];
-    around.copier.copy(&mut op);
+    context.copier.copy(&mut op);
     let [CopyOp { status, .. }] = op;
     status
 }

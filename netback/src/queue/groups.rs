@@ -36,7 +36,7 @@ impl<R: SharedMemory> Groups<R> {
 
     /// Sets whether the guest receives only the multicast groups that it selected
     /// (`request-multicast-control`). Initially it receives all.
-    pub fn choose(&self, chosen: bool) {
+    pub fn set_filter(&self, chosen: bool) {
         self.chosen.store(chosen, Ordering::Relaxed);
     }
 
@@ -91,7 +91,7 @@ mod tests {
     fn what_is_wanted() {
         let groups = Groups::default();
         assert!(groups.wants(&group(1)), "nothing was chosen");
-        groups.choose(true);
+        groups.set_filter(true);
         assert!(!groups.wants(&group(1)));
         assert!(groups.add(group(1)) && groups.wants(&group(1)) && !groups.wants(&group(2)));
         for always in [[0xff; 6], [2, 0, 0, 0, 0, 1], [0; 6]] {
@@ -110,10 +110,10 @@ mod tests {
         assert!(!groups.add(group(64)) && groups.add(group(63)), "one that is there stays");
         groups.remove(group(7));
         assert!(groups.add(group(64)) && !groups.add(group(65)));
-        groups.choose(true);
+        groups.set_filter(true);
         assert!((0..66).filter(|n| groups.wants(&group(*n))).eq((0..65).filter(|n| *n != 7)));
         let others = Groups::new(section);
-        others.choose(true);
+        others.set_filter(true);
         assert!(others.wants(&group(64)) && !others.wants(&group(7)), "they stay in their section");
     }
 }

@@ -2,91 +2,59 @@
 //! port.
 //!
 //! [`Queue::poll`] does the outstanding work, up to a budget, and never blocks. When nothing is
-//! left, [`Queue::may_sleep`] requests notifications from the guest and checks once more. Only if
-//! it returns `true` may the caller wait, for the queue's [channels](Queue::channels) and the port.
+//! left, [`Queue::final_check`] requests notifications from the guest and checks once more. Only if
+//! it returns `false` may the caller wait, for the queue's [channels](Queue::channels) and the port.
 //!
 //! A queue that has failed stays failed: its rings are not read again.
 #![forbid(unsafe_code)]
 
+mod access;
+mod attach;
 mod control;
 mod features;
 mod groups;
 mod hash;
 mod limit;
-mod mail;
+mod messages;
 mod packet;
-mod reach;
+mod queue_set;
 mod record;
+mod refs;
 mod ring;
 mod rx;
 mod setup;
-mod siblings;
 mod staged;
 mod tx;
 
 pub use crate::wire::SEGMENT_MIN;
+pub use access::{Policy, UnknownPolicy};
 pub use features::Features;
 pub use groups::{GROUPS_MAX, Groups};
 pub use hash::HASH_MAPPING_MAX;
 pub use limit::RateLimit;
-pub use mail::Headroom;
-pub use reach::{Policy, UnknownPolicy};
+pub use messages::Headroom;
+pub use queue_set::{LENT_MAX, QueueSet, Waker};
 pub use record::{SessionRefs, VifRecord};
+pub use refs::{ControlRefs, EventPorts, QueueRefs};
 pub use rx::{BACKLOG_BYTES, BACKLOG_PACKETS, DRAIN, DRAIN_UNSEEN, STALL};
-pub use siblings::{AWAY_MAX, Siblings, Waker};
 pub use staged::STAGED_MAX;
 
-use crate::fault::{AttachError, QueueError};
+use crate::fault::QueueError;
 use crate::port::{NetPort, PacketBuf};
 use crate::stats::{Held, Stats};
+use access::{PageAccess, Pages};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use control::Control;
 use core::time::Duration;
-use pvio_event_channel::{BackendPlatform, EventChannel, Port};
+use pvio_event_channel::{BackendPlatform, EventChannel};
 use pvio_grant_table::policy::CachedMappings;
-use pvio_grant_table::{Access, CopyOp, DomId, GrantRef};
+use pvio_grant_table::{CopyOp, DomId};
 use pvio_ring::shm::{HeapMemory, Part, SharedMemory};
-use reach::{Pages, Reach};
-use ring::{Direction, Ring};
-use siblings::Link;
+use queue_set::Link;
 
 /// Largest number of packets that one copy call and one publication cover.
 const BATCH: usize = 64;
-
-/// Grant references and event channels that a frontend advertises for one queue.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct QueueRefs {
-    /// `tx-ring-ref`.
-    pub tx_ring: GrantRef,
-    /// `rx-ring-ref`.
-    pub rx_ring: GrantRef,
-    /// `event-channel`, or the pair.
-    pub events: EventPorts,
-}
-
-/// Grant reference and event channel that a frontend advertises for its control ring.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ControlRefs {
-    /// `ctrl-ring-ref`.
-    pub ring: GrantRef,
-    /// `event-channel-ctrl`.
-    pub event: Port,
-}
-
-/// Event channels for notifications to and from the guest.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EventPorts {
-    /// One channel for both rings (`event-channel`).
-    Shared(Port),
-    /// One channel for each ring (`event-channel-tx`, `event-channel-rx`).
-    Split {
-        /// Channel of the transmit ring.
-        tx: Port,
-        /// Channel of the receive ring.
-        rx: Port,
-    },
-}
 
 /// Work done by one [`Queue::poll`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -120,7 +88,7 @@ pub struct Queue<P: BackendPlatform, B, R = HeapMemory> {
     platform: P,
     peer: DomId,
     features: Features,
-    reach: Reach<P>,
+    access: PageAccess<P>,
     tx: tx::Tx<P::Mapping, B, Part<R>>,
     rx: rx::Rx<P::Mapping, B, Part<R>>,
     tx_channel: P::Channel,
@@ -132,7 +100,7 @@ pub struct Queue<P: BackendPlatform, B, R = HeapMemory> {
     groups: Arc<Groups<Part<R>>>,
     headroom: Arc<Headroom>,
     /// `None` if the queue is standalone.
-    link: Option<siblings::Link<B>>,
+    link: Option<queue_set::Link<B>>,
     /// `Some` only for the first queue.
     control: Option<control::Control<P::Mapping, P::Channel, Part<R>>>,
     staged: Option<staged::Staged<P::Mapping>>,
@@ -157,96 +125,18 @@ impl Drop for Counted {
     }
 }
 
-impl<P: BackendPlatform, B: PacketBuf> Queue<P, B> {
-    /// Maps the rings of a frontend in domain `peer` and binds its event channels. Requests that
-    /// have no response are served. The in-flight record is in private memory and is lost when the
-    /// process ends.
-    ///
-    /// # Errors
-    /// An [`AttachError`]; nothing stays mapped or bound.
-    pub fn attach(
-        platform: P,
-        peer: DomId,
-        refs: &QueueRefs,
-        features: Features,
-        stats: Arc<Stats>,
-    ) -> Result<Self, AttachError> {
-        let queues = core::slice::from_ref(refs);
-        let record = VifRecord::private(&SessionRefs { peer, device: 0, queues, control: None });
-        let record = record.map_err(|error| AttachError::Record { ring: "transmit", error })?;
-        let groups = record.groups().ok_or(AttachError::no_section("transmit"))?;
-        let parts = (&record, 0, &Arc::new(groups));
-        Self::attach_recorded(platform, peer, refs, features, stats, parts)
-    }
-}
-
 impl<P: BackendPlatform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
-    /// Maps the rings of a frontend in domain `peer` and binds its event channels, as queue number
-    /// `index` of a vif with this record and these groups. If the session is resumed, continues at
-    /// the position in the record.
-    ///
-    /// # Errors
-    /// An [`AttachError`]; nothing stays mapped or bound.
-    pub fn attach_recorded(
-        platform: P,
-        peer: DomId,
-        refs: &QueueRefs,
-        features: Features,
-        stats: Arc<Stats>,
-        (record, index, groups): (&VifRecord<R>, usize, &Arc<Groups<Part<R>>>),
-    ) -> Result<Self, AttachError> {
-        let groups = Arc::clone(groups);
-        let sections = record.queue(index).ok_or(AttachError::no_section("transmit"))?;
-        let map = |ring, gref| {
-            let mapped = platform.map(peer, core::slice::from_ref(&gref), Access::ReadWrite);
-            mapped.map_err(|status| AttachError::Map { ring, status })
-        };
-        let [tx_section, rx_section] = sections;
-        let resumed = record.is_resumed();
-        let tx = map("transmit", refs.tx_ring)?;
-        let tx = tx::Tx::new(Ring::attach(tx, Direction::Transmit, tx_section, resumed)?);
-        let rx = map("receive", refs.rx_ring)?;
-        let rx = rx::Rx::new(Ring::attach(rx, Direction::Receive, rx_section, resumed)?);
-        let (tx_channel, rx_channel) = match refs.events {
-            EventPorts::Shared(port) => (platform.bind_interdomain(peer, port)?, None),
-            EventPorts::Split { tx, rx } => {
-                let tx = platform.bind_interdomain(peer, tx)?;
-                (tx, Some(platform.bind_interdomain(peer, rx)?))
-            }
-        };
-        Ok(Self {
-            platform,
-            peer,
-            features,
-            reach: Reach::Copy,
-            tx,
-            rx,
-            tx_channel,
-            rx_channel,
-            _counted: Counted::new(&stats),
-            stats,
-            limit: Arc::default(),
-            groups,
-            headroom: Arc::default(),
-            link: None,
-            control: None,
-            staged: None,
-            now: Duration::ZERO,
-            failed: None,
-        })
-    }
-
     /// Sets how the guest's pages are accessed; the default is [`Policy::Copy`].
     pub fn set_policy(&mut self, policy: Policy) {
-        self.reach = policy.into();
+        self.access = policy.into();
     }
 
     /// Accesses the guest's pages through cached mappings. That requires the guest's promise, as
     /// described at [`GrantsStay`](pvio_grant_table::policy::GrantsStay), for every page: a vif's
     /// negotiation gives it for staged pages only. It is meant for frontends that are known to
     /// grant the same pages for the whole session.
-    pub fn keep_mapped(&mut self, kept: CachedMappings<P>) {
-        self.reach = Reach::GrantCache(kept);
+    pub fn use_cached_mappings(&mut self, mappings: CachedMappings<P>) {
+        self.access = PageAccess::GrantCache(mappings);
     }
 
     /// Returns the limit of the guest's transmit rate, which may be changed at any time. A packet
@@ -280,16 +170,16 @@ impl<P: BackendPlatform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         self.guarded(|queue| queue.run(port, budget))
     }
 
-    /// Whether the caller may wait. Requests notifications from the guest, then checks for work
-    /// again.
+    /// Requests notifications from the guest and checks once more for work. Called before waiting;
+    /// the caller waits only if it returns `false`.
     ///
     /// # Errors
     /// A [`QueueError`], which is permanent.
-    pub fn may_sleep(&mut self) -> Result<bool, QueueError> {
+    pub fn final_check(&mut self) -> Result<bool, QueueError> {
         self.guarded(|queue| {
-            let rings = queue.tx.may_sleep()? && queue.rx.may_sleep()?;
-            let control = queue.control.as_mut().map_or(Ok(true), Control::may_sleep)?;
-            Ok(rings && control && queue.link.as_ref().is_none_or(Link::may_sleep))
+            let rings = queue.tx.final_check()? || queue.rx.final_check()?;
+            let control = queue.control.as_mut().map_or(Ok(false), Control::final_check)?;
+            Ok(rings || control || queue.link.as_ref().is_some_and(Link::final_check))
         })
     }
 
@@ -300,8 +190,8 @@ impl<P: BackendPlatform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
     pub fn has_work(&mut self) -> Result<bool, QueueError> {
         self.guarded(|queue| {
             let control = queue.control.as_mut().map_or(Ok(false), Control::has_work)?;
-            let mail = control || queue.link.as_ref().is_some_and(Link::has_work);
-            Ok(mail || queue.tx.has_work()? || queue.rx.has_work()?)
+            let messages = control || queue.link.as_ref().is_some_and(Link::has_work);
+            Ok(messages || queue.tx.has_work()? || queue.rx.has_work()?)
         })
     }
 
@@ -399,12 +289,12 @@ impl<P: BackendPlatform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
     ) -> Result<Progress, QueueError> {
         let mut progress = Progress::default();
         if self.link.is_some() {
-            self.read_mail()?;
+            self.handle_messages()?;
         }
-        let Self { platform, reach, staged, peer, features, tx, rx, stats, link, .. } = self;
+        let Self { platform, access, staged, peer, features, tx, rx, stats, link, .. } = self;
         let (limit, groups, now) = (&*self.limit, &*self.groups, self.now);
         let (staged, headroom) = (staged.as_ref(), self.headroom.get());
-        let pages = Pages { platform: &*platform, reach: &*reach, staged, stats };
+        let pages = Pages { platform: &*platform, access: &*access, staged, stats };
         let context = Context { pages, peer: *peer, features, stats, limit, groups, headroom, now };
         loop {
             let left = budget.saturating_sub(progress.tx);

@@ -81,11 +81,11 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
         self.ring.publish()
     }
 
-    /// Whether this ring allows the worker to sleep.
-    pub fn may_sleep(&mut self) -> Result<bool, Fault> {
-        Ok(self.blocked
-            || self.limited.is_some()
-            || !self.ring.final_check_for(1).map_err(Fault::TxRing)?)
+    /// Requests a notification and returns whether there is work.
+    pub fn final_check(&mut self) -> Result<bool, Fault> {
+        Ok(!self.blocked
+            && self.limited.is_none()
+            && self.ring.final_check_for(1).map_err(Fault::TxRing)?)
     }
 
     /// Whether there is work, by the current producer index.

@@ -1,6 +1,6 @@
 //! The interface between a [`Vif`](super::Vif) and what opens its port and runs its queues.
 
-use super::{Attach, Session};
+use super::{Attach, SessionConfig};
 use crate::port::PacketBuf;
 use crate::queue::{Policy, Queue, Waker};
 use alloc::sync::Arc;
@@ -12,7 +12,7 @@ use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
 
 /// Opens ports and runs queues, for example with taps and threads.
-pub trait Serve<P: BackendPlatform> {
+pub trait VifServer<P: BackendPlatform> {
     /// Packet buffer of the ports.
     type Buf: PacketBuf;
     /// A running queue. Dropping it stops the queue and releases everything that it owns.
@@ -87,7 +87,7 @@ pub trait Serve<P: BackendPlatform> {
     ///
     /// # Errors
     /// A [`Fault`]; nothing is started.
-    fn begin(&mut self, session: &Session) -> Result<(), Fault>;
+    fn begin(&mut self, session: &SessionConfig) -> Result<(), Fault>;
 
     /// Starts queue number `index`, counted from 0, without waiting until it is
     /// [ready](Self::ready).

@@ -1,6 +1,6 @@
 //! The in-flight record of a session: creation, take-over and end.
 
-use super::Serve;
+use super::VifServer;
 use crate::fault::AttachError;
 use crate::queue::{ControlRefs, Groups, QueueRefs, SessionRefs, VifRecord};
 use alloc::format;
@@ -16,7 +16,7 @@ use pvio_xenbus::handshake::common::DeviceAddr;
 use pvio_xenbus::handshake::vif::{FrontRequest, Negotiated};
 
 /// In-flight record of the session.
-pub(super) struct Recorded<R> {
+pub(super) struct SessionRecord<R> {
     device: String,
     pub record: VifRecord<R>,
     pub groups: Arc<Groups<Part<R>>>,
@@ -41,12 +41,12 @@ impl Rings {
     }
 }
 
-impl<R: SharedMemory + Clone> Recorded<R> {
+impl<R: SharedMemory + Clone> SessionRecord<R> {
     /// Returns a new record, which is not valid yet, or the record of an earlier process.
     pub fn begin<P, S>(server: &mut S, rings: &Rings, resumed: bool) -> Result<Self, Fault>
     where
         P: BackendPlatform,
-        S: Serve<P, Record = R>,
+        S: VifServer<P, Record = R>,
     {
         let Rings { addr, queues, control } = rings;
         let device = device(*addr);
@@ -60,7 +60,7 @@ impl<R: SharedMemory + Clone> Recorded<R> {
     }
 
     /// Ends the session, which then cannot be resumed.
-    pub fn end<P: BackendPlatform, S: Serve<P, Record = R>>(self, server: &mut S) {
+    pub fn end<P: BackendPlatform, S: VifServer<P, Record = R>>(self, server: &mut S) {
         self.record.invalidate();
         server.remove_record(&self.device);
     }

@@ -5,7 +5,7 @@ use crate::common::{BACK, FRONT, Guest, Setup, policy};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantRef, Granter};
 use pvio_netback::port::memory::{MemoryPort, pair};
-use pvio_netback::queue::{ControlRefs, Siblings, Waker};
+use pvio_netback::queue::{ControlRefs, QueueSet, Waker};
 use pvio_netback::{Features, Queue, Stats};
 use pvio_ring::FrontRing;
 use pvio_ring::proto::netif::{
@@ -44,7 +44,7 @@ pub fn many(features: Features, count: usize) -> Many {
 pub fn many_with(features: Features, count: usize, stages: bool) -> Many {
     let machine = LocalMachine::new();
     let woken: Vec<Arc<AtomicUsize>> = (0..count).map(|_| Arc::default()).collect();
-    let siblings = Siblings::new(woken.iter().map(|count| {
+    let set = QueueSet::new(woken.iter().map(|count| {
         let count = Arc::clone(count);
         Arc::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
@@ -52,7 +52,7 @@ pub fn many_with(features: Features, count: usize, stages: bool) -> Many {
     }));
     let mut queues: Vec<Setup> = (0..count).map(|_| one(&machine, features)).collect();
     for (index, setup) in queues.iter_mut().enumerate() {
-        setup.queue.join(&siblings, index);
+        setup.queue.join(&set, index);
     }
     let (control, refs) = Control::new(&machine.domain(FRONT));
     queues[0].queue.serve_control(&refs, stages).unwrap();

@@ -14,7 +14,7 @@ use control::Control;
 use guest::Guest;
 use pvio_event_channel::EventChannel;
 use pvio_netback::fault::DropReason;
-use pvio_netback::queue::{SessionRefs, Siblings, VifRecord, Waker};
+use pvio_netback::queue::{QueueSet, SessionRefs, VifRecord, Waker};
 use pvio_netback::{Features, Queue, Stats};
 use pvio_ring::shm::HeapMemory;
 use pvio_sim::kill::{Mortal, run};
@@ -77,7 +77,7 @@ impl World {
             }
         };
         let groups = Arc::new(record.groups().unwrap());
-        groups.choose(true);
+        groups.set_filter(true);
         let features = Features { names_groups: true, ..ALL };
         let mut queues: Vec<Back> = Vec::new();
         for (index, refs) in refs.iter().enumerate() {
@@ -89,9 +89,9 @@ impl World {
         }
         if let Some(control) = &control {
             let nothing: Waker = Arc::new(|| ());
-            let siblings = Siblings::new(vec![nothing; queues.len()]);
+            let set = QueueSet::new(vec![nothing; queues.len()]);
             for (index, queue) in queues.iter_mut().enumerate() {
-                queue.join(&siblings, index);
+                queue.join(&set, index);
             }
             queues[0].serve_control_recorded(control, true, &record).unwrap();
             for index in 0..queues.len() {
@@ -154,7 +154,7 @@ impl World {
         for (queue, port) in &mut self.served {
             queue.take_events().unwrap();
             queue.poll(port, 64).unwrap();
-            queue.may_sleep().unwrap();
+            queue.final_check().unwrap();
         }
     }
 

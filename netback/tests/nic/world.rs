@@ -4,7 +4,7 @@ use pvio_grant_table::DomId;
 use pvio_netback::fault::DropReason;
 use pvio_netback::port::memory::{MemoryPort, pair};
 use pvio_netback::port::{NetPort, Offload, Packet};
-use pvio_netback::vif::{Attach, Serve, Session};
+use pvio_netback::vif::{Attach, SessionConfig, VifServer};
 use pvio_netback::{Queue, Vif};
 use pvio_netfront::{Hash, Nic};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
@@ -63,7 +63,7 @@ impl Drop for Running {
     }
 }
 
-impl Serve<Platform> for Server {
+impl VifServer<Platform> for Server {
     type Buf = Box<[u8]>;
     type Running = Running;
     type Record = Memory;
@@ -93,7 +93,7 @@ impl Serve<Platform> for Server {
         Ok(())
     }
 
-    fn begin(&mut self, _: &Session) -> Result<(), Fault> {
+    fn begin(&mut self, _: &SessionConfig) -> Result<(), Fault> {
         Ok(())
     }
 

@@ -62,5 +62,5 @@ pub mod world;
 
 pub use local::{LocalDomain, LocalMachine};
 pub use seeds::{Failure, attempt, run_seeds};
-pub use sim::Sim;
+pub use sim::{Sim, WaitState};
 pub use world::{Menu, World, settle, storm};

@@ -6,6 +6,17 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+/// The state of a participant that may wait; each step is a separate action of the scheduler.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WaitState {
+    /// Awake.
+    Polling,
+    /// No work was found: about to request notifications and to check once more.
+    Checking,
+    /// Only an event can wake it.
+    Asleep,
+}
+
 /// Number of the last decisions that are stored for display.
 const SHOWN: usize = 120;
 

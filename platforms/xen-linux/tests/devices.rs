@@ -2,7 +2,7 @@
 //! sent to its own thread.
 
 use pvio_blkback::Vbd;
-use pvio_blkfront::session::Session;
+use pvio_blkfront::blocking::BlockingDisk;
 use pvio_netback::Vif;
 use pvio_netfront::Nic;
 use pvio_ports::host::NicServer;
@@ -32,5 +32,5 @@ fn devices_run_on_it() {
     backend::<Vif<XenDomain, NicServer>>();
     frontend::<pvio_blkfront::Disk<XenDomain>>();
     frontend::<Nic<XenDomain>>();
-    let _ = Session::<XenDomain, Client>::attach;
+    let _ = BlockingDisk::<XenDomain, Client>::attach;
 }

@@ -20,7 +20,7 @@ use link::{Link, LinkParams, TapEvents, WorkerSetup, not_open, not_started};
 use opening::Opening;
 use pvio_event_channel::BackendPlatform;
 use pvio_netback::queue::{Policy, Queue, Waker};
-use pvio_netback::vif::{Attach, Serve, Session};
+use pvio_netback::vif::{Attach, SessionConfig, VifServer};
 use pvio_recordfile::{RecordDir, RecordFile, RecordStore};
 use pvio_runtime::{EventFd, LogLimit, PrivateBuf, Task};
 use pvio_xenbus::driver::Fault;
@@ -134,7 +134,7 @@ impl NicServer {
     }
 }
 
-impl<P> Serve<P> for NicServer
+impl<P> VifServer<P> for NicServer
 where
     P: BackendPlatform + Send + 'static,
     P::Channel: AsFd,
@@ -225,7 +225,7 @@ where
         self.apply(vif, &options)
     }
 
-    fn begin(&mut self, session: &Session) -> Result<(), Fault> {
+    fn begin(&mut self, session: &SessionConfig) -> Result<(), Fault> {
         self.link.as_mut().ok_or_else(not_open)?.begin(session)
     }
 
@@ -294,7 +294,7 @@ mod tests {
         std::fs::create_dir(path.join("vif-1-0")).unwrap();
         let mut server = NicServer::new(NicConfig::default(), Arc::new(|| ())).recorded_in(records);
         for _ in 0..12 {
-            Serve::<pvio_hosted::Domain>::remove_record(&mut server, "vif-1-0");
+            VifServer::<pvio_hosted::Domain>::remove_record(&mut server, "vif-1-0");
         }
         let counted: Vec<_> =
             server.events().iter().map(|(name, log)| (*name, log.seen())).collect();

@@ -104,7 +104,7 @@ fn our_nic_asks_for_all_of_that_and_each_packet_shows_it() {
         wait_for(|| {
             guest.driver.step(&mut guest.xs).unwrap();
             let nic = guest.driver.class_mut();
-            let there = nic.queues().len() == 3 && nic.groups().are_told();
+            let there = nic.queues().len() == 3 && nic.groups().are_sent();
             (there && nic.is_settled() && !nic.has_news()).then_some(())
         });
     };

@@ -3,7 +3,7 @@
 use crate::machine::{Machine, PATIENCE, image, on_every_path};
 use crate::write;
 use pvio_blkback::Config;
-use pvio_blkfront::session::{DiskError, Session};
+use pvio_blkfront::blocking::{BlockingDisk, DiskError};
 use pvio_blkfront::{Op, RequestedFeatures};
 use pvio_hosted::Domain;
 use pvio_ring::proto::blkif::{RefusalReason, Status};
@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 /// Waits until the frontend has noticed this disk size.
-fn becomes(session: &mut Session<Domain, Client>, size: u64) {
+fn becomes(session: &mut BlockingDisk<Domain, Client>, size: u64) {
     let begin = Instant::now();
     while session.size() != size {
         assert!(begin.elapsed() < PATIENCE, "{} bytes, never {size}", session.size());
@@ -75,10 +75,11 @@ fn media(config: Config) {
     let driver = machine.serve();
     let guest = machine.join(machine.guest);
     let own = guest.xenstore().unwrap();
-    let wish = RequestedFeatures { queues: 2, ..RequestedFeatures::default() };
-    let mut session = Session::attach_wishing(guest, own, addr, wish, PATIENCE).unwrap();
+    let requested = RequestedFeatures { queues: 2, ..RequestedFeatures::default() };
+    let mut session =
+        BlockingDisk::attach_requesting(guest, own, addr, requested, PATIENCE).unwrap();
     let mut xs = machine.xenstore();
-    let holds = |session: &mut Session<Domain, Client>, what: &tempfile::NamedTempFile| {
+    let holds = |session: &mut BlockingDisk<Domain, Client>, what: &tempfile::NamedTempFile| {
         let expected = std::fs::read(what.path()).unwrap();
         becomes(session, expected.len() as u64);
         let mut got = vec![0; expected.len()];

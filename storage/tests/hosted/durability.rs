@@ -3,7 +3,7 @@
 use crate::machine::{Machine, PATIENCE, image};
 use pvio_blkback::Config;
 use pvio_blkfront::Op;
-use pvio_blkfront::session::Session;
+use pvio_blkfront::blocking::BlockingDisk;
 use pvio_hosted::Domain;
 use pvio_ring::proto::blkif::Status;
 use pvio_xenbus::Xenstore;
@@ -12,7 +12,7 @@ use pvio_xenbus::handshake::common::{read_error, request_removal};
 use pvio_xenbus::handshake::vbd::{Mode, ToolstackBack};
 use std::time::{Duration, Instant};
 
-fn one(session: &mut Session<Domain, Client>, op: Op) -> Status {
+fn one(session: &mut BlockingDisk<Domain, Client>, op: Op) -> Status {
     let queue = session.queue().unwrap();
     let slot = queue.reserve().unwrap();
     queue.start(slot, op).unwrap();
@@ -37,7 +37,7 @@ fn failed_flush_is_told_and_remembered_until_the_disk_is_attached_again() {
     let guest = machine.join(machine.guest);
     let attach = || {
         let own = guest.xenstore().unwrap();
-        Session::attach(guest.clone(), own, addr, PATIENCE).unwrap()
+        BlockingDisk::attach(guest.clone(), own, addr, PATIENCE).unwrap()
     };
     let mut session = attach();
     assert_eq!(read_error(&mut xs, &addr.backend_path()).unwrap(), None);

@@ -1,7 +1,7 @@
 //! A hosted machine with a driver domain and a guest.
 
 use pvio_blkback::{Config, Policy, Stats, Vbd};
-use pvio_blkfront::session::{DiskError, Session};
+use pvio_blkfront::blocking::{BlockingDisk, DiskError};
 use pvio_grant_table::DomId;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_runtime::LogLimit;
@@ -105,13 +105,16 @@ impl Machine {
         Driver { stats, events, faults, stop, thread }
     }
 
-    pub fn attach_within(&self, patience: Duration) -> Result<Session<Domain, Client>, DiskError> {
+    pub fn attach_within(
+        &self,
+        patience: Duration,
+    ) -> Result<BlockingDisk<Domain, Client>, DiskError> {
         let guest = self.join(self.guest);
         let xs = guest.xenstore().unwrap();
-        Session::attach(guest, xs, self.addr(), patience)
+        BlockingDisk::attach(guest, xs, self.addr(), patience)
     }
 
-    pub fn attach(&self) -> Result<Session<Domain, Client>, DiskError> {
+    pub fn attach(&self) -> Result<BlockingDisk<Domain, Client>, DiskError> {
         self.attach_within(PATIENCE)
     }
 }

@@ -18,7 +18,7 @@ mod waiting;
 
 use machine::{Machine, PATIENCE, image, on_every_path};
 use pvio_blkback::{Config, DataPath};
-use pvio_blkfront::session::{DiskError, Session};
+use pvio_blkfront::blocking::{BlockingDisk, DiskError};
 use pvio_blkfront::{Op, SLOT_BYTES, Shape};
 use pvio_hosted::Domain;
 use pvio_ring::proto::blkif::Status;
@@ -29,7 +29,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-fn write(session: &mut Session<Domain, Client>, sector: u64, data: &[u8]) {
+fn write(session: &mut BlockingDisk<Domain, Client>, sector: u64, data: &[u8]) {
     for (op, fill) in [(Op::Write { sector, bytes: data.len() }, true), (Op::Flush, false)] {
         let queue = session.queue().unwrap();
         let slot = queue.reserve().unwrap();
@@ -95,8 +95,9 @@ fn large(config: Config) {
     let driver = machine.serve();
     let guest = machine.join(machine.guest);
     let xs = guest.xenstore().unwrap();
-    let wish = Shape { ring_pages: 32, pages_per_slot: 20 };
-    let mut session = Session::attach_with(guest, xs, machine.addr(), wish, PATIENCE).unwrap();
+    let requested = Shape { ring_pages: 32, pages_per_slot: 20 };
+    let mut session =
+        BlockingDisk::attach_with(guest, xs, machine.addr(), requested, PATIENCE).unwrap();
     let queue = session.queue().unwrap();
     // 16 pages are advertised, and more segments than requested.
     assert_eq!(queue.shape(), Shape { ring_pages: 16, pages_per_slot: 20 });
@@ -150,7 +151,8 @@ fn attach_again(config: Config) {
     let guest = machine.join(machine.guest);
     for _ in 0..3 {
         let xs = guest.xenstore().unwrap();
-        let mut session = Session::attach(guest.clone(), xs, machine.addr(), PATIENCE).unwrap();
+        let mut session =
+            BlockingDisk::attach(guest.clone(), xs, machine.addr(), PATIENCE).unwrap();
         session.read_at(0, &mut [0; 4096]).unwrap();
         assert!(session.device().served().unwrap().info.read_only);
         session.close().unwrap();

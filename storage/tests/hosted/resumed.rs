@@ -1,7 +1,7 @@
 //! A backend that resumes the session of its predecessor, within one domain.
 
 use crate::machine::{Machine, PATIENCE, image};
-use pvio_blkback::vbd::Serve;
+use pvio_blkback::vbd::VbdServer;
 use pvio_blkback::{Config, Policy, Vbd};
 use pvio_blkfront::Op;
 use pvio_hosted::Domain;
@@ -98,7 +98,7 @@ fn record_that_cannot_be_removed_is_counted() {
     std::fs::create_dir(path.join("vbd-1-51712")).unwrap();
     let mut server = ImageServer::new(Arc::new(|| ())).recorded_in(records);
     for _ in 0..12 {
-        Serve::<Domain>::remove_record(&mut server, "vbd-1-51712");
+        VbdServer::<Domain>::remove_record(&mut server, "vbd-1-51712");
     }
     let counted: Vec<_> = server.events().iter().map(|(name, log)| (*name, log.seen())).collect();
     assert_eq!(counted, [("size-unknown", 0), ("records-left", 12)]);

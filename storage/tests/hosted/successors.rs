@@ -2,7 +2,7 @@
 
 use crate::machine::{Machine, PATIENCE, image};
 use pvio_blkback::{Config, Policy};
-use pvio_blkfront::session::Session;
+use pvio_blkfront::blocking::BlockingDisk;
 use pvio_blkfront::{Op, Queue, RequestedFeatures, Shape, Trust};
 use pvio_event_channel::EventChannel;
 use pvio_hosted::Domain;
@@ -29,8 +29,8 @@ fn unanswered_requests_are_asked_again_in_smaller_parts() {
         let driver = machine.serve();
         let guest = machine.join(machine.guest);
         let xs = guest.xenstore().unwrap();
-        let wish = Shape { ring_pages: 2, pages_per_slot: 64 };
-        let mut session = Session::attach_with(guest, xs, addr, wish, PATIENCE).unwrap();
+        let requested = Shape { ring_pages: 2, pages_per_slot: 64 };
+        let mut session = BlockingDisk::attach_with(guest, xs, addr, requested, PATIENCE).unwrap();
         let queue = session.queue().unwrap();
         assert_eq!((queue.depth(), queue.slot_bytes()), (64, 256 * KIB));
         driver.end();
@@ -147,8 +147,9 @@ fn each_queue_has_a_thread_and_all_outlive_their_backend() {
     let guest = machine.join(machine.guest);
     let xs = guest.xenstore().unwrap();
     let shape = Shape { ring_pages: 2, pages_per_slot: 16 };
-    let wish = RequestedFeatures { shape, queues: 3, trust: Trust::Never };
-    let mut session = Session::attach_wishing(guest, xs, addr, wish, PATIENCE).unwrap();
+    let requested = RequestedFeatures { shape, queues: 3, trust: Trust::Never };
+    let mut session =
+        BlockingDisk::attach_requesting(guest, xs, addr, requested, PATIENCE).unwrap();
     assert_eq!(session.device().queues(), 3);
     assert!(session.take(3).unwrap().is_none(), "there is no fourth");
     let seats: [Seat; 3] = Default::default();

@@ -6,7 +6,7 @@ use crate::machine::{Machine, PATIENCE, image};
 use crate::storage::SlowStorage;
 use pvio_blkback::{Config, Policy, Vbd};
 use pvio_blkfront::Op;
-use pvio_blkfront::session::{DiskError, Session};
+use pvio_blkfront::blocking::{BlockingDisk, DiskError};
 use pvio_event_channel::{BackendPlatform, EventChannels, EventError, Port};
 use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus};
 use pvio_hosted::Domain;
@@ -82,23 +82,26 @@ impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> Daemon<P> {
     }
 
     /// The guest attaches a disk and reads from it.
-    fn attach(&self, addr: DeviceAddr) -> JoinHandle<Result<Session<Domain, Client>, DiskError>> {
+    fn attach(
+        &self,
+        addr: DeviceAddr,
+    ) -> JoinHandle<Result<BlockingDisk<Domain, Client>, DiskError>> {
         let guest = self.guest.clone();
         spawn(move || {
             let xs = guest.xenstore().unwrap();
-            let mut session = Session::attach(guest, xs, addr, PATIENCE)?;
+            let mut session = BlockingDisk::attach(guest, xs, addr, PATIENCE)?;
             session.read_at(0, &mut [0; 4096])?;
             Ok(session)
         })
     }
 
-    fn attached(&mut self, addr: DeviceAddr) -> Session<Domain, Client> {
+    fn attached(&mut self, addr: DeviceAddr) -> BlockingDisk<Domain, Client> {
         let guest = self.attach(addr);
         self.until("the guest has its disk", |_| guest.is_finished());
         guest.join().unwrap().unwrap()
     }
 
-    fn closed(&mut self, session: Session<Domain, Client>) {
+    fn closed(&mut self, session: BlockingDisk<Domain, Client>) {
         let guest = spawn(move || session.close().unwrap());
         self.until("the guest has closed its disk", |_| guest.is_finished());
         guest.join().unwrap();

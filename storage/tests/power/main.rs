@@ -17,7 +17,7 @@ mod support;
 use ext4::{Fact, Mounted};
 use files::{DiskFile, HostFile};
 use fuse::{OneFile, put};
-use pvio_blkback::Serve;
+use pvio_blkback::VbdServer;
 use pvio_blkback::engine::Geometry;
 use pvio_blkback::queue::{QueueFault, QueueParts};
 use pvio_event_channel::EventChannels;
@@ -47,7 +47,7 @@ struct Recording {
     image: Option<Arc<Image>>,
 }
 
-impl Serve<Domain> for Recording {
+impl VbdServer<Domain> for Recording {
     type Running = Worker;
     type Record = HeapMemory;
 

@@ -5,7 +5,7 @@ use super::fuse::can_serve_files;
 use super::storage::{Mounted, SlowStorage};
 use super::support::{has, text, tool};
 use super::{ABI, MEMORY, Memory, PATIENCE, key};
-use pvio_blkback::{DataPath, DiskState, QueueParts, QueueRecord, Serve, Stats};
+use pvio_blkback::{DataPath, DiskState, QueueParts, QueueRecord, Stats, VbdServer};
 use pvio_event_channel::{EventChannel, EventChannels, EventError, Port};
 use pvio_grant_table::policy::MappingBudget;
 use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus};
@@ -111,10 +111,10 @@ fn serve(dir: &Path, disk: &str) -> ! {
     let addr = DeviceAddr::new(BackendKind::Vbd, DomId(0), DomId(1), 51712);
     let mut told = ToolstackBack::new(addr, disk);
     told.kind = "pvio".into();
-    let geometry = Serve::<Guest>::open(&mut server, &told).unwrap();
+    let geometry = VbdServer::<Guest>::open(&mut server, &told).unwrap();
     println!("\nserver: open");
     let mut ring = pvio_ring::BackRing::attach(guest.memory.page(0), ABI.slot_size()).unwrap();
-    let flushes = Serve::<Guest>::flush_state(&server);
+    let flushes = VbdServer::<Guest>::flush_state(&server);
     let record = match records.existing("record", key().record_len()) {
         Ok(file) => {
             let record = Record::open(file, key()).unwrap();

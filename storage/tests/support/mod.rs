@@ -3,8 +3,8 @@
 #![allow(dead_code)]
 
 use pvio_blkback::engine::{BlockEngine, EngineError, Io};
-use pvio_blkback::{Serve, Vbd};
-use pvio_blkfront::session::Session;
+use pvio_blkback::{Vbd, VbdServer};
+use pvio_blkfront::blocking::BlockingDisk;
 use pvio_blkfront::{Op, SLOT_BYTES};
 use pvio_grant_table::DomId;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
@@ -57,7 +57,7 @@ impl Machine {
     /// Attaches a disk that `server` opens and serves.
     pub fn disk_of<S>(self, params: &(impl AsRef<[u8]> + ?Sized), mode: Mode, server: S) -> Guest
     where
-        S: Serve<Domain> + Send + 'static,
+        S: VbdServer<Domain> + Send + 'static,
     {
         let addr = self.addr();
         let mut back = ToolstackBack::new(addr, params);
@@ -79,7 +79,8 @@ impl Machine {
             }
         });
         let guest = join(self.guest);
-        let session = Session::attach(guest.clone(), guest.xenstore().unwrap(), addr, PATIENCE);
+        let session =
+            BlockingDisk::attach(guest.clone(), guest.xenstore().unwrap(), addr, PATIENCE);
         let session = session.unwrap_or_else(|error| {
             let why = read_error(&mut xs, &addr.backend_path());
             stop.store(true, Ordering::SeqCst);
@@ -104,14 +105,14 @@ pub enum Deed {
 
 /// The guest's side of its disk.
 pub struct Guest {
-    session: Option<Session<Domain, Client>>,
+    session: Option<BlockingDisk<Domain, Client>>,
     stop: Arc<AtomicBool>,
     driver: Option<JoinHandle<()>>,
     _machine: Machine,
 }
 
 impl Guest {
-    pub fn session(&mut self) -> &mut Session<Domain, Client> {
+    pub fn session(&mut self) -> &mut BlockingDisk<Domain, Client> {
         self.session.as_mut().unwrap()
     }
 

@@ -147,7 +147,7 @@ fn run(cases: &[Case], options: &Options) -> Result<Vec<Row>> {
         fs::create_dir(&dir)?;
         let (cache, image, queue, icount) = (&cache, image.as_path(), &queue, options.bench);
         let (kernels, boots, ends, rows) = (kernels.as_path(), 0, 0, Vec::new());
-        sessions.push(Session {
+        sessions.push(MachineRun {
             cache,
             image,
             kernels,
@@ -183,7 +183,7 @@ fn run(cases: &[Case], options: &Options) -> Result<Vec<Row>> {
 }
 
 /// The boots of one machine.
-struct Session<'a> {
+struct MachineRun<'a> {
     cache: &'a Cache,
     image: &'a Path,
     /// The directory of other kernels for dom0.
@@ -198,7 +198,7 @@ struct Session<'a> {
     rows: Vec<Row>,
 }
 
-impl Session<'_> {
+impl MachineRun<'_> {
     /// Boots until there are no more cases.
     fn all(&mut self) -> Result<()> {
         let mut barren = 0;

@@ -18,7 +18,7 @@ const UNANSWERED: u16 = u16::MAX;
 pub(super) struct Stage {
     at: At,
     /// Per queue, the number of pages of its list that are staged, from the first on.
-    kept: Vec<usize>,
+    mapped: Vec<usize>,
     /// All pages are to be unstaged once the outstanding request has a response.
     leaves: bool,
     /// Number of entries of the last list.
@@ -49,7 +49,7 @@ impl Stage {
     /// Creates the state; `wanted` is whether pages are staged at all.
     pub const fn new(wanted: bool) -> Self {
         let at = if wanted { At::Size { queue: 0 } } else { At::Done };
-        Self { at, kept: Vec::new(), leaves: false, listed: 0, refused: 0 }
+        Self { at, mapped: Vec::new(), leaves: false, listed: 0, refused: 0 }
     }
 
     pub fn is_done(&self) -> bool {
@@ -58,7 +58,7 @@ impl Stage {
 
     /// Returns the number of staged pages of all queues.
     pub fn staged(&self) -> usize {
-        self.kept.iter().fold(0, |sum, kept| sum.saturating_add(*kept))
+        self.mapped.iter().fold(0, |sum, mapped| sum.saturating_add(*mapped))
     }
 
     /// Returns the number of entries that the backend did not report as unmapped.
@@ -93,15 +93,15 @@ impl Stage {
                 }
                 At::Add { queue, most } => (queue, GREF_ENTRIES_MAX.min(most as usize)),
                 At::Remove { queue } => {
-                    let Some(kept) = self.kept.get(queue).copied() else {
+                    let Some(mapped) = self.mapped.get(queue).copied() else {
                         self.at = At::Done;
                         continue;
                     };
-                    if kept == 0 {
+                    if mapped == 0 {
                         self.at = At::Remove { queue: queue.saturating_add(1) };
                         continue;
                     }
-                    (queue, kept)
+                    (queue, mapped)
                 }
             };
             let Some(of) = queues.get(queue) else {
@@ -126,7 +126,7 @@ impl Stage {
     /// Processes the response to the last request; `list` is the page with the entries.
     pub fn answered(&mut self, status: u32, data: u32, list: &impl Region, queues: usize) {
         let done = status == CtrlStatus::Success as u32;
-        self.kept.resize(queues, 0);
+        self.mapped.resize(queues, 0);
         self.at = match self.at {
             At::Size { queue } if done && data > 0 => At::Add { queue, most: data },
             At::Add { queue, .. } if done => {
@@ -150,8 +150,8 @@ impl Stage {
     }
 
     fn keep(&mut self, queue: usize, pages: usize) {
-        if let Some(kept) = self.kept.get_mut(queue) {
-            *kept = pages;
+        if let Some(mapped) = self.mapped.get_mut(queue) {
+            *mapped = pages;
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::control::Control;
 use crate::fault::SetupError;
 use crate::packet::{DEFAULT_MTU, Features};
 use crate::queue::Queue;
-use crate::session::Session;
+use crate::shared_rings::SharedRings;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{DomId, Granter};
 use pvio_xenbus::Xenstore;
@@ -86,15 +86,15 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
         context: &FrontendContext,
     ) -> Result<(), HandshakeError> {
         let chooses = self.is_choosing();
-        if self.offer.dynamic_multicast_control && self.told.chooses != chooses {
+        if self.offer.dynamic_multicast_control && self.written.chooses != chooses {
             write_multicast_request(xs, &context.front, chooses)?;
-            self.told.chooses = chooses;
+            self.written.chooses = chooses;
         }
         Ok(())
     }
 
     fn reconfigures(&self) -> bool {
-        self.offer.xdp_headroom && self.told.headroom != self.headroom
+        self.offer.xdp_headroom && self.written.headroom != self.headroom
     }
 
     fn reconfigure(
@@ -107,9 +107,9 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
 
     fn reconfigured(&mut self, taken: bool) {
         if taken {
-            self.told.taken = self.told.headroom;
+            self.written.taken = self.written.headroom;
         } else {
-            self.told.headroom = self.headroom;
+            self.written.headroom = self.headroom;
         }
     }
 
@@ -127,7 +127,7 @@ impl<P: Granter + EventChannels + Clone> FrontendClass for Nic<P> {
 
 impl<P: Granter + EventChannels + Clone> Nic<P> {
     /// Returns the keys that request the backend's features for these queues.
-    fn wanted(&self, session: &Session<P>) -> FrontRequest {
+    fn wanted(&self, session: &SharedRings<P>) -> FrontRequest {
         let events = |queue: &Queue<P>| {
             let tx = queue.channel().port().0;
             match queue.rx_channel() {
@@ -152,14 +152,14 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
             ipv6_csum_offload: true,
             gso_tcpv4: self.takes_gso,
             gso_tcpv6: self.takes_gso,
-            multicast_control: self.told.chooses,
-            xdp_headroom: self.told.headroom.into(),
+            multicast_control: self.written.chooses,
+            xdp_headroom: self.written.headroom.into(),
             ..FrontRequest::default()
         }
     }
 
     /// Makes the queues and the control ring that an offer permits.
-    fn set_up(&self, offer: &BackOffer, backend: DomId) -> Result<Session<P>, SetupError> {
+    fn set_up(&self, offer: &BackOffer, backend: DomId) -> Result<SharedRings<P>, SetupError> {
         let count = offer.plan(FrontLimits { max_queues: self.max_queues });
         let split = self.splits && offer.split_event_channels;
         let queue = |_| Queue::with_channels(&self.platform, backend, split);
@@ -168,6 +168,6 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
             .then(|| Control::new(&self.platform, backend))
             .transpose()?;
         let control = if self.stages { control } else { control.map(Control::without_staging) };
-        Ok(Session { queues, control })
+        Ok(SharedRings { queues, control })
     }
 }

@@ -7,7 +7,7 @@ use crate::groups::{GroupError, Groups, Hearing};
 use crate::packet::Group;
 use crate::queue::Queue;
 use crate::rx::HEADROOM_MAX;
-use crate::session::Session;
+use crate::shared_rings::SharedRings;
 use crate::steering::{Steering, SteeringState};
 use core::time::Duration;
 use pvio_event_channel::EventChannels;
@@ -29,7 +29,9 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
     /// Returns the state of the steering that was last [requested](Self::steer).
     #[must_use]
     pub fn steering(&self) -> SteeringState {
-        let Some(Session { queues, control }) = &self.session else { return SteeringState::Off };
+        let Some(SharedRings { queues, control }) = &self.session else {
+            return SteeringState::Off;
+        };
         match control {
             Some(control) if queues.len() > 1 => control.steering(),
             _ if self.steering.is_some() => SteeringState::NotOffered,
@@ -39,7 +41,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
 
     /// Joins a multicast group, also after a backend restart. Calls of [queues](Self::queues) send
     /// the change to the backend. It has an effect only while multicast packets are
-    /// [filtered](Self::choose_groups).
+    /// [filtered](Self::filter_groups).
     ///
     /// # Errors
     /// [`GroupError`].
@@ -56,7 +58,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
     /// request while connected, it is sent once the backend has all groups
     /// ([`has_news`](Self::has_news)), so that no packet of a joined group is lost. Otherwise it is
     /// sent when a session begins.
-    pub fn choose_groups(&mut self, chosen: bool) {
+    pub fn filter_groups(&mut self, chosen: bool) {
         self.chooses = chosen;
     }
 
@@ -69,7 +71,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
     /// Returns the state of the backend's multicast filter.
     #[must_use]
     pub fn hearing(&self) -> Hearing {
-        match (self.told.chooses, self.groups.refused().next()) {
+        match (self.written.chooses, self.groups.refused().next()) {
             _ if self.chooses && !self.offer.multicast_control && self.session.is_some() => {
                 Hearing::NotOffered
             }
@@ -95,7 +97,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
     /// headroom.
     #[must_use]
     pub const fn headroom_given(&self) -> u16 {
-        self.told.taken
+        self.written.taken
     }
 
     /// Requests the backend to unmap the staged pages, before the NIC is closed: afterwards it
@@ -139,8 +141,8 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
     /// Returns whether a change must be written to xenstore: the driver must be stepped.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        let chooses = self.told.chooses != self.is_choosing();
-        let room = self.told.headroom != self.headroom;
+        let chooses = self.written.chooses != self.is_choosing();
+        let room = self.written.headroom != self.headroom;
         self.connected
             && (self.offer.dynamic_multicast_control && chooses || self.offer.xdp_headroom && room)
     }
@@ -175,13 +177,13 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
         // groups.
         let chooses = self.offer.multicast_control
             && self.chooses
-            && (!self.offer.dynamic_multicast_control || self.groups.are_told());
-        self.told = WrittenKeys { chooses, headroom, taken: headroom };
+            && (!self.offer.dynamic_multicast_control || self.groups.are_sent());
+        self.written = WrittenKeys { chooses, headroom, taken: headroom };
     }
 
     /// Applies the requested steering to the control ring and the queues.
     pub(super) fn steer_queues(&mut self) {
-        let Some(Session { queues, control }) = &mut self.session else { return };
+        let Some(SharedRings { queues, control }) = &mut self.session else { return };
         let Some(control) = control.as_mut().filter(|_| queues.len() > 1) else { return };
         let types = self.steering.as_ref().map(Steering::types).unwrap_or_default();
         queues.iter_mut().for_each(|queue| queue.take_hashes(types));
@@ -199,7 +201,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
 
     /// Returns whether the backend should filter: it has all joined groups.
     pub(super) fn is_choosing(&self) -> bool {
-        let known = self.told.chooses || self.groups.are_told();
+        let known = self.written.chooses || self.groups.are_sent();
         self.chooses && known && self.groups.refused().next().is_none()
     }
 

@@ -8,7 +8,7 @@ use crate::fault::BackendFault;
 use crate::groups::Groups;
 use crate::packet::DEFAULT_MTU;
 use crate::queue::Queue;
-use crate::session::Session;
+use crate::shared_rings::SharedRings;
 use crate::steering::Steering;
 use alloc::vec::Vec;
 use core::fmt;
@@ -44,7 +44,7 @@ const MAX_OLD: usize = 2;
 /// over sessions.
 pub struct Nic<P: Granter + EventChannels + Clone> {
     platform: P,
-    session: Option<Session<P>>,
+    session: Option<SharedRings<P>>,
     /// Whether the queues may be used.
     connected: bool,
     mac: Option<Mac>,
@@ -52,7 +52,7 @@ pub struct Nic<P: Granter + EventChannels + Clone> {
     speed: Option<u64>,
     carrier: bool,
     /// Earlier sessions whose pages the backend had still mapped.
-    old: Vec<Session<P>>,
+    old: Vec<SharedRings<P>>,
     sessions: u32,
     /// Whether GSO packets are accepted.
     takes_gso: bool,
@@ -70,7 +70,7 @@ pub struct Nic<P: Granter + EventChannels + Clone> {
     headroom: u16,
     /// What this session's backend advertises.
     offer: BackOffer,
-    told: WrittenKeys,
+    written: WrittenKeys,
 }
 
 /// Values in xenstore of the settings that may change while the NIC is connected.
@@ -105,7 +105,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
             chooses: false,
             headroom: 0,
             offer: BackOffer::default(),
-            told: WrittenKeys::default(),
+            written: WrittenKeys::default(),
         }
     }
 
@@ -172,7 +172,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
     /// [`fault`](Self::fault).
     pub fn queues(&mut self) -> &mut [Queue<P>] {
         match &mut self.session {
-            Some(Session { queues, control }) if self.connected => {
+            Some(SharedRings { queues, control }) if self.connected => {
                 let broken = match control {
                     Some(control) if !control.is_done() => control.step(queues).is_err(),
                     Some(control) => control.fault().is_some(),
@@ -180,7 +180,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
                 };
                 if let Some(first) = queues.first_mut()
                     && self.offer.multicast_control
-                    && !self.groups.are_told()
+                    && !self.groups.are_sent()
                 {
                     // The queue stores its fault.
                     let _ = self.groups.step(first);
@@ -195,7 +195,7 @@ impl<P: Granter + EventChannels + Clone> Nic<P> {
     /// one. Close the device in that case.
     #[must_use]
     pub fn fault(&self) -> Option<BackendFault> {
-        let Session { queues, control } = self.session.as_ref()?;
+        let SharedRings { queues, control } = self.session.as_ref()?;
         let control = control.as_ref().and_then(Control::fault);
         control.or_else(|| queues.iter().find_map(Queue::fault))
     }

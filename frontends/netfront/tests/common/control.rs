@@ -5,7 +5,7 @@ use crate::common::{BACK, BACK_FEATURES, FRONT, FRONT_FEATURES, attach, drain, p
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantMapper};
 use pvio_netback::port::memory::loopback;
-use pvio_netback::queue::{ControlRefs, Siblings, Waker};
+use pvio_netback::queue::{ControlRefs, QueueSet, Waker};
 use pvio_netback::{Queue as Back, Stats};
 use pvio_netfront::{BackendFault, Checksum, Control, Queue};
 use pvio_ring::BackRing;
@@ -37,8 +37,8 @@ pub fn pair(stages: bool) -> Pair {
     let attach = |queue| attach(back.clone(), FRONT, queue, BACK_FEATURES, &stats);
     let mut backs: Vec<_> = fronts.iter().map(attach).collect();
     let control = Control::new(&front, BACK).unwrap();
-    let siblings = Siblings::new((0..2).map(|_| Arc::new(|| ()) as Waker));
-    backs.iter_mut().enumerate().for_each(|(index, queue)| queue.join(&siblings, index));
+    let set = QueueSet::new((0..2).map(|_| Arc::new(|| ()) as Waker));
+    backs.iter_mut().enumerate().for_each(|(index, queue)| queue.join(&set, index));
     let refs = ControlRefs { ring: control.ring_gref(), event: control.channel().port() };
     backs[0].serve_control(&refs, stages).unwrap();
     Pair { fronts, backs, stats, control, back, front }

@@ -1,10 +1,10 @@
 //! The receive path: port to guest.
 
-mod admit;
+mod accept;
 mod shape;
 
+use super::queue_set::{Arrival, Link, Steered};
 use super::ring::Ring;
-use super::siblings::{Arrival, Link, Steered};
 use super::{BATCH, Context, Features, Reception, recycle_ops};
 use crate::fault::{DropReason, Fault};
 use crate::port::{FRAME_MAX, NetPort, PacketBuf};
@@ -133,11 +133,11 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         self.ring.publish()
     }
 
-    /// Whether this ring allows the worker to sleep. Requests a notification only if a packet waits
-    /// for buffers: otherwise posted buffers need not wake the worker.
-    pub fn may_sleep(&mut self) -> Result<bool, Fault> {
-        let Some(needed) = self.needed() else { return Ok(true) };
-        Ok(!self.ring.final_check_for(needed).map_err(Fault::RxRing)?)
+    /// Requests a notification and returns whether there is work, if a packet waits for buffers.
+    /// Otherwise posted buffers need not wake the worker.
+    pub fn final_check(&mut self) -> Result<bool, Fault> {
+        let Some(needed) = self.needed() else { return Ok(false) };
+        self.ring.final_check_for(needed).map_err(Fault::RxRing)
     }
 
     /// Whether there is work, by the current producer index.
@@ -170,7 +170,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
     ) {
         while let Some(Waiting { arrival, .. }) = self.pop_waiting() {
             stats.drop_one(DropReason::RxNoBuffers);
-            give_back(port, link, arrival.home, arrival.packet.buf);
+            return_buffer(port, link, arrival.owner, arrival.packet.buf);
         }
         self.starved = None;
     }
@@ -198,7 +198,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
             && let Some(Waiting { arrival, .. }) = self.pop_waiting()
         {
             stats.drop_one(DropReason::RxNoBuffers);
-            give_back(port, link, arrival.home, arrival.packet.buf);
+            return_buffer(port, link, arrival.owner, arrival.packet.buf);
         }
     }
 
@@ -263,11 +263,11 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
                 && let Some(packet) = port.receive()
             {
                 count = count.saturating_add(1);
-                self.admit(context, port, None, Arrival { packet, hash: None, home: 0 });
+                self.accept(context, port, None, Arrival { packet, hash: None, owner: 0 });
             }
             return count;
         };
-        while let Some(buf) = link.next_home() {
+        while let Some(buf) = link.next_returned() {
             port.recycle(buf);
         }
         while count < most
@@ -275,7 +275,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
             && let Some(arrival) = link.next_arrival()
         {
             count = count.saturating_add(1);
-            self.admit(context, port, Some(link), arrival);
+            self.accept(context, port, Some(link), arrival);
         }
         while count < most
             && self.has_place()
@@ -283,10 +283,10 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
                 link.retry().or_else(|| port.receive().map(|packet| link.steer(packet)))
         {
             match steered {
-                Steered::Here(arrival) => self.admit(context, port, Some(link), arrival),
-                Steered::Away => context.stats.count_steered(),
-                Steered::Held => break,
-                Steered::Lost(packet) => {
+                Steered::Local(arrival) => self.accept(context, port, Some(link), arrival),
+                Steered::Passed => context.stats.count_steered(),
+                Steered::Deferred => break,
+                Steered::Dropped(packet) => {
                     context.stats.drop_one(DropReason::RxSteered);
                     port.recycle(packet.buf);
                 }
@@ -296,7 +296,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         count
     }
 
-    fn admit<N: NetPort<Buf = B>>(
+    fn accept<N: NetPort<Buf = B>>(
         &mut self,
         context: &Context<'_, impl BackendPlatform, impl SharedMemory>,
         port: &mut N,
@@ -304,7 +304,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         mut arrival: Arrival<B>,
     ) {
         let page = Shape::page(self.headroom);
-        match admit::admit(context.features, context.groups, page, &mut arrival.packet) {
+        match accept::accept(context.features, context.groups, page, &mut arrival.packet) {
             Ok(()) => {
                 self.backlog_bytes = self.backlog_bytes.saturating_add(arrival.packet.len);
                 let shape = Shape::of(&arrival, context.features, self.headroom);
@@ -312,7 +312,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
             }
             Err(reason) => {
                 context.stats.drop_one(reason);
-                give_back(port, link, arrival.home, arrival.packet.buf);
+                return_buffer(port, link, arrival.owner, arrival.packet.buf);
             }
         }
     }
@@ -425,7 +425,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
             } else {
                 stats.count_rx(packet.len, packet.offload.gso.is_some());
             }
-            give_back(port, link, arrival.home, packet.buf);
+            return_buffer(port, link, arrival.owner, packet.buf);
         }
         self.slots.clear();
     }
@@ -438,9 +438,9 @@ fn pass_over(slots: &mut impl Iterator, count: usize) {
 }
 
 /// Returns a packet's buffer to the port that owns it.
-fn give_back<N: NetPort>(port: &mut N, link: Option<&Link<N::Buf>>, home: usize, buf: N::Buf) {
+fn return_buffer<N: NetPort>(port: &mut N, link: Option<&Link<N::Buf>>, owner: usize, buf: N::Buf) {
     match link {
-        Some(link) if link.index() != home => link.send_home(home, buf),
+        Some(link) if link.index() != owner => link.return_buffer(owner, buf),
         _ => port.recycle(buf),
     }
 }

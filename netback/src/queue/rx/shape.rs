@@ -2,7 +2,7 @@
 
 use crate::port::{Checksum, Gso, Packet};
 use crate::queue::Features;
-use crate::queue::siblings::Arrival;
+use crate::queue::queue_set::Arrival;
 use pvio_ring::proto::netif::{ExtraKind, GsoKind, HASH_TOEPLITZ, RxFlags};
 use pvio_ring::shm::PAGE_SIZE;
 

@@ -2,7 +2,7 @@
 
 use crate::choices::Do;
 use crate::medium::{SharedMedium, SimEngine};
-use pvio_blkback::vbd::{Serve, Vbd};
+use pvio_blkback::vbd::{Vbd, VbdServer};
 use pvio_blkback::{Buf, Config, Geometry, Progress, Queue, QueueFault, QueueParts};
 use pvio_event_channel::{EventChannel, EventError, Port};
 use pvio_grant_table::DomId;
@@ -10,7 +10,7 @@ use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_sim::kill::{self, Mortal};
 use pvio_sim::local::events::LocalChannel;
 use pvio_sim::local::memory::LocalMapping;
-use pvio_sim::{LocalDomain, Menu, Sim};
+use pvio_sim::{LocalDomain, Menu, Sim, WaitState};
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
 use pvio_xenbus::handshake::common::{
@@ -22,17 +22,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
-
-/// State of a participant that may sleep; each step is a separate action of the scheduler.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Turn {
-    /// Awake.
-    Poll,
-    /// No work was found: about to request notifications and to check once more.
-    Check,
-    /// Only an event can wake it.
-    Asleep,
-}
 
 /// Deliberate defect, to verify that the simulation finds it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -92,7 +81,7 @@ pub fn take_resumed() -> u32 {
 /// State of a thread of the real daemon.
 struct Served {
     queue: Queue<Platform, Wire, SimEngine<Buf<Mortal<LocalMapping>>>, Mortal<HeapMemory>>,
-    turn: Turn,
+    wait: WaitState,
 }
 
 /// Slot of a queue, through which the scheduler polls it.
@@ -145,11 +134,11 @@ impl Server {
             stats: parts.stats,
         };
         let queue = Queue::new(parts, SimEngine::new(medium, self.flaw));
-        seat.borrow_mut().served = Some(Served { queue, turn: Turn::Poll });
+        seat.borrow_mut().served = Some(Served { queue, wait: WaitState::Polling });
     }
 }
 
-impl Serve<Platform> for Server {
+impl VbdServer<Platform> for Server {
     type Running = Running;
     type Record = Mortal<HeapMemory>;
 
@@ -269,7 +258,7 @@ impl Served {
     }
 
     fn is_awake(&mut self) -> bool {
-        self.turn != Turn::Asleep
+        self.wait != WaitState::Asleep
             || self.queue.channel().channel.0.is_pending()
             || self.queue.engine_mut().is_done()
     }
@@ -277,19 +266,19 @@ impl Served {
     /// Executes one step of a worker's loop.
     fn work(&mut self, flaw: Flaw, sim: &mut Sim) -> Result<(), QueueFault> {
         let queue = &mut self.queue;
-        self.turn = match self.turn {
-            Turn::Asleep => {
+        self.wait = match self.wait {
+            WaitState::Asleep => {
                 queue.poll(0)?;
                 queue.channel().take()?;
-                Turn::Poll
+                WaitState::Polling
             }
-            Turn::Poll => match queue.poll(1 + sim.below(32) as u32)? {
-                Progress::Some => Turn::Poll,
-                Progress::None => Turn::Check,
+            WaitState::Polling => match queue.poll(1 + sim.below(32) as u32)? {
+                Progress::Some => WaitState::Polling,
+                Progress::None => WaitState::Checking,
             },
-            Turn::Check if flaw == Flaw::NoFinalCheck => Turn::Asleep,
-            Turn::Check if queue.final_check()? => Turn::Poll,
-            Turn::Check => Turn::Asleep,
+            WaitState::Checking if flaw == Flaw::NoFinalCheck => WaitState::Asleep,
+            WaitState::Checking if queue.final_check()? => WaitState::Polling,
+            WaitState::Checking => WaitState::Asleep,
         };
         Ok(())
     }

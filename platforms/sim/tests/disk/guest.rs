@@ -1,14 +1,13 @@
 //! A guest with one disk, and a workload whose every response is checked.
 
 use crate::choices::Do;
-use crate::daemon::Turn;
 use crate::medium::SECTOR;
 use crate::model::{Model, Pending, content};
 use pvio_blkfront::{BackendFault, Disk, Op, Queue, RequestedFeatures, Shape, SlotId, StartError};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_ring::proto::blkif::Status;
-use pvio_sim::{LocalDomain, Menu, Sim};
+use pvio_sim::{LocalDomain, Menu, Sim, WaitState};
 use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, frontend_root, list_frontends};
 use pvio_xenbus::{XenbusState, Xenstore};
@@ -70,7 +69,7 @@ pub struct Guest {
 
 /// Requests of one queue.
 struct Lane {
-    turn: Turn,
+    wait: WaitState,
     /// Prepared requests, not submitted.
     held: Vec<(SlotId, Request)>,
     flying: BTreeMap<usize, Request>,
@@ -82,7 +81,7 @@ struct Lane {
 impl Lane {
     fn new() -> Self {
         let (held, flying, answered) = (Vec::new(), BTreeMap::new(), Vec::new());
-        Self { turn: Turn::Asleep, held, flying, answered, unpublished: false }
+        Self { wait: WaitState::Asleep, held, flying, answered, unpublished: false }
     }
 }
 
@@ -188,12 +187,12 @@ impl Guest {
         if self.session != sessions {
             self.session = sessions;
             let lanes = &mut self.lanes;
-            lanes.iter_mut().for_each(|l| (l.turn, l.unpublished) = (Turn::Asleep, false));
+            lanes.iter_mut().for_each(|l| (l.wait, l.unpublished) = (WaitState::Asleep, false));
             lanes.resize_with(driver.class().queues().max(lanes.len()), Lane::new);
         }
         for (q, lane) in self.lanes.iter().enumerate() {
             let Some(queue) = driver.class_mut().queue_at(q) else { continue };
-            if lane.turn != Turn::Asleep || queue.channel().is_pending() {
+            if lane.wait != WaitState::Asleep || queue.channel().is_pending() {
                 menu.must(200, Do::Guest(me, GuestDo::Work(q)));
             }
             if lane.unpublished {
@@ -329,12 +328,12 @@ impl Guest {
     fn work(&mut self, q: usize) -> Result<(), BackendFault> {
         let session = self.session;
         let (queue, lane) = self.queue(q);
-        lane.turn = match lane.turn {
-            Turn::Asleep => {
+        lane.wait = match lane.wait {
+            WaitState::Asleep => {
                 queue.channel().take()?;
-                Turn::Poll
+                WaitState::Polling
             }
-            Turn::Poll => {
+            WaitState::Polling => {
                 let (flying, answered) = (&mut lane.flying, &mut lane.answered);
                 let count = queue.poll(|slot, op, status| {
                     let request = flying.remove(&slot.index());
@@ -342,10 +341,10 @@ impl Guest {
                     assert_eq!(request.op, op, "the answer is to another operation");
                     answered.push((slot, request, status, session));
                 })?;
-                if count > 0 { Turn::Poll } else { Turn::Check }
+                if count > 0 { WaitState::Polling } else { WaitState::Checking }
             }
-            Turn::Check if queue.final_check()? => Turn::Poll,
-            Turn::Check => Turn::Asleep,
+            WaitState::Checking if queue.final_check()? => WaitState::Polling,
+            WaitState::Checking => WaitState::Asleep,
         };
         Ok(())
     }

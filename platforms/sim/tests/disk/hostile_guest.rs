@@ -38,10 +38,10 @@ pub struct HostileGuest {
     addr: DeviceAddr,
     domain: LocalDomain,
     xs: LocalClient,
-    session: Option<Session>,
+    session: Option<ConnectedRing>,
 }
 
-struct Session {
+struct ConnectedRing {
     ring: LocalPages,
     data: LocalPages,
     grefs: Vec<GrantRef>,
@@ -124,7 +124,7 @@ impl HostileGuest {
             }
         }
         self.session =
-            Some(Session { ring, data, grefs, channel: Some(channel), abi, produced: 0 });
+            Some(ConnectedRing { ring, data, grefs, channel: Some(channel), abi, produced: 0 });
     }
 
     fn key(&mut self, sim: &mut Sim) {
@@ -152,7 +152,7 @@ impl HostileGuest {
     }
 }
 
-impl Session {
+impl ConnectedRing {
     fn ask(&mut self, sim: &mut Sim) {
         for _ in 0..1 + sim.below(6) {
             let mut bytes = [0; 112];

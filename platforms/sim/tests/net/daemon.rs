@@ -1,14 +1,14 @@
 //! The driver domain, which serves vifs as the real one does, but without threads and taps.
 
 use crate::wire::{CableEnd, CablePort};
-use crate::world::{Do, Turn};
+use crate::world::Do;
 use pvio_grant_table::DomId;
 use pvio_netback::fault::QueueError;
 use pvio_netback::queue::{Policy, Waker};
-use pvio_netback::vif::{Attach, Serve, Session, Vif};
+use pvio_netback::vif::{Attach, SessionConfig, Vif, VifServer};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_sim::kill::{Mortal, run};
-use pvio_sim::{LocalDomain, Menu, Sim};
+use pvio_sim::{LocalDomain, Menu, Sim, WaitState};
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
 use pvio_xenbus::handshake::common::{
@@ -55,7 +55,7 @@ pub fn take_resumed() -> [u32; 2] {
 struct Served {
     queue: Back,
     port: CablePort,
-    turn: Turn,
+    wait: WaitState,
     /// Set by its siblings to wake it.
     woken: Arc<AtomicBool>,
 }
@@ -103,7 +103,7 @@ fn swap_queues(record: &Memory, len: usize) {
     }
 }
 
-impl Serve<Mortal<LocalDomain>> for Server {
+impl VifServer<Mortal<LocalDomain>> for Server {
     type Buf = Box<[u8]>;
     type Running = Running;
     type Record = Memory;
@@ -152,7 +152,7 @@ impl Serve<Mortal<LocalDomain>> for Server {
         Ok(())
     }
 
-    fn begin(&mut self, session: &Session) -> Result<(), Fault> {
+    fn begin(&mut self, session: &SessionConfig) -> Result<(), Fault> {
         self.queues = session.queues;
         Ok(())
     }
@@ -167,7 +167,7 @@ impl Serve<Mortal<LocalDomain>> for Server {
         let cable = self.cable.as_ref().expect("opened before it is started");
         let port = cable.port(index, self.queues);
         let woken = self.woken.get(index).cloned().unwrap_or_default();
-        let served = Served { queue, port, turn: Turn::Poll, woken };
+        let served = Served { queue, port, wait: WaitState::Polling, woken };
         let forgotten = self.flaw == Flaw::ResumesOneQueue && resumed && index > 0;
         let seat = Rc::new(RefCell::new(Some(served).filter(|_| !forgotten)));
         let mut seats = self.seats.borrow_mut();
@@ -195,7 +195,7 @@ impl Drop for Running {
 
 impl Served {
     fn is_awake(&self) -> bool {
-        self.turn != Turn::Asleep
+        self.wait != WaitState::Asleep
             || self.queue.channels().any(|c| c.0.is_pending())
             || self.port.is_ready()
             || self.woken.load(Ordering::Relaxed)
@@ -203,23 +203,25 @@ impl Served {
 
     /// Executes one step of a worker's loop.
     fn work(&mut self, flaw: Flaw, sim: &mut Sim) -> Result<(), QueueError> {
-        self.turn = match self.turn {
-            Turn::Asleep => {
+        self.wait = match self.wait {
+            WaitState::Asleep => {
                 self.woken.store(false, Ordering::Relaxed);
                 self.queue.take_events()?;
-                Turn::Poll
+                WaitState::Polling
             }
-            Turn::Poll => {
+            WaitState::Polling => {
                 self.queue.unblock();
                 let budget = 1 + sim.below(64) as usize;
                 if self.queue.poll(&mut self.port, budget)?.any() {
-                    Turn::Poll
+                    WaitState::Polling
                 } else {
-                    Turn::Check
+                    WaitState::Checking
                 }
             }
-            Turn::Check if flaw == Flaw::NoFinalCheck || self.queue.may_sleep()? => Turn::Asleep,
-            Turn::Check => Turn::Poll,
+            WaitState::Checking if flaw == Flaw::NoFinalCheck || !self.queue.final_check()? => {
+                WaitState::Asleep
+            }
+            WaitState::Checking => WaitState::Polling,
         };
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! A guest with a NIC that sends and receives numbered frames.
 
 use crate::wire::{LANES, LEAST, Ledger};
-use crate::world::{Do, Turn};
+use crate::world::Do;
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_netfront::{Checksum, GroupError, Hearing, Incoming, Nic, Queue, SendError};
-use pvio_sim::{LocalDomain, Menu, Sim};
+use pvio_sim::{LocalDomain, Menu, Sim, WaitState};
 use pvio_xenbus::driver::{FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, frontend_root, list_frontends};
 use pvio_xenbus::{XenbusState, Xenstore};
@@ -37,7 +37,7 @@ pub struct Guest {
     domain: LocalDomain,
     xs: LocalClient,
     driver: Option<FrontendDriver<Nic<LocalDomain>>>,
-    turn: Turn,
+    wait: WaitState,
     /// Largest number of queues that it requests.
     queues: usize,
     session: u32,
@@ -61,14 +61,14 @@ impl Guest {
     ) -> Self {
         let mut xs = LocalClient::connect(store, domain.id());
         xs.watch(&frontend_root(DeviceClass::Vif, domain.id()), BUS).expect("the first watch");
-        let (turn, session) = (Turn::Asleep, 0);
+        let (wait, session) = (WaitState::Asleep, 0);
         let (driver, unpublished, closing) = (None, false, false);
         Self {
             addr,
             domain,
             xs,
             driver,
-            turn,
+            wait,
             queues,
             session,
             unpublished,
@@ -123,9 +123,9 @@ impl Guest {
             return;
         }
         if self.session != sessions {
-            (self.session, self.turn, self.unpublished) = (sessions, Turn::Asleep, false);
+            (self.session, self.wait, self.unpublished) = (sessions, WaitState::Asleep, false);
         }
-        if self.turn != Turn::Asleep || nic.channels().any(|channel| channel.is_pending()) {
+        if self.wait != WaitState::Asleep || nic.channels().any(|channel| channel.is_pending()) {
             menu.must(200, Do::Guest(me, GuestDo::Work));
         }
         if self.unpublished {
@@ -197,14 +197,14 @@ impl Guest {
 
     fn work(&mut self, sim: &mut Sim) {
         let receives = Rc::clone(&self.receives);
-        let turn = self.turn;
+        let wait = self.wait;
         let nic = self.driver.as_mut().expect("on the menu only if there").class_mut();
-        let next = match turn {
-            Turn::Asleep => {
+        let next = match wait {
+            WaitState::Asleep => {
                 nic.channels().for_each(|channel| assert!(channel.take().is_ok()));
-                Turn::Poll
+                WaitState::Polling
             }
-            Turn::Poll => {
+            WaitState::Polling => {
                 let queues = nic.queues();
                 let (count, mut busy) = (queues.len(), false);
                 for (number, queue) in queues.iter_mut().enumerate() {
@@ -221,12 +221,14 @@ impl Guest {
                     queue.publish().expect("an honest backend");
                     busy |= left == 0;
                 }
-                if busy { Turn::Poll } else { Turn::Check }
+                if busy { WaitState::Polling } else { WaitState::Checking }
             }
-            Turn::Check if nic.final_check().expect("an honest backend") => Turn::Poll,
-            Turn::Check => Turn::Asleep,
+            WaitState::Checking if nic.final_check().expect("an honest backend") => {
+                WaitState::Polling
+            }
+            WaitState::Checking => WaitState::Asleep,
         };
-        self.turn = next;
+        self.wait = next;
     }
 
     fn send(&mut self, sim: &mut Sim) {
@@ -254,7 +256,7 @@ impl Guest {
             Ok(()) => sends.borrow_mut().sent(lane, len),
             Err(SendError::Full) => {
                 // It has to request a notification before it sleeps again.
-                self.turn = Turn::Check;
+                self.wait = WaitState::Checking;
                 return false;
             }
             Err(error) => panic!("a frame of {len} bytes is not sent: {error}"),
@@ -279,7 +281,7 @@ impl Guest {
         let group = [1, 0, 0x5e, 0, 0, sim.below(70) as u8];
         match sim.below(8) {
             0..2 => nic.ask_headroom(sim.pick(&ROOMS)),
-            2 => nic.choose_groups(sim.one_in(2)),
+            2 => nic.filter_groups(sim.one_in(2)),
             3..6 => match nic.join(group) {
                 Ok(()) | Err(GroupError::Full) => {}
                 Err(error) => panic!("{error}"),
@@ -298,7 +300,7 @@ impl Guest {
         let driver = self.driver.as_ref().expect("it is connected");
         let nic = driver.class();
         assert_eq!((nic.has_news(), nic.fault()), (false, None));
-        assert!(nic.is_settled() && nic.groups().are_told());
+        assert!(nic.is_settled() && nic.groups().are_sent());
         assert_ne!(nic.hearing(), Hearing::Overflowed);
         assert!(ROOMS.contains(&nic.headroom_given()));
         assert_eq!(driver.state(), XenbusState::Connected);

@@ -19,17 +19,6 @@ use std::rc::Rc;
 const DRIVER: DomId = DomId(1);
 const GUESTS: [DomId; 2] = [DomId(10), DomId(11)];
 
-/// State of a participant that may sleep; each step is a separate action of the scheduler.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Turn {
-    /// Awake.
-    Poll,
-    /// No work was found: about to request notifications and to check once more.
-    Check,
-    /// Only an event can wake it.
-    Asleep,
-}
-
 /// Possible actions.
 #[derive(Debug)]
 pub enum Do {

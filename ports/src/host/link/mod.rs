@@ -31,7 +31,7 @@ use file::FileLink;
 use pvio_event_channel::BackendPlatform;
 use pvio_netback::queue::{Queue, Reception, Waker};
 use pvio_netback::stats::Stats;
-use pvio_netback::vif::{Attach, Session};
+use pvio_netback::vif::{Attach, SessionConfig};
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::{EventFd, LogLimit, PrivateBuf};
 use pvio_xenbus::driver::Fault;
@@ -74,7 +74,7 @@ trait LinkOps {
     }
 
     /// Prepares the link for a session.
-    fn begin(&mut self, session: &Session) -> Result<(), Fault> {
+    fn begin(&mut self, session: &SessionConfig) -> Result<(), Fault> {
         let _ = session;
         Ok(())
     }
@@ -133,7 +133,7 @@ impl Link {
     }
 
     /// Prepares the link for a session.
-    pub fn begin(&mut self, session: &Session) -> Result<(), Fault> {
+    pub fn begin(&mut self, session: &SessionConfig) -> Result<(), Fault> {
         dispatch!(self, link => link.begin(session))
     }
 

@@ -7,7 +7,7 @@ use crate::worker::Worker;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use pvio_event_channel::BackendPlatform;
-use pvio_netback::vif::Session;
+use pvio_netback::vif::SessionConfig;
 use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::Fault;
 use std::os::fd::AsFd;
@@ -27,7 +27,7 @@ impl SwitchLink {
 }
 
 impl LinkOps for SwitchLink {
-    fn begin(&mut self, session: &Session) -> Result<(), Fault> {
+    fn begin(&mut self, session: &SessionConfig) -> Result<(), Fault> {
         let gso = (session.features.gso_v4, session.features.gso_v6);
         let joined = self.switch.join(session.queues, gso);
         self.membership =

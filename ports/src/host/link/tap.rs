@@ -8,7 +8,7 @@ use crate::worker::Worker;
 use alloc::string::String;
 use alloc::sync::Arc;
 use pvio_event_channel::BackendPlatform;
-use pvio_netback::vif::{Attach, Session};
+use pvio_netback::vif::{Attach, SessionConfig};
 use pvio_ring::error::Report;
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::LogLimit;
@@ -84,7 +84,7 @@ fn config(params: &LinkParams) -> TapConfig {
 }
 
 impl LinkOps for TapLink {
-    fn begin(&mut self, session: &Session) -> Result<(), Fault> {
+    fn begin(&mut self, session: &SessionConfig) -> Result<(), Fault> {
         self.queues.use_queues(session.queues)?;
         let tap = self.queues.first().ok_or_else(not_open)?;
         Ok(tap.set_unsegmented(session.features.gso_v4, session.features.gso_v6)?)

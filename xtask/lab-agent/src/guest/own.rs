@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use pvio_blkfront::session::Session;
+use pvio_blkfront::blocking::BlockingDisk;
 use pvio_blkfront::{Op, RequestedFeatures, StartError};
 use pvio_netfront::{Checksum, Nic, SendError};
 use pvio_ring::proto::blkif::Status;
@@ -55,7 +55,7 @@ struct DiskOrder {
     mib: u64,
 }
 
-type Disk = Session<XenDomain, Client>;
+type Disk = BlockingDisk<XenDomain, Client>;
 
 /// Writes a disk's first `mib` MiB, abandons the frontend as when its process is killed, attaches a
 /// second one that takes over, reads everything, and closes it. Returns the checksum of the data
@@ -65,7 +65,7 @@ fn disk(order: &DiskOrder) -> Result<Value> {
     let addr = FrontendAddr::new(DeviceClass::Vbd, domain.id(), order.number);
     let attach = || -> Result<Disk> {
         let xs = domain.xenstore()?;
-        Ok(Session::attach_wishing(
+        Ok(BlockingDisk::attach_requesting(
             domain.clone(),
             xs,
             addr,

@@ -54,13 +54,13 @@ impl FromStr for Policy {
     }
 }
 
-pub(super) enum Reach<P: BackendPlatform> {
+pub(super) enum PageAccess<P: BackendPlatform> {
     Copy,
     Map,
     GrantCache(CachedMappings<P>),
 }
 
-impl<P: BackendPlatform> From<Policy> for Reach<P> {
+impl<P: BackendPlatform> From<Policy> for PageAccess<P> {
     fn from(policy: Policy) -> Self {
         match policy {
             Policy::Copy => Self::Copy,
@@ -72,7 +72,7 @@ impl<P: BackendPlatform> From<Policy> for Reach<P> {
 /// Access to the guest's pages.
 pub(super) struct Pages<'a, P: BackendPlatform> {
     pub platform: &'a P,
-    pub reach: &'a Reach<P>,
+    pub access: &'a PageAccess<P>,
     /// Staged pages, if there are any.
     pub staged: Option<&'a Staged<P::Mapping>>,
     pub stats: &'a Stats,
@@ -91,11 +91,11 @@ struct Unstaged<'a, 'b, P: BackendPlatform>(&'a Pages<'b, P>);
 
 impl<P: BackendPlatform> GrantCopier for Unstaged<'_, '_, P> {
     fn copy(&self, ops: &mut [CopyOp<'_>]) {
-        let Pages { platform, reach, .. } = *self.0;
-        match reach {
-            Reach::Copy => platform.copy(ops),
-            Reach::Map => Mapped::new(platform).copy(ops),
-            Reach::GrantCache(kept) => kept.copy(ops),
+        let Pages { platform, access, .. } = *self.0;
+        match access {
+            PageAccess::Copy => platform.copy(ops),
+            PageAccess::Map => Mapped::new(platform).copy(ops),
+            PageAccess::GrantCache(kept) => kept.copy(ops),
         }
     }
 }

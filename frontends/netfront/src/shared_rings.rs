@@ -7,14 +7,14 @@ use pvio_event_channel::EventChannels;
 use pvio_grant_table::Granter;
 
 /// The queues of a NIC and its control ring.
-pub struct Session<P: Granter + EventChannels> {
+pub struct SharedRings<P: Granter + EventChannels> {
     pub queues: Vec<Queue<P>>,
     pub control: Option<Control<P>>,
 }
 
-impl<P: Granter + EventChannels> Session<P> {
+impl<P: Granter + EventChannels> SharedRings<P> {
     /// Revokes all grants and frees the memory. Returns what the backend has still mapped.
-    #[expect(clippy::result_large_err, reason = "the session itself, at its end")]
+    #[expect(clippy::result_large_err, reason = "the rings themselves, at their end")]
     pub fn dismantle(mut self) -> Result<(), Self> {
         self.queues = self.queues.into_iter().filter_map(|queue| queue.dismantle().err()).collect();
         if self.control.as_mut().is_some_and(Control::revoke) {

@@ -92,7 +92,7 @@ impl Remedy for DiskError {
 }
 
 /// A disk attached to a user-space domain. `X` is a xenstore connection used by this session only.
-pub struct Session<P: Granter + EventChannels + Clone, X> {
+pub struct BlockingDisk<P: Granter + EventChannels + Clone, X> {
     driver: FrontendDriver<Disk<P>>,
     xs: X,
     spin: Spin,
@@ -100,7 +100,7 @@ pub struct Session<P: Granter + EventChannels + Clone, X> {
     patience: Duration,
 }
 
-impl<P, X> Session<P, X>
+impl<P, X> BlockingDisk<P, X>
 where
     P: Granter + EventChannels + Clone,
     P::Channel: AsFd,
@@ -130,11 +130,11 @@ where
         platform: P,
         xs: X,
         addr: DeviceAddr,
-        wish: Shape,
+        requested: Shape,
         patience: Duration,
     ) -> Result<Self, DiskError> {
-        let wish = RequestedFeatures { shape: wish, ..RequestedFeatures::default() };
-        Self::attach_wishing(platform, xs, addr, wish, patience)
+        let requested = RequestedFeatures { shape: requested, ..RequestedFeatures::default() };
+        Self::attach_requesting(platform, xs, addr, requested, patience)
     }
 
     /// Attaches as [`attach`](Self::attach) does, with all features that are both requested and
@@ -143,14 +143,14 @@ where
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
-    pub fn attach_wishing<A: Into<FrontendAddr>>(
+    pub fn attach_requesting<A: Into<FrontendAddr>>(
         platform: P,
         xs: X,
         addr: A,
-        wish: RequestedFeatures,
+        requested: RequestedFeatures,
         patience: Duration,
     ) -> Result<Self, DiskError> {
-        let driver = FrontendDriver::new(addr, Disk::with(platform, wish));
+        let driver = FrontendDriver::new(addr, Disk::with(platform, requested));
         let mut session = Self { driver, xs, spin: Spin::default(), patience };
         session.driver.step(&mut session.xs)?;
         session.until_connected()?;
@@ -350,11 +350,11 @@ where
     /// connection.
     fn events(&mut self) -> Result<(), DiskError> {
         loop {
-            let mut news = false;
+            let mut changed = false;
             while let Some(event) = self.xs.poll_event()? {
-                news |= event.token == self.driver.token();
+                changed |= event.token == self.driver.token();
             }
-            if !news {
+            if !changed {
                 return Ok(());
             }
             if self.driver.step(&mut self.xs)? == Life::Gone {
@@ -384,8 +384,8 @@ where
     fn reason(&mut self) -> String {
         let Self { driver, xs, .. } = self;
         let ends = [Some(driver.token()), driver.backend_path()];
-        let told = ends.into_iter().flatten().find_map(|end| read_error(xs, end).ok().flatten());
-        told.unwrap_or_else(|| "by its backend".into())
+        let reason = ends.into_iter().flatten().find_map(|end| read_error(xs, end).ok().flatten());
+        reason.unwrap_or_else(|| "by its backend".into())
     }
 
     fn no_backend(&mut self) -> DiskError {

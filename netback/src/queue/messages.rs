@@ -2,8 +2,8 @@
 //! changed settings.
 
 use super::control::{Control, ControlContext};
+use super::queue_set::{Link, QueueSet, StagingCommand, StagingResult};
 use super::record::{SessionRefs, VifRecord};
-use super::siblings::{Link, Order, Outcome, Siblings};
 use super::staged::Staged;
 use super::{ControlRefs, EventPorts, Queue, QueueError, QueueRefs};
 use crate::fault::AttachError;
@@ -51,7 +51,7 @@ impl<P: BackendPlatform, B: PacketBuf> Queue<P, B> {
             rx_ring: GrantRef(0),
             events: EventPorts::Shared(Port(0)),
         };
-        let count = self.link.as_ref().map_or(1, |link| link.siblings().len());
+        let count = self.link.as_ref().map_or(1, |link| link.set().len());
         let queues = alloc::vec![none; count];
         let session =
             SessionRefs { peer: self.peer, device: 0, queues: &queues, control: Some(*refs) };
@@ -64,8 +64,8 @@ impl<P: BackendPlatform, B: PacketBuf> Queue<P, B> {
 impl<P: BackendPlatform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
     /// Makes this queue number `index` of a vif. Packets that are steered to another queue are
     /// passed to that queue from then on. If `index` is out of range, the queue stays standalone.
-    pub fn join(&mut self, siblings: &Arc<Siblings<B>>, index: usize) {
-        self.link = Link::new(siblings, index);
+    pub fn join(&mut self, set: &Arc<QueueSet<B>>, index: usize) {
+        self.link = Link::new(set, index);
     }
 
     /// Serves the guest's control ring as well, for all queues that this one was
@@ -87,10 +87,10 @@ impl<P: BackendPlatform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         let channel = self.platform.bind_interdomain(self.peer, refs.event)?;
         let section = record.control().ok_or(AttachError::no_section(ring))?;
         let recorded = (section, record.is_resumed());
-        let queues = self.link.as_ref().map_or(1, |link| link.siblings().len());
+        let queues = self.link.as_ref().map_or(1, |link| link.set().len());
         let control = Control::attach(mapped, channel, queues, stages, recorded)?;
         if let Some(link) = &self.link {
-            link.siblings().set_hash(&control.setup().hash);
+            link.set().set_hash(&control.setup().hash);
         }
         self.control = Some(control);
         Ok(())
@@ -147,18 +147,18 @@ impl<P: BackendPlatform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
         self.staged.as_ref().map_or(0, Staged::len)
     }
 
-    /// Serves the control ring, orders from other queues and outcomes of orders.
-    pub(super) fn read_mail(&mut self) -> Result<(), QueueError> {
+    /// Serves the control ring, commands from other queues and results of commands.
+    pub(super) fn handle_messages(&mut self) -> Result<(), QueueError> {
         let Self { platform, peer, link, control, staged, stats, .. } = self;
         let Some(link) = link else { return Ok(()) };
         let (peer, copier) = (*peer, &*platform);
         if let Some(control) = control {
-            let around = ControlContext { copier, peer, siblings: link.siblings(), stats };
-            control.step(&around)?;
+            let context = ControlContext { copier, peer, set: link.set(), stats };
+            control.step(&context)?;
         }
         link.update();
-        while let Some(mut order) = link.next_order() {
-            let Order { list, adds, .. } = &mut order;
+        while let Some(mut command) = link.next_command() {
+            let StagingCommand { list, adds, .. } = &mut command;
             // The request implies the promise: netif.h, "Static Grants".
             let promise = GrantsStay::promised_by_the_peer();
             let pages = staged.get_or_insert_with(|| Staged::new(promise));
@@ -170,13 +170,12 @@ impl<P: BackendPlatform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
             if pages.len() == 0 {
                 *staged = None;
             }
-            link.tell(Outcome { order, status, data });
+            link.report(StagingResult { command, status, data });
         }
         if let Some(control) = control {
-            let around =
-                ControlContext { copier: &*platform, peer, siblings: link.siblings(), stats };
-            while let Some(outcome) = link.next_outcome() {
-                control.finish(outcome, &around);
+            let context = ControlContext { copier: &*platform, peer, set: link.set(), stats };
+            while let Some(result) = link.next_result() {
+                control.finish(result, &context);
             }
             control.notify()?;
         }

@@ -9,7 +9,7 @@ use pvio_ring::shm::SharedMemory;
 
 /// Checks whether a packet can be delivered to this guest, and completes a checksum that the guest
 /// cannot complete. `page` is the number of data bytes per page.
-pub(super) fn admit<B: PacketBuf>(
+pub(super) fn accept<B: PacketBuf>(
     features: &Features,
     groups: &Groups<impl SharedMemory>,
     page: usize,
