@@ -129,7 +129,7 @@ fn a_check_that_is_told_to_stop_leaves_nothing() {
     kill(i32::try_from(id).unwrap(), rustix::process::Signal::INT);
     let out = child.wait_with_output().unwrap();
     assert_eq!(out.status.code(), Some(1));
-    assert!(text(&out.stderr).contains("stopped before it was done"), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("stopped before it finished"), "{}", text(&out.stderr));
     assert_eq!((domain(id, "check"), domain(id, "driver")), (None, None));
     no_socket_in(&state);
 }
