@@ -50,7 +50,7 @@ mod tests {
     use std::sync::mpsc::channel;
 
     #[test]
-    fn who_works_uses_time_and_who_waits_does_not() {
+    fn cpu_time_of_thread_counts_work_and_not_waiting() {
         let ((begin, begun), (done, is_done)) = (channel::<()>(), channel());
         let worker = std::thread::Builder::new().name("works".into()).spawn(move || {
             begun.recv().expect("a word");

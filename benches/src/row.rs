@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ratio_is_the_median_of_the_pairs() {
+    fn row_ratio_is_median_of_pairs() {
         let row = paired("s", "c", "r", "u", &[(1.0, 2.0), (30.0, 10.0), (4.0, 4.0)]);
         assert_eq!((row.ratio, row.ratio_min, row.ratio_max, row.runs), (1.0, 0.5, 3.0, 3));
         assert_eq!((row.ours, row.reference), (4.0, 4.0));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn processor_time_is_in_a_row_if_it_was_measured() {
+    fn row_has_cpu_time_only_if_measured() {
         let cpu = Cpu::of(&[[5.0, 1.0, 3.0], [4.0, 2.0, 9.0], [6.0, 3.0, 1.0]]);
         let without = paired("s", "c", "r", "u", &[(1.0, 2.0)]);
         let with = Row { cpu: Some(cpu), ..without.clone() };

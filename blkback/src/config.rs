@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_offered_is_bounded() {
+    fn config_with_out_of_range_limits_is_clamped() {
         let endless = |policy| Config {
             policy,
             max_indirect_segments: u32::MAX,

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn persistent_grants_are_used_only_when_offered_and_agreed() {
+    fn persistent_grants_are_used_only_if_advertised_and_negotiated() {
         for policy in Policy::ALL {
             assert_eq!(policy.as_str().parse(), Ok(policy));
             let [agreed, not] = [true, false].map(|agreed| policy.path(agreed));

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_goes_at_once_and_then_it_is_so_many_a_second() {
+    fn step_budget_permits_burst_and_then_fixed_rate() {
         let mut now = Instant::now();
         let budget = Budget::new(now);
         for _ in 0..BURST {
@@ -71,7 +71,7 @@ mod tests {
         now += Duration::from_secs(3600);
         assert_eq!(budget.next(now), now);
         budget.spend(now, BURST - 1);
-        assert_eq!(budget.next(now), now, "it holds no more than a burst");
+        assert_eq!(budget.next(now), now, "budget is limited to a burst");
         budget.spend(now, 1);
         assert!(budget.next(now) > now);
         assert_eq!(budget.spent(now), (100, 100));

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_are_promised_than_there_are_and_those_given_back_are_free_again() {
+    fn descriptor_reservation_beyond_limit_fails_until_one_is_dropped() {
         let all = Descriptors::with_limit(RESERVED_FOR_PROCESS + 100);
         let first = all.reserve(60).unwrap();
         let _second = all.reserve(40).unwrap();

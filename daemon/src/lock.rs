@@ -107,7 +107,7 @@ mod tests {
     const NO_WAIT: Duration = Duration::ZERO;
 
     #[test]
-    fn a_second_daemon_of_a_kind_is_refused_with_the_number_of_the_first() {
+    fn second_daemon_of_same_kind_is_rejected_naming_process_of_first() {
         let dir = tempfile::tempdir().unwrap();
         let take = |kinds: &[_]| {
             ServiceLock::take_with_timeout(dir.path(), kinds, Scope::AllGuests, NO_WAIT)
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn device_models_of_single_guests_share_a_kind_but_not_with_a_daemon_of_all() {
+    fn device_models_share_lock_of_kind_but_exclude_daemon_of_all_guests() {
         let dir = tempfile::tempdir().unwrap();
         let take = |scope| ServiceLock::take_with_timeout(dir.path(), &[Qdisk], scope, NO_WAIT);
         let models = [take(Scope::OneGuest).unwrap(), take(Scope::OneGuest).unwrap()];
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_of_a_daemon_that_was_killed_is_free_whatever_its_file_says() {
+    fn lock_of_killed_daemon_is_free_regardless_of_file_content() {
         let dir = tempfile::tempdir().unwrap();
         let take =
             |timeout| ServiceLock::take_with_timeout(dir.path(), &[Vbd], Scope::AllGuests, timeout);

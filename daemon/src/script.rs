@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_are_files_or_block_devices() {
+    fn image_path_must_be_file_or_block_device() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("disk.img");
         assert!(check_image(&image).unwrap_err().to_string().contains("No such file"));

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ignored_signals_are_read_from_the_status_of_the_process() {
+    fn ignored_signals_are_parsed_from_proc_status() {
         let status = "Name:\tpvio\nSigBlk:\t00000000ffffffff\nSigIgn:\t0000000000001001\n";
         assert_eq!(ignored(status) & bit(SIGHUP), bit(SIGHUP));
         assert_eq!(ignored(status) & bit(SIGINT), 0);

@@ -50,7 +50,7 @@ mod tests {
     use rustix::io::Errno;
 
     #[test]
-    fn what_forbids_io_uring_is_named_in_one_line() {
+    fn missing_io_uring_error_names_its_cause() {
         let says = |why: Errno, setting| no_io_uring(&why.into(), setting).to_string();
         assert!(says(Errno::PERM, "2").contains("sysctl kernel.io_uring_disabled=0"));
         assert!(says(Errno::PERM, "1").contains("kernel.io_uring_group"));

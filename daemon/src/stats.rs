@@ -194,7 +194,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn queues_are_added_up_and_reasons_stand_by_themselves() {
+    fn stats_sum_queues_and_list_reasons_separately() {
         let queue =
             |reads: u64, empty: u64| json!({ "reads": reads, "refused": { "empty": empty } });
         let device = json!({
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn budgets_of_queues_are_added_up_and_shown_with_their_limits() {
+    fn stats_sum_budgets_of_queues_and_show_limits() {
         let queue = |used: u64| json!({ "budgets": { "requests": { "used": used, "limit": 8 } } });
         let device = json!({
             "device": "vbd1.xvda",
@@ -220,7 +220,7 @@ mod tests {
             "queues": [queue(0), queue(5)],
             "budgets": { "steps": { "used": 0, "limit": 100 }, "jobs": { "used": 0, "limit": 0 } },
         });
-        assert_eq!(sum(&device), Counters::new(), "they are no counters");
+        assert_eq!(sum(&device), Counters::new(), "budgets are not counted as counters");
         let told = paragraph(&device, &sum(&device));
         let lines: Vec<String> = told
             .lines()
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_what_was_added_and_a_level_stays_one() {
+    fn stats_rates_use_differences_except_for_levels() {
         let at =
             |reads, kept| Counters::from([("reads".into(), reads), ("kept-pages".into(), kept)]);
         let second = Duration::from_secs(2);

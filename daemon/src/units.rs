@@ -18,7 +18,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
+    fn human_readable_sizes_use_binary_units() {
         assert_eq!(human(1023), "1023 B");
         assert_eq!(human(1536), "1.5 KiB");
         assert_eq!(human(u64::MAX), "16384.0 PiB");

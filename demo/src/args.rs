@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses() {
+    fn cidr_parses_and_derives_host_address() {
         let cidr: Cidr = "10.107.0.2/24".parse().unwrap();
         assert_eq!(cidr.host(), Ipv4Addr::new(10, 107, 0, 1));
         let first: Cidr = "192.168.4.1/30".parse().unwrap();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn stations() {
+    fn mac_argument_rejects_multicast_and_zero_addresses() {
         assert_eq!(station("00:16:3e:6b:00:02").unwrap().to_string(), "00:16:3e:6b:00:02");
         for bad in ["", "01:00:00:00:00:00", "00:00:00:00:00:00", "00-16-3e-6b-00-02"] {
             assert!(station(bad).is_err(), "{bad}");

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn every_signature_is_found_within_the_head_and_by_itself() {
+    fn every_content_signature_is_detected_at_its_offset() {
         for (at, magic, contents) in FIRST_SECTOR.iter().chain(BEHIND) {
             assert_eq!(of(&with(&[(*at, magic)])), Some(*contents), "{}", contents.name);
             assert_eq!(of(&with(&[(*at, magic)])[..at + magic.len() - 1]), None);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_beside_a_partition_table_or_boot_sector_is_the_more_telling() {
+    fn specific_signature_wins_over_mbr_or_gpt() {
         let boot: (usize, &[u8]) = (510, &[0x55, 0xaa]);
         let name = |parts: &[(usize, &[u8])]| of(&with(parts)).unwrap().name;
         assert_eq!(name(&[boot, (3, b"NTFS    ")]), "an NTFS file system");

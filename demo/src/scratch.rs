@@ -103,13 +103,13 @@ mod tests {
     }
 
     #[test]
-    fn zeroes_and_holes_are_blank() {
+    fn image_of_zeroes_and_holes_is_blank() {
         raw_must_be_blank(image(8 << 20, &[]).path()).unwrap();
         raw_must_be_blank(image(8 << 20, &[(3 << 20, &[0; 10_000])]).path()).unwrap();
     }
 
     #[test]
-    fn whatever_is_there_is_named() {
+    fn image_with_data_is_rejected_naming_its_content() {
         let says = |at, bytes: &[u8]| {
             raw_must_be_blank(image(8 << 20, &[(at, bytes)]).path()).unwrap_err()
         };

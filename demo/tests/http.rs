@@ -126,8 +126,8 @@ fn status_json() -> serde_json::Value {
 }
 
 #[test]
-fn every_file_of_an_ext4_image_is_equal() {
-    if !inside("every_file_of_an_ext4_image_is_equal") {
+fn http_serves_every_file_of_ext4_image_unchanged() {
+    if !inside("http_serves_every_file_of_ext4_image_unchanged") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -213,8 +213,8 @@ fn every_file_of_an_ext4_image_is_equal() {
 }
 
 #[test]
-fn hostile_clients_get_one_line_and_harm_nobody() {
-    if !inside("hostile_clients_get_one_line_and_harm_nobody") {
+fn hostile_http_clients_get_error_status_and_affect_no_others() {
+    if !inside("hostile_http_clients_get_error_status_and_affect_no_others") {
         return;
     }
     serve(MemDisk::new(pvio_demo::image::image_bytes(8 << 20).unwrap()));
@@ -279,8 +279,8 @@ fn hostile_clients_get_one_line_and_harm_nobody() {
 }
 
 #[test]
-fn half_sent_requests_make_room_and_a_client_too_many_waits() {
-    if !inside("half_sent_requests_make_room_and_a_client_too_many_waits") {
+fn half_sent_requests_are_evicted_and_surplus_client_waits() {
+    if !inside("half_sent_requests_are_evicted_and_surplus_client_waits") {
         return;
     }
     serve(MemDisk::new(pvio_demo::image::image_bytes(8 << 20).unwrap()));
@@ -334,8 +334,8 @@ impl BlockRead for Dying {
 }
 
 #[test]
-fn a_dead_disk_is_said_and_a_cut_answer_is_seen() {
-    if !inside("a_dead_disk_is_said_and_a_cut_answer_is_seen") {
+fn failed_disk_truncates_response_and_returns_status_500() {
+    if !inside("failed_disk_truncates_response_and_returns_status_500") {
         return;
     }
     let dead = Arc::new(AtomicBool::new(false));

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn raise_on_a_masked_port_sets_the_event_pending_without_a_wake_up() {
+    fn raise_on_masked_port_sets_event_pending_without_wakeup() {
         let memory = HeapMemory::pages(1);
         let page = EventPage::new(memory.clone());
         let port = Port(4095);
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_do_not_touch_each_other() {
+    fn event_bits_of_ports_are_independent() {
         let memory = HeapMemory::pages(1);
         let page = EventPage::new(memory.clone());
         assert!(page.raise(Port(63)));
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_ports_do_nothing() {
+    fn invalid_port_is_ignored() {
         let page = EventPage::new(HeapMemory::pages(1));
         for port in [Port(0), Port(PORTS), Port(u32::MAX)] {
             assert!(!page.raise(port) && !page.take(port) && !page.pending(port));

@@ -210,12 +210,12 @@ mod tests {
     }
 
     #[test]
-    fn a_page_holds_512_entries() {
+    fn grant_table_page_holds_512_entries() {
         assert_eq!(GrantTable::new(HeapMemory::pages(1)).entries(), 512);
     }
 
     #[test]
-    fn revoking_is_busy_exactly_while_in_use() {
+    fn end_access_is_busy_only_while_pinned() {
         let table = table();
         assert_eq!(table.pin(GREF, BACK, Access::ReadOnly), Ok(77));
         assert_eq!(table.end_access(GREF), Err(Busy(GREF)));
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_named_domain_may_use_it_and_only_as_granted() {
+    fn pin_by_other_domain_or_beyond_access_is_rejected() {
         let table = table();
         assert_eq!(table.pin(GREF, DomId(3), Access::ReadOnly), Err(GrantStatus::BadGrantRef));
         assert_eq!(table.pin(GrantRef(10), BACK, Access::ReadOnly), Err(GrantStatus::BadGrantRef));
@@ -243,13 +243,13 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_in_use_is_not_given_twice() {
+    fn grant_of_entry_in_use_fails() {
         let table = table();
         assert!(table.grant(GREF, DomId(4), 78, Access::ReadWrite).is_err());
     }
 
     #[test]
-    fn a_dead_user_holds_nothing() {
+    fn forget_user_unpins_entries_of_domain() {
         let table = table();
         table.pin(GREF, BACK, Access::ReadWrite).unwrap();
         table.forget_user(DomId(3));

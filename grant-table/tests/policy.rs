@@ -53,7 +53,7 @@ fn op(gref: GrantRef, offset: usize, with: CopyBuf<'_>) -> CopyOp<'_> {
 }
 
 #[test]
-fn bytes_go_where_they_belong_in_batches_of_any_size_and_both_ways() {
+fn grant_copies_in_batches_of_any_size_move_correct_bytes_both_ways() {
     let world = World::new();
     world.each_policy(|name, copier| {
         for count in [0, 1, 2, 63, 64, 65, PAGES] {
@@ -91,7 +91,7 @@ fn bytes_go_where_they_belong_in_batches_of_any_size_and_both_ways() {
 }
 
 #[test]
-fn every_copy_has_a_status_of_its_own() {
+fn grant_copies_report_status_individually() {
     let world = World::new();
     world.each_policy(|name, copier| {
         let (mut a, mut b, mut c, mut d) = ([0; 8], [0; 8], [0; 8], [0; 8]);
@@ -119,7 +119,7 @@ fn every_copy_has_a_status_of_its_own() {
 }
 
 #[test]
-fn what_is_kept_is_mapped_once_and_what_was_used_longest_ago_goes() {
+fn cached_mappings_are_mapped_once_and_evicted_by_clock() {
     let world = World::new();
     let kept = CachedMappings::new(&world.us, 4, GrantsStay::promised_by_the_peer());
     let touch = |page: usize| {

@@ -69,7 +69,7 @@ mod tests {
     use pvio_ring::proto::netif::GsoKind;
 
     #[test]
-    fn every_segment_has_headers_of_its_own() {
+    fn wire_cost_of_gso_packet_counts_headers_per_segment() {
         let gso = |size| Some(Gso { size, kind: GsoKind::TcpV4 });
         let cost = |bytes, frames| WireCost { bytes, frames };
         assert_eq!(WireCost::least(1514, None), cost(1514, 1));

@@ -50,14 +50,14 @@ fn allocates_nothing(setup: &mut Setup) {
 }
 
 #[test]
-fn a_packet_that_is_copied_allocates_nothing() {
+fn copied_packet_allocates_no_memory() {
     let mut setup = common::setup(ALL);
     allocates_nothing(&mut setup);
     assert_eq!(setup.stats.staged(), 0);
 }
 
 #[test]
-fn a_packet_in_staged_pages_allocates_nothing() {
+fn packet_in_staged_pages_allocates_no_memory() {
     let mut m = many(ALL, 1);
     let grefs = m.queues[0].guest.grefs.iter();
     let entries: Vec<GrefEntry> =

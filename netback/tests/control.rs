@@ -29,9 +29,9 @@ fn flood(s: &mut Setup, from: Duration, time: Duration) -> usize {
             bytes += s.sent().iter().map(|(frame, _)| frame.len()).sum::<usize>();
             s.guest.answers();
         }
-        assert_eq!(s.queue.has_work(), Ok(false), "requests wait, and are no work");
+        assert_eq!(s.queue.has_work(), Ok(false), "rate-limited requests count as no work");
         assert_eq!(s.queue.final_check(), Ok(false));
-        let next = s.queue.deadline().expect("it waits for its credit");
+        let next = s.queue.deadline().expect("deadline for the next credit");
         assert!(next > now);
         now = next;
     }
@@ -39,7 +39,7 @@ fn flood(s: &mut Setup, from: Duration, time: Duration) -> usize {
 }
 
 #[test]
-fn a_guest_sends_as_fast_as_it_may_and_nothing_is_lost() {
+fn rate_limited_transmit_reaches_rate_and_drops_nothing() {
     let mut s = setup(ALL);
     let begin = Duration::from_secs(1);
     s.queue.limit().set(Some(VifRate { bytes: 10_000, usec: 10_000 }));
@@ -81,7 +81,7 @@ fn push_shredded(s: &mut Setup) -> usize {
 }
 
 #[test]
-fn a_packet_counts_as_the_frames_it_is_segmented_into() {
+fn rate_limit_charges_gso_packet_as_its_segments() {
     let mut s = setup(Features { sends_gso_v4: true, ..ALL });
     s.queue.limit().set(Some(VifRate { bytes: 10_000, usec: 10_000 }));
     let (begin, time) = (Duration::from_secs(1), Duration::from_secs(10));
@@ -99,15 +99,15 @@ fn a_packet_counts_as_the_frames_it_is_segmented_into() {
             s.guest.answers();
         }
         // Before its headers are read, a packet counts with the least possible size.
-        assert!(now > begin || bytes <= 128 * 1024 + 2 * size, "{bytes} at once");
-        now = s.queue.deadline().expect("it waits for its credit");
+        assert!(now > begin || bytes <= 128 * 1024 + 2 * size, "{bytes} bytes sent in one burst");
+        now = s.queue.deadline().expect("deadline for the next credit");
     }
     assert!((9_900_000..10_200_000).contains(&bytes), "{bytes}");
     assert_eq!(s.stats.dropped_in_all(), 0);
 }
 
 #[test]
-fn queues_of_a_vif_have_their_rate_together() {
+fn queues_with_common_limit_stay_within_one_rate() {
     let mut queues = [setup(ALL), setup(ALL), setup(ALL)];
     let limit = Arc::clone(queues[0].queue.limit());
     limit.set(Some(VifRate { bytes: 10_000, usec: 10_000 }));
@@ -154,7 +154,7 @@ fn hears(s: &mut Setup, to: [u8; 6]) -> bool {
 }
 
 #[test]
-fn a_guest_hears_the_groups_it_names_if_it_has_chosen_to() {
+fn multicast_with_filter_enabled_reaches_guest_only_if_group_was_added() {
     let done = [(5, rsp::OKAY), (0, rsp::NULL)];
     let mut s = setup(Features { names_groups: true, ..ALL });
     assert!(hears(&mut s, GROUP));
@@ -165,15 +165,15 @@ fn a_guest_hears_the_groups_it_names_if_it_has_chosen_to() {
     assert!(hears(&mut s, [0xff; 6]) && hears(&mut s, [2, 0, 0, 0, 0, 1]));
     assert_eq!(s.stats.dropped(DropReason::RxGroup), 1);
     assert_eq!(tell(&mut s, ExtraKind::McastDel(GROUP)), done);
-    assert_eq!(tell(&mut s, ExtraKind::McastDel(GROUP)), done, "gone already");
+    assert_eq!(tell(&mut s, ExtraKind::McastDel(GROUP)), done, "group already removed");
     assert!(!hears(&mut s, GROUP));
     s.queue.groups().set_filter(false);
     assert!(hears(&mut s, GROUP));
-    assert_eq!(s.sent(), [], "none of that was a packet");
+    assert_eq!(s.sent(), [], "multicast requests are not sent as packets");
 }
 
 #[test]
-fn no_more_groups_than_there_is_place_for() {
+fn multicast_add_beyond_64_groups_gets_error_response() {
     let mut s = setup(Features { names_groups: true, ..ALL });
     for n in 0..64 {
         let added = tell(&mut s, ExtraKind::McastAdd([1, 0, 0, 0, 0, n]));

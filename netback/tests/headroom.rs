@@ -26,7 +26,7 @@ fn response(id: u16, offset: u16, flags: RxFlags, status: i16) -> [u8; 8] {
 }
 
 #[test]
-fn room_is_left_in_every_slot_and_an_extra_segment_says_so() {
+fn headroom_offsets_data_in_each_slot_and_adds_xdp_extra_segment() {
     let mut s = setup(ALL);
     s.queue.headroom().set(256);
     s.guest.post(0..8);
@@ -41,7 +41,7 @@ fn room_is_left_in_every_slot_and_an_extra_segment_says_so() {
     let mut rest = vec![0; 1160];
     s.guest.data.read_bytes(2 * PAGE_SIZE + 256, &mut rest).unwrap();
     assert_eq!([whole, rest].concat(), frame);
-    assert_eq!(s.guest.page(0, 256), [0; 256], "the room is the guest's");
+    assert_eq!(s.guest.page(0, 256), [0; 256], "headroom is not written");
     // The headroom is removed again.
     s.queue.headroom().set(0);
     s.inject(&frame, Offload::default());
@@ -51,7 +51,7 @@ fn room_is_left_in_every_slot_and_an_extra_segment_says_so() {
 }
 
 #[test]
-fn a_packet_that_waits_takes_the_shape_that_is_wanted_when_it_goes() {
+fn backlogged_packet_uses_headroom_in_effect_at_delivery() {
     let mut s = setup(ALL);
     s.inject(&pattern(4096, 1), Offload::default());
     s.poll();
@@ -59,14 +59,14 @@ fn a_packet_that_waits_takes_the_shape_that_is_wanted_when_it_goes() {
     s.queue.headroom().set(256);
     s.guest.post(0..2);
     s.poll();
-    assert_eq!(s.guest.received(), [], "it needs three slots now");
+    assert_eq!(s.guest.received(), [], "packet with headroom needs three slots");
     s.guest.post(2..3);
     s.poll();
     assert_eq!(s.guest.received_raw().len(), 3);
 }
 
 #[test]
-fn the_most_room_and_the_largest_packet_without_scatter_gather() {
+fn maximum_headroom_without_sg_drops_packet_that_does_not_fit() {
     let mut s = setup(Features { sg: false, ..ALL });
     s.queue.headroom().set(u16::MAX);
     assert_eq!(s.queue.headroom().get(), Headroom::MOST);
@@ -86,7 +86,7 @@ fn the_most_room_and_the_largest_packet_without_scatter_gather() {
 }
 
 #[test]
-fn segment_hash_and_room_each_have_a_segment_in_the_order_of_their_types() {
+fn gso_hash_and_xdp_extra_segments_are_ordered_by_type() {
     let mut m = many(Features { gso_v6: true, ..ALL }, 1);
     assert_eq!(m.set(CtrlAsk::SetHashAlgorithm(1)), CtrlStatus::Success);
     assert_eq!(m.set(CtrlAsk::SetHashFlags(15)), CtrlStatus::Success);
@@ -103,7 +103,7 @@ fn segment_hash_and_room_each_have_a_segment_in_the_order_of_their_types() {
 }
 
 #[test]
-fn old_guests_get_the_segment_size_in_a_slot_before_the_packet() {
+fn gso_prefix_slot_precedes_packet_if_only_prefix_was_negotiated() {
     let more = RxFlags::MORE_DATA;
     let blank = RxFlags::CSUM_BLANK | RxFlags::DATA_VALIDATED;
     for (v6, size) in [(false, 54 + 5000), (true, 74 + 5000)] {

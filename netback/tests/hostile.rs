@@ -42,7 +42,10 @@ fn slot() -> impl Strategy<Value = [u8; 12]> {
 /// Checks that every buffer is accounted for and that there are no more responses than requests.
 fn check(s: &mut Setup, produced: u32) {
     let answered = s.guest.tx_page.load_u32(8, Ordering::SeqCst).unwrap();
-    assert!(answered.wrapping_sub(produced) as i32 <= 0, "{answered} answers of {produced}");
+    assert!(
+        answered.wrapping_sub(produced) as i32 <= 0,
+        "{answered} responses for {produced} requests"
+    );
     s.sent();
     let free: Vec<_> = std::iter::from_fn(|| s.port.reserve().ok()).collect();
     assert_eq!(free.len(), DEPTH, "a buffer was lost");
@@ -53,7 +56,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_transmit_slots(
+    fn random_tx_slots_are_handled_in_bounded_polls(
         slots in prop::collection::vec(slot(), 1..256),
         start in prop_oneof![Just(0), Just(u32::MAX - 20), any::<u32>()],
         gso in any::<bool>(),
@@ -69,7 +72,7 @@ proptest! {
         while let Ok(progress) = s.queue.poll(&mut s.port, 64) {
             check(&mut s, produced);
             turns += 1;
-            prop_assert!(turns < 256, "no end");
+            prop_assert!(turns < 256, "poll does not finish");
             if !progress.any() {
                 break;
             }
@@ -78,7 +81,7 @@ proptest! {
     }
 
     #[test]
-    fn rings_of_random_bytes(
+    fn rings_of_random_bytes_leak_no_port_buffer(
         tx in prop::collection::vec(any::<u8>(), RING),
         rx in prop::collection::vec(any::<u8>(), RING),
         near in any::<Option<(u8, u8)>>(),

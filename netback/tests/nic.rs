@@ -57,7 +57,7 @@ fn assert_all(w: &mut World, headroom: usize) {
 }
 
 #[test]
-fn what_a_nic_asks_for_at_first_it_gets_and_again_from_a_backend_that_starts_over() {
+fn requested_settings_apply_at_connect_and_after_backend_restart() {
     let mut w = World::new(QUEUES, all);
     for session in 1..4 {
         w.settle();
@@ -71,7 +71,7 @@ fn what_a_nic_asks_for_at_first_it_gets_and_again_from_a_backend_that_starts_ove
 }
 
 #[test]
-fn the_rate_of_a_vif_is_of_all_its_queues_together() {
+fn rate_key_limits_all_queues_of_vif_together() {
     let mut w = World::new(QUEUES, |nic| nic.with_queues(QUEUES));
     let rate = format!("{}/rate", w.addr.backend_path());
     // A burst, and nearly nothing after it.
@@ -83,7 +83,7 @@ fn the_rate_of_a_vif_is_of_all_its_queues_together() {
 }
 
 #[test]
-fn everything_may_be_changed_while_connected() {
+fn settings_changed_while_connected_take_effect_and_revert() {
     let mut w = World::new(QUEUES, |nic| nic.with_queues(QUEUES));
     w.settle();
     let frame = udp(1);
@@ -125,7 +125,7 @@ fn everything_may_be_changed_while_connected() {
 }
 
 #[test]
-fn a_second_change_of_room_may_come_before_the_backend_has_seen_the_first_ones_end() {
+fn second_headroom_change_while_backend_is_reconfigured_takes_effect() {
     let mut w = World::new(1, |nic| nic);
     w.settle();
     w.nic().ask_headroom(100);
@@ -143,7 +143,7 @@ fn a_second_change_of_room_may_come_before_the_backend_has_seen_the_first_ones_e
 }
 
 #[test]
-fn session_taken_over_goes_on_with_what_the_guest_had_set_up() {
+fn session_taken_over_keeps_guest_settings() {
     let mut w = World::new(QUEUES, all);
     w.settle();
     assert_all(&mut w, 256);
@@ -151,9 +151,9 @@ fn session_taken_over_goes_on_with_what_the_guest_had_set_up() {
     for _ in 0..2 {
         w.take_over();
         w.step_back();
-        assert_eq!(w.staged(), all, "before a packet moves");
+        assert_eq!(w.staged(), all, "pages are staged before the first packet");
         w.settle();
-        assert_eq!(w.nic().sessions(), 1, "the guest has not noticed");
+        assert_eq!(w.nic().sessions(), 1, "the guest keeps its session");
         assert_all(&mut w, 256);
     }
     // A change is recorded before its response is visible.
@@ -186,7 +186,7 @@ fn session_taken_over_goes_on_with_what_the_guest_had_set_up() {
 }
 
 #[test]
-fn session_taken_over_goes_by_what_its_first_backend_offered() {
+fn session_taken_over_keeps_features_of_first_offer() {
     let mut w = World::new(QUEUES, all);
     w.settle();
     // An offer as an earlier version would make it.
@@ -197,7 +197,7 @@ fn session_taken_over_goes_by_what_its_first_backend_offered() {
         w.offer_queues(queues);
         w.take_over();
         w.settle();
-        assert_eq!(w.nic().sessions(), 1, "the guest has not noticed");
+        assert_eq!(w.nic().sessions(), 1, "the guest keeps its session");
         let mut expected = first.clone();
         expected.to_back.gso_v4 = false;
         // Requested by the guest since then.
@@ -207,12 +207,16 @@ fn session_taken_over_goes_by_what_its_first_backend_offered() {
     }
     w.restart();
     w.settle();
-    assert_eq!((w.nic().sessions(), w.nic().queues().len()), (2, 1), "by the new offer");
+    assert_eq!(
+        (w.nic().sessions(), w.nic().queues().len()),
+        (2, 1),
+        "number of queues of the new offer"
+    );
     assert!(w.negotiated().to_back.gso_v4);
 }
 
 #[test]
-fn frontend_that_waits_for_a_backend_that_died_is_served_by_its_offer() {
+fn frontend_waiting_for_dead_backend_is_connected_by_its_offer() {
     let mut w = World::new(QUEUES, all);
     w.step_back();
     w.step_front();
@@ -224,7 +228,7 @@ fn frontend_that_waits_for_a_backend_that_died_is_served_by_its_offer() {
 }
 
 #[test]
-fn session_without_a_record_of_its_own_reconnects() {
+fn session_without_valid_record_reconnects() {
     type Change = fn(&mut World);
     let changes: [Change; 3] = [
         World::forget_records,
@@ -239,16 +243,16 @@ fn session_without_a_record_of_its_own_reconnects() {
         change(&mut w);
         w.take_over();
         w.settle();
-        assert_eq!(w.nic().sessions(), 2, "the frontend starts over");
+        assert_eq!(w.nic().sessions(), 2, "the frontend starts a new session");
         assert_all(&mut w, 256);
         w.take_over();
         w.settle();
-        assert_eq!(w.nic().sessions(), 2, "with a record of its own");
+        assert_eq!(w.nic().sessions(), 2, "the session has a valid record");
     }
 }
 
 #[test]
-fn session_whose_record_contradicts_its_rings_is_closed_with_a_reason() {
+fn session_with_record_contradicting_rings_is_closed_with_reason() {
     // The sections of the queues' rings are last in the record, here the receive ring's; the
     // control ring's section is before them.
     let receive = 64 + 256 * (8 + 8);
@@ -266,7 +270,7 @@ fn session_whose_record_contradicts_its_rings_is_closed_with_a_reason() {
 }
 
 #[test]
-fn pages_are_given_back_before_a_nic_closes() {
+fn staged_pages_are_unmapped_before_close_and_staged_again_on_restart() {
     let mut w = World::new(2, |nic| nic.with_queues(2));
     w.settle();
     assert_eq!(w.staged(), 2 * STAGED_MAX);
@@ -276,7 +280,7 @@ fn pages_are_given_back_before_a_nic_closes() {
     let nic = w.nic();
     assert_eq!((nic.is_settled(), nic.staged(), nic.not_unstaged()), (true, 0, 0));
     assert_eq!(w.staged(), 0);
-    assert_eq!(w.receive(&udp(1)).len(), 1, "the classic way");
+    assert_eq!(w.receive(&udp(1)).len(), 1, "packet is received by grant copy");
     w.close();
     assert!(w.front_is_closed());
     // In a new session, the pages are staged again.
@@ -315,7 +319,7 @@ mod backends_that_lie {
     }
 
     #[test]
-    fn what_is_not_offered_is_not_asked_for() {
+    fn features_not_advertised_are_not_requested() {
         let none = BackOffer { rx_copy: true, ..BackOffer::default() };
         let mut w = connected(&none);
         let front = w.addr.frontend_path();
@@ -332,14 +336,14 @@ mod backends_that_lie {
     }
 
     #[test]
-    fn groups_are_chosen_at_first_where_they_cannot_be_later() {
+    fn multicast_control_without_dynamic_feature_is_requested_at_connect() {
         let old = BackOffer { dynamic_multicast_control: false, ..offer() };
         let mut w = connected(&old);
         let front = w.addr.frontend_path();
         assert!(read_multicast_request(&mut w.tool, &front).unwrap());
         assert_eq!((w.nic().hearing(), w.nic().has_news()), (Hearing::Joined, false));
         w.nic().filter_groups(false);
-        assert!(!w.nic().has_news(), "it would not be heard");
+        assert!(!w.nic().has_news(), "change without dynamic multicast control is not requested");
         w.step_front();
         assert!(read_multicast_request(&mut w.tool, &front).unwrap());
         // If they can be chosen later, it happens only after the backend has connected, and this
@@ -352,7 +356,7 @@ mod backends_that_lie {
     }
 
     #[test]
-    fn a_backend_that_never_takes_a_change_over_holds_up_nothing() {
+    fn backend_that_ignores_reconfiguration_does_not_block_session() {
         let mut w = connected(&offer());
         w.nic().ask_headroom(1000);
         for _ in 0..5 {
@@ -374,7 +378,7 @@ mod backends_that_lie {
     }
 
     #[test]
-    fn any_state_at_any_time_leaves_a_frontend_that_goes_on() {
+    fn backend_state_storm_leaves_frontend_connected() {
         use XenbusState as S;
         for (storm, then) in [
             (vec![S::Reconfigured, S::Connected], S::Connected),
@@ -403,11 +407,15 @@ mod backends_that_lie {
         assert_eq!((w.nic().headroom_given(), w.nic().has_news()), (0, false));
         w.says(&offer(), XenbusState::InitWait);
         let front = w.addr.frontend_path();
-        assert_eq!(read_xdp_headroom(&mut w.tool, &front).unwrap(), 77, "asked for at once");
+        assert_eq!(
+            read_xdp_headroom(&mut w.tool, &front).unwrap(),
+            77,
+            "headroom is requested with the new offer"
+        );
     }
 
     #[test]
-    fn a_key_that_the_guest_may_not_write_closes_the_nic_with_a_reason() {
+    fn frontend_without_write_permission_closes_nic() {
         let mut w = connected(&offer());
         // The toolstack removed the frontend's write permission for its directory.
         w.take_rights();

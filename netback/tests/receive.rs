@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 const PLAIN: Offload = Offload { checksum: Checksum::Unknown, gso: None };
 
 #[test]
-fn a_packet_stands_in_the_slots_of_the_buffers_it_used() {
+fn received_packet_spans_one_slot_per_page_across_index_wrap() {
     for len in [14, 60, 1514, 4095, 4096, 4097, 8192, 65535] {
         // With the second start, the last packet's slots cross the wrap of the indices.
         for start in [0, u32::MAX - 5] {
@@ -43,7 +43,7 @@ fn a_packet_stands_in_the_slots_of_the_buffers_it_used() {
 }
 
 #[test]
-fn a_packet_starts_only_when_all_its_buffers_are_there() {
+fn packet_without_enough_rx_buffers_waits() {
     let mut s = setup(ALL);
     let frame = pattern(9000, 1);
     s.guest.post(0..2);
@@ -59,8 +59,8 @@ fn a_packet_starts_only_when_all_its_buffers_are_there() {
         ]
     };
     assert_eq!(s.stats.budgets().collect::<Vec<_>>(), budgets(1, 9000));
-    assert_eq!(s.queue.final_check(), Ok(false), "two buffers are there, three are needed");
-    assert!(s.guest.post(2..3), "the third is what it asked to be woken for");
+    assert_eq!(s.queue.final_check(), Ok(false), "may sleep with two of three needed buffers");
+    assert!(s.guest.post(2..3), "third buffer notifies the backend");
     assert_eq!(s.queue.final_check(), Ok(true));
     s.poll();
     assert_eq!(s.guest.received().len(), 3);
@@ -71,7 +71,7 @@ fn a_packet_starts_only_when_all_its_buffers_are_there() {
 }
 
 #[test]
-fn posting_buffers_wakes_nobody_who_has_nothing_to_put_there() {
+fn posting_buffers_to_queue_without_backlog_requests_no_event() {
     let mut s = setup(ALL);
     s.guest.post(0..1);
     s.inject(&pattern(60, 0), PLAIN);
@@ -82,7 +82,7 @@ fn posting_buffers_wakes_nobody_who_has_nothing_to_put_there() {
 }
 
 #[test]
-fn a_guest_without_buffers_holds_back_a_bounded_amount_and_nothing_else() {
+fn guest_without_buffers_has_bounded_backlog_and_transmit_continues() {
     // Large packets: the backlog is bounded by bytes.
     let mut s = setup(ALL);
     for i in 0..12 {
@@ -91,7 +91,7 @@ fn a_guest_without_buffers_holds_back_a_bounded_amount_and_nothing_else() {
     }
     let fit = BACKLOG_BYTES / 60_000;
     assert_eq!(s.queue.backlog(), fit);
-    assert_eq!(s.stats.dropped_in_all(), 0, "the others wait where they are");
+    assert_eq!(s.stats.dropped_in_all(), 0, "other packets stay in the port");
     // Transmission continues.
     let slot = s.guest.slot(0, 0, &pattern(60, 0));
     s.guest.send(&[slot]);
@@ -101,7 +101,7 @@ fn a_guest_without_buffers_holds_back_a_bounded_amount_and_nothing_else() {
     while s.poll().any() {}
     assert_eq!(s.guest.received().len(), 15);
     assert_eq!(s.guest.page(0, 4096), pattern(60_000, 0)[..4096]);
-    assert_eq!(s.queue.backlog(), fit, "one went, one came");
+    assert_eq!(s.queue.backlog(), fit, "one packet delivered, one taken from the port");
     s.queue.drop_backlog(&mut s.port);
     assert_eq!(s.queue.backlog(), 0);
     assert_eq!(s.stats.dropped(DropReason::RxNoBuffers), fit as u64);
@@ -111,7 +111,7 @@ fn a_guest_without_buffers_holds_back_a_bounded_amount_and_nothing_else() {
 }
 
 #[test]
-fn small_packets_are_bounded_by_number() {
+fn backlog_of_small_packets_is_bounded_by_count() {
     let mut s = setup(ALL);
     let (port, wire) = pvio_netback::port::memory::pair(BACKLOG_PACKETS + 8);
     (s.port, s.wire) = (port, wire);
@@ -123,12 +123,12 @@ fn small_packets_are_bounded_by_number() {
     assert_eq!(
         std::iter::from_fn(|| s.port.receive()).count(),
         5,
-        "the others wait where they are"
+        "other packets stay in the port"
     );
 }
 
 #[test]
-fn one_event_for_a_batch() {
+fn batch_of_received_packets_sends_one_event() {
     let mut s = setup(ALL);
     s.guest.post(0..40);
     let before = s.back.events_sent();
@@ -139,7 +139,7 @@ fn one_event_for_a_batch() {
 }
 
 #[test]
-fn what_the_guest_cannot_take_is_dropped() {
+fn packet_that_guest_cannot_accept_is_dropped_with_reason() {
     let features = Features { sg: false, ..ALL };
     let gso = |size| Some(Gso { size, kind: GsoKind::TcpV4 });
     let blank = Checksum::Partial { start: 34, offset: 16 };
@@ -175,7 +175,7 @@ fn what_the_guest_cannot_take_is_dropped() {
 }
 
 #[test]
-fn a_blank_checksum_stays_blank_only_for_a_guest_that_completes_it() {
+fn blank_checksum_is_completed_unless_guest_negotiated_offload() {
     for v6 in [false, true] {
         for accepts in [false, true] {
             let features = if v6 {
@@ -205,7 +205,7 @@ fn a_blank_checksum_stays_blank_only_for_a_guest_that_completes_it() {
 }
 
 #[test]
-fn a_blank_checksum_elsewhere_than_the_guest_will_look_is_completed() {
+fn blank_checksum_of_inner_header_is_completed() {
     // The checksum of a tunnel's inner packet: the guest would complete the outer one.
     let mut s = setup(ALL);
     s.guest.post(0..4);
@@ -220,7 +220,7 @@ fn a_blank_checksum_elsewhere_than_the_guest_will_look_is_completed() {
 }
 
 #[test]
-fn validated_data_says_so() {
+fn validated_checksum_sets_data_validated_flag() {
     let mut s = setup(ALL);
     s.guest.post(0..4);
     s.inject(&pattern(60, 0), Offload { checksum: Checksum::Validated, gso: None });
@@ -231,7 +231,7 @@ fn validated_data_says_so() {
 }
 
 #[test]
-fn gso_uses_a_slot_for_its_extra_segment() {
+fn gso_packet_uses_one_slot_for_extra_segment() {
     let mut s = setup(Features { gso_v4: true, ..ALL });
     let mut frame = tcp(false, 9000);
     let t = Transport::of(&frame).unwrap();
@@ -262,7 +262,7 @@ fn gso_uses_a_slot_for_its_extra_segment() {
 }
 
 #[test]
-fn a_page_that_cannot_be_copied_is_told_in_its_own_slot() {
+fn failed_grant_copy_sets_error_in_its_own_slot() {
     let mut s = setup(ALL);
     let taken = s.guest.grefs[1];
     pvio_grant_table::Granter::end_access(&s.guest.domain, taken).unwrap();
@@ -277,7 +277,7 @@ fn a_page_that_cannot_be_copied_is_told_in_its_own_slot() {
 }
 
 #[test]
-fn a_producer_ahead_of_the_ring_ends_the_vif() {
+fn rx_producer_overflow_ends_vif() {
     let mut s = setup(ALL);
     s.guest.rx_page.store_u32(0, 257, Ordering::SeqCst);
     s.inject(&pattern(60, 0), PLAIN);
@@ -287,7 +287,7 @@ fn a_producer_ahead_of_the_ring_ends_the_vif() {
 }
 
 #[test]
-fn nothing_stays_mapped_or_bound() {
+fn dropped_queue_unmaps_rings_and_closes_ports() {
     let s = setup_at(ALL, 0, true);
     assert_eq!((s.back.pages_mapped(), s.back.ports_open()), (2, 2));
     drop(s.queue);
@@ -296,7 +296,7 @@ fn nothing_stays_mapped_or_bound() {
 }
 
 #[test]
-fn a_killed_guest_is_no_fault_of_ours() {
+fn killed_guest_drops_packet_without_fault() {
     let mut s = setup(ALL);
     s.guest.post(0..4);
     s.machine.kill(common::FRONT);

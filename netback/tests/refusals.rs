@@ -68,7 +68,7 @@ fn check(row: &Row) {
 }
 
 #[test]
-fn more_data_beyond_the_produced_slots() {
+fn more_data_beyond_produced_slots_ends_vif() {
     check(&Row {
         send: |g| {
             let mut slot = g.slot(0, 0, &[1; 60]);
@@ -80,7 +80,7 @@ fn more_data_beyond_the_produced_slots() {
 }
 
 #[test]
-fn more_data_beyond_the_produced_slots_of_a_packet_that_was_to_be_dropped() {
+fn more_data_beyond_produced_slots_of_packet_to_be_dropped_ends_vif() {
     check(&Row {
         send: |g| {
             let part: &[u8] = &[1; 60];
@@ -93,7 +93,7 @@ fn more_data_beyond_the_produced_slots_of_a_packet_that_was_to_be_dropped() {
 }
 
 #[test]
-fn only_slot_crosses_its_page() {
+fn only_slot_crossing_its_page_ends_vif() {
     check(&Row {
         send: |g| {
             let mut slot = g.slot(0, 0, &[1; 60]);
@@ -105,7 +105,7 @@ fn only_slot_crosses_its_page() {
 }
 
 #[test]
-fn offset_and_size_at_their_largest() {
+fn slot_with_maximum_offset_and_size_ends_vif() {
     check(&Row {
         send: |g| {
             let mut slot = g.slot(0, 0, &[1; 60]);
@@ -120,7 +120,7 @@ fn offset_and_size_at_their_largest() {
 }
 
 #[test]
-fn later_slot_crosses_its_page() {
+fn later_slot_crossing_its_page_ends_vif() {
     check(&Row {
         send: |g| {
             let mut packet = g.packet(0, &[&[1; 60], &[2; 60]]);
@@ -132,7 +132,7 @@ fn later_slot_crosses_its_page() {
 }
 
 #[test]
-fn later_slot_crosses_its_page_in_a_packet_that_was_to_be_dropped() {
+fn later_slot_crossing_its_page_in_packet_to_be_dropped_ends_vif() {
     check(&Row {
         send: |g| {
             let mut packet = g.packet(0, &[&[1; 60], &[2; 60], &[3; 60]]);
@@ -145,7 +145,7 @@ fn later_slot_crosses_its_page_in_a_packet_that_was_to_be_dropped() {
 }
 
 #[test]
-fn what_the_others_leave_for_the_first_slot_crosses_its_page() {
+fn remainder_of_first_slot_crossing_its_page_ends_vif() {
     check(&Row {
         send: |g| {
             let mut packet = g.packet(0, &[&[1; 60], &[2; 60]]);
@@ -157,7 +157,7 @@ fn what_the_others_leave_for_the_first_slot_crosses_its_page() {
 }
 
 #[test]
-fn announced_extra_missing() {
+fn missing_extra_segment_ends_vif() {
     check(&Row {
         send: |g| with_extra(g, &[]),
         fate: Fate::Fatal(Fault::MissingExtra, "tx-extra-missing"),
@@ -165,7 +165,7 @@ fn announced_extra_missing() {
 }
 
 #[test]
-fn second_announced_extra_missing() {
+fn missing_second_extra_segment_ends_vif() {
     check(&Row {
         send: |g| with_extra(g, &[[4, 1, 0, 0, 0, 0, 0, 0]]),
         fate: Fate::Fatal(Fault::MissingExtra, "tx-extra-missing"),
@@ -173,7 +173,7 @@ fn second_announced_extra_missing() {
 }
 
 #[test]
-fn extra_of_type_0() {
+fn extra_segment_of_type_0_ends_vif() {
     check(&Row {
         send: |g| with_extra(g, &[[0; 8]]),
         fate: Fate::Fatal(Fault::Extra(ExtraFault::Type(0)), "tx-extra-type"),
@@ -181,7 +181,7 @@ fn extra_of_type_0() {
 }
 
 #[test]
-fn extra_of_the_first_type_nobody_defined() {
+fn extra_segment_of_undefined_type_ends_vif() {
     check(&Row {
         send: |g| with_extra(g, &[[6, 0, 0, 0, 0, 0, 0, 0]]),
         fate: Fate::Fatal(Fault::Extra(ExtraFault::Type(6)), "tx-extra-type"),
@@ -189,7 +189,7 @@ fn extra_of_the_first_type_nobody_defined() {
 }
 
 #[test]
-fn gso_of_no_size() {
+fn gso_of_size_0_ends_vif() {
     check(&Row {
         send: |g| with_extra(g, &[[1, 0, 0, 0, 1, 0, 0, 0]]),
         fate: Fate::Fatal(Fault::Extra(ExtraFault::GsoSize), "tx-gso-size"),
@@ -197,7 +197,7 @@ fn gso_of_no_size() {
 }
 
 #[test]
-fn gso_below_the_least_segment_size() {
+fn gso_below_minimum_segment_size_is_dropped() {
     assert_eq!(SEGMENT_MIN, 8);
     check(&Row {
         send: |g| with_extra(g, &[[1, 0, 7, 0, 1, 0, 0, 0]]),
@@ -210,7 +210,7 @@ fn gso_below_the_least_segment_size() {
 }
 
 #[test]
-fn gso_of_an_unknown_type() {
+fn gso_of_unknown_type_ends_vif() {
     check(&Row {
         send: |g| with_extra(g, &[[1, 0, 1, 0, 3, 0, 0, 0]]),
         fate: Fate::Fatal(Fault::Extra(ExtraFault::GsoType(3)), "tx-gso-type"),
@@ -218,7 +218,7 @@ fn gso_of_an_unknown_type() {
 }
 
 #[test]
-fn gso_that_was_not_negotiated() {
+fn gso_not_negotiated_is_dropped() {
     check(&Row {
         send: |g| with_extra(g, &[GSO]),
         fate: Fate::Drop(DropReason::TxGso, &[(0, ERROR), (0, NULL)]),
@@ -226,7 +226,7 @@ fn gso_that_was_not_negotiated() {
 }
 
 #[test]
-fn an_extra_segment_that_says_more_without_end() {
+fn endless_extra_segments_end_vif() {
     check(&Row {
         send: |g| with_extra(g, &[[4, 1, 0, 0, 0, 0, 0, 0]; 255]),
         fate: Fate::Fatal(Fault::MissingExtra, "tx-extra-missing"),
@@ -234,7 +234,7 @@ fn an_extra_segment_that_says_more_without_end() {
 }
 
 #[test]
-fn more_slots_than_are_carried_and_an_extra() {
+fn packet_over_slot_limit_with_extra_segment_is_dropped() {
     check(&Row {
         send: |g| {
             let part: &[u8] = &[1; 60];
@@ -275,7 +275,7 @@ fn more_slots_than_are_carried_and_an_extra() {
 }
 
 #[test]
-fn multicast_control_that_was_not_offered() {
+fn multicast_control_not_advertised_is_dropped() {
     check(&Row {
         send: |g| with_extra(g, &[[2, 1, 1, 0, 0x5e, 0, 0, 1], [4, 0, 0, 0, 0, 0, 0, 0]]),
         fate: Fate::Drop(DropReason::TxMulticast, &[(0, ERROR), (0, NULL), (0, NULL)]),
@@ -283,7 +283,7 @@ fn multicast_control_that_was_not_offered() {
 }
 
 #[test]
-fn slot_larger_than_the_packet_a_total_that_wrapped() {
+fn slot_larger_than_packet_total_is_dropped() {
     check(&Row {
         send: |g| {
             let mut packet = g.packet(0, &[&[1; 60], &[2; 60], &[3; 60]]);
@@ -295,7 +295,7 @@ fn slot_larger_than_the_packet_a_total_that_wrapped() {
 }
 
 #[test]
-fn shorter_than_an_ethernet_header() {
+fn packet_shorter_than_ethernet_header_is_dropped() {
     check(&Row {
         send: |g| {
             let slot = g.slot(0, 0, &[1; 13]);
@@ -306,7 +306,7 @@ fn shorter_than_an_ethernet_header() {
 }
 
 #[test]
-fn no_bytes_at_all() {
+fn packet_of_0_bytes_is_dropped() {
     check(&Row {
         send: |g| {
             let slot = g.slot(0, 0, &[]);
@@ -317,7 +317,7 @@ fn no_bytes_at_all() {
 }
 
 #[test]
-fn page_that_is_not_granted() {
+fn packet_with_ungranted_page_is_dropped() {
     check(&Row {
         send: |g| {
             let mut packet = g.packet(0, &[&[1; 60], &[2; 60], &[3; 60]]);
@@ -329,7 +329,7 @@ fn page_that_is_not_granted() {
 }
 
 #[test]
-fn grant_reference_beyond_the_table() {
+fn packet_with_grant_reference_beyond_table_is_dropped() {
     check(&Row {
         send: |g| {
             let mut slot = g.slot(0, 0, &[1; 60]);
@@ -341,7 +341,7 @@ fn grant_reference_beyond_the_table() {
 }
 
 #[test]
-fn blank_checksum_where_there_is_none() {
+fn blank_checksum_without_transport_header_is_dropped() {
     check(&Row {
         send: |g| {
             let mut slot = g.slot(0, 0, &[1; 60]);
@@ -353,7 +353,7 @@ fn blank_checksum_where_there_is_none() {
 }
 
 #[test]
-fn a_producer_ahead_of_the_ring_ends_the_vif() {
+fn tx_producer_overflow_ends_vif() {
     for ahead in [257, 1 << 31, u32::MAX] {
         let mut s = setup(ALL);
         s.guest.tx_page.store_u32(0, ahead, Ordering::SeqCst);
@@ -385,7 +385,7 @@ fn assert_goes_on(s: &mut Setup) {
 }
 
 #[test]
-fn packets_before_a_fatal_one_are_not_sent_twice_nor_answered() {
+fn packets_before_fatal_packet_are_not_sent_twice_or_completed() {
     let mut s = setup(ALL);
     let good = s.guest.slot(0, 0, &[1; 60]);
     let mut bad = s.guest.slot(1, 0, &[1; 60]);

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 /// processes killed before it.
 const SERVE: &str = "PVIO_TEST_SERVE_IN";
 const LIFE: &str = "PVIO_TEST_LIFE";
-const TEST: &str = "guest_loses_no_request_to_backends_that_are_killed";
+const TEST: &str = "guest_loses_no_request_if_backends_are_killed";
 /// Budget of one poll in packets, for each direction.
 const BUDGET: usize = 64;
 /// Longest time without progress.
@@ -140,7 +140,7 @@ impl Server {
         while !done(guest) {
             guest.work();
             assert!(self.0.try_wait().unwrap().is_none(), "the backend ended by itself");
-            assert!(begun.elapsed() < PATIENCE, "the guest waits for ever: {guest:?}");
+            assert!(begun.elapsed() < PATIENCE, "the guest does not finish: {guest:?}");
         }
     }
 }
@@ -153,7 +153,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn guest_loses_no_request_to_backends_that_are_killed() {
+fn guest_loses_no_request_if_backends_are_killed() {
     if let Some(dir) = std::env::var_os(SERVE) {
         serve(Path::new(&dir), std::env::var(LIFE).unwrap().parse().unwrap());
     }
@@ -189,5 +189,5 @@ fn guest_loses_no_request_to_backends_that_are_killed() {
         "{} packets sent, {} received, {} twice",
         guest.answered, guest.received, guest.repeated
     );
-    assert!(guest.heard_group > 0, "{GROUP:?} was named");
+    assert!(guest.heard_group > 0, "frames of joined group {GROUP:?} were received");
 }

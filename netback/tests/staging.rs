@@ -68,13 +68,13 @@ fn both_ways(m: &mut Many, queue: usize) -> u64 {
 }
 
 #[test]
-fn pages_are_mapped_once_and_used_both_ways() {
+fn staged_pages_are_mapped_once_and_used_for_tx_and_rx() {
     let mut m = many(ALL, 2);
     for queue in [0, 1] {
         assert_eq!(m.ask(CtrlAsk::GetGrefMappingSize { queue }), (OKAY, STAGED_MAX as u32));
     }
     assert_eq!(m.ask(CtrlAsk::GetGrefMappingSize { queue: 2 }), (INVALID, 0));
-    assert_eq!(both_ways(&mut m, 1), 0, "the classic way");
+    assert_eq!(both_ways(&mut m, 1), 0, "grant copy before staging");
     let mapped = m.queues[1].guest.domain.clone();
     let before = m.queues[0].back.pages_mapped();
     let entries = all(&m, 1);
@@ -83,19 +83,23 @@ fn pages_are_mapped_once_and_used_both_ways() {
     assert_eq!(m.queues[0].back.pages_mapped(), before + 64);
     for _ in 0..3 {
         assert_eq!(both_ways(&mut m, 1), 4);
-        assert_eq!(m.queues[0].back.pages_mapped(), before + 64, "nothing more, nothing less");
+        assert_eq!(
+            m.queues[0].back.pages_mapped(),
+            before + 64,
+            "number of mapped pages is unchanged"
+        );
     }
-    assert_eq!(both_ways(&mut m, 0), 0, "each queue has its own");
+    assert_eq!(both_ways(&mut m, 0), 0, "staging of one queue does not affect another");
     // While they are mapped, the guest cannot end their grants.
     let gref = entries[0].gref;
     assert!(mapped.end_access(gref).is_err());
     assert_eq!(remove(&mut m, 1, &[gref]), (vec![0], 1));
-    mapped.end_access(gref).expect("it was unmapped");
+    mapped.end_access(gref).expect("page can be revoked after unstaging");
     assert_eq!(m.queues[1].queue.staged(), 63);
 }
 
 #[test]
-fn only_what_was_staged_is_removed() {
+fn del_gref_mapping_removes_only_staged_pages() {
     let mut m = many(ALL, 1);
     let entries = all(&m, 0);
     assert_eq!(add(&mut m, 0, &entries[..4]), OKAY);
@@ -113,7 +117,7 @@ fn only_what_was_staged_is_removed() {
 }
 
 #[test]
-fn all_of_a_list_is_mapped_or_nothing() {
+fn add_gref_mapping_with_bad_entry_maps_nothing() {
     let mut m = many(ALL, 1);
     let entries = all(&m, 0);
     let nowhere = entry(GrantRef(4000), false);
@@ -128,13 +132,13 @@ fn all_of_a_list_is_mapped_or_nothing() {
         assert_eq!(m.queues[0].back.pages_mapped(), before);
     }
     assert_eq!(add(&mut m, 0, &entries[..2]), OKAY);
-    assert_eq!(add(&mut m, 0, &entries[1..3]), INVALID, "one of them is there already");
-    assert_eq!(m.queues[0].queue.staged(), 2, "which it stays");
+    assert_eq!(add(&mut m, 0, &entries[1..3]), INVALID, "entry that is already staged is rejected");
+    assert_eq!(m.queues[0].queue.staged(), 2, "staged pages are unchanged");
     assert_eq!(m.queues[0].stats.controls(INVALID), 4);
 }
 
 #[test]
-fn no_more_pages_than_there_is_place_for() {
+fn add_gref_mapping_beyond_limit_is_invalid() {
     let mut m = many(ALL, 1);
     let domain = m.queues[0].guest.domain.clone();
     let pages: LocalPages = domain.alloc_pages(STAGED_MAX + 1).unwrap();
@@ -152,7 +156,7 @@ fn no_more_pages_than_there_is_place_for() {
 }
 
 #[test]
-fn lists_that_cannot_be_read_or_answered() {
+fn gref_list_that_cannot_be_read_or_written_is_invalid() {
     let mut m = many(ALL, 1);
     let bad = GrefList { queue: 0, page: GrantRef(4000), len: 1 };
     assert_eq!(m.set(CtrlAsk::AddGrefMapping(bad)), INVALID);
@@ -171,12 +175,16 @@ fn lists_that_cannot_be_read_or_answered() {
 }
 
 #[test]
-fn a_page_staged_for_reading_is_never_written() {
+fn page_staged_read_only_is_never_written() {
     let mut m = many(ALL, 1);
     let domain = m.queues[0].guest.domain.clone();
     let data = m.queues[0].guest.data.clone();
     let gref = domain.grant(common::BACK, &data, 5, Access::ReadOnly).unwrap();
-    assert_eq!(add(&mut m, 0, &[entry(gref, false)]), INVALID, "it was not granted so");
+    assert_eq!(
+        add(&mut m, 0, &[entry(gref, false)]),
+        INVALID,
+        "writable staging of a read-only grant is rejected"
+    );
     assert_eq!(add(&mut m, 0, &[entry(gref, true)]), OKAY);
     let setup = &mut m.queues[0];
     setup.guest.grefs[5] = gref;
@@ -189,7 +197,7 @@ fn a_page_staged_for_reading_is_never_written() {
 }
 
 #[test]
-fn all_is_unmapped_when_the_vif_ends() {
+fn dropped_vif_unmaps_all_staged_pages() {
     let mut m = many(ALL, 2);
     for queue in 0..2 {
         let entries = all(&m, queue as usize);
@@ -202,11 +210,11 @@ fn all_is_unmapped_when_the_vif_ends() {
         drop(setup.queue);
     }
     assert_eq!(back.pages_mapped(), 0);
-    grefs.iter().for_each(|gref| front.end_access(*gref).expect("nobody has it"));
+    grefs.iter().for_each(|gref| front.end_access(*gref).expect("page can be revoked"));
 }
 
 #[test]
-fn where_guests_may_not_stage_anything() {
+fn staging_requests_if_disabled_are_not_supported() {
     let mut m = many_with(ALL, 1, false);
     let list = list(&m, 0, 1);
     for ask in [

@@ -49,7 +49,7 @@ fn map(m: &mut Many, offset: u32, queues: &[u32]) -> CtrlStatus {
 }
 
 #[test]
-fn what_is_asked_before_an_algorithm_is_chosen() {
+fn hash_flags_without_algorithm_are_not_supported() {
     let mut m = many(ALL, 2);
     assert_eq!(m.ask(CtrlAsk::GetHashFlags), (CtrlStatus::NotSupported, 0));
     assert_eq!(m.set(CtrlAsk::SetHashFlags(1)), INVALID);
@@ -68,7 +68,7 @@ fn what_is_asked_before_an_algorithm_is_chosen() {
 }
 
 #[test]
-fn keys_of_any_length_and_none_that_is_too_long() {
+fn hash_key_longer_than_40_bytes_is_buffer_overflow() {
     let mut m = many(ALL, 1);
     let page = m.control.gref;
     for (len, status) in [
@@ -83,11 +83,15 @@ fn keys_of_any_length_and_none_that_is_too_long() {
     }
     let nowhere = GrantRef(4000);
     assert_eq!(m.set(CtrlAsk::SetHashKey { page: nowhere, len: 40 }), INVALID);
-    assert_eq!(m.set(CtrlAsk::SetHashKey { page: nowhere, len: 0 }), OKAY, "clears it");
+    assert_eq!(
+        m.set(CtrlAsk::SetHashKey { page: nowhere, len: 0 }),
+        OKAY,
+        "empty key clears the key"
+    );
 }
 
 #[test]
-fn xsa_270_mappings_stay_in_their_bounds() {
+fn xsa_270_hash_mapping_out_of_bounds_is_invalid() {
     let mut m = many(ALL, 2);
     let page = m.control.gref;
     assert_eq!(map(&mut m, 0, &[0]), INVALID, "there is no mapping yet");
@@ -124,7 +128,7 @@ fn xsa_270_mappings_stay_in_their_bounds() {
 }
 
 #[test]
-fn requests_that_nobody_defined() {
+fn undefined_control_requests_are_not_supported() {
     let mut m = many(ALL, 1);
     for kind in [0, 11, u16::MAX] {
         let request = CtrlRequest { id: u16::MAX, kind, data: [u32::MAX; 3] };
@@ -133,7 +137,7 @@ fn requests_that_nobody_defined() {
 }
 
 #[test]
-fn packets_go_to_the_queue_that_the_guest_says() {
+fn hashed_packets_go_to_queue_of_guest_mapping() {
     let mut m = many(ALL, 3);
     hash(&mut m, HashTypes::all());
     let frame = tcp(false, 100);
@@ -173,7 +177,7 @@ fn again(m: Many) -> Many {
 }
 
 #[test]
-fn without_a_mapping_hashes_count_modulo_the_queues_and_others_as_zero() {
+fn hash_without_mapping_selects_queue_by_modulo_and_unhashed_queue_0() {
     let mut m = many(ALL, 2);
     hash(&mut m, HashTypes::IPV6);
     for setup in &mut m.queues {
@@ -194,7 +198,7 @@ fn without_a_mapping_hashes_count_modulo_the_queues_and_others_as_zero() {
     m.queues[1].inject(&pattern(60, 1), Offload::default());
     expected[0] += 2;
     m.poll();
-    assert_ne!(expected[1], 0, "some go to each");
+    assert_ne!(expected[1], 0, "each queue gets some packets");
     let got = m.queues.iter_mut().map(|setup| setup.guest.received().len());
     assert_eq!(got.collect::<Vec<_>>(), expected);
     assert_eq!(m.queues[1].stats.steered() as usize, (expected[0] - 2) / 2 + 2);
@@ -206,7 +210,7 @@ fn without_a_mapping_hashes_count_modulo_the_queues_and_others_as_zero() {
 }
 
 #[test]
-fn a_hash_stands_beside_the_segment_size() {
+fn hash_extra_segment_follows_gso_extra_segment() {
     let mut m = many(pvio_netback::Features { gso_v4: true, ..ALL }, 1);
     hash(&mut m, HashTypes::all());
     let setup = &mut m.queues[0];
@@ -227,7 +231,7 @@ fn a_hash_stands_beside_the_segment_size() {
 }
 
 #[test]
-fn a_queue_whose_guest_takes_nothing_costs_the_others_a_bounded_share() {
+fn stalled_queue_holds_bounded_number_of_steered_packets() {
     let mut m = many(ALL, 2);
     hash(&mut m, HashTypes::all());
     assert_eq!(m.set(CtrlAsk::SetHashMappingSize(1)), OKAY);
@@ -263,7 +267,7 @@ fn a_queue_whose_guest_takes_nothing_costs_the_others_a_bounded_share() {
 }
 
 #[test]
-fn a_sleeping_queue_is_woken_for_what_is_left_for_it() {
+fn steered_packets_wake_sleeping_queue_once() {
     let mut m = many(ALL, 2);
     hash(&mut m, HashTypes::all());
     assert_eq!(m.set(CtrlAsk::SetHashMappingSize(1)), OKAY);
@@ -274,7 +278,7 @@ fn a_sleeping_queue_is_woken_for_what_is_left_for_it() {
     m.queues[0].inject(&tcp(false, 60), Offload::default());
     m.queues[0].inject(&tcp(false, 60), Offload::default());
     m.queues[0].poll();
-    assert_eq!(woken(&m), before + 1, "once for all of it");
+    assert_eq!(woken(&m), before + 1, "one wakeup for several packets");
     assert_eq!(m.queues[1].queue.has_work(), Ok(true));
     assert_eq!(m.queues[1].queue.final_check(), Ok(true), "a message waits");
     m.queues[1].poll();
@@ -282,7 +286,7 @@ fn a_sleeping_queue_is_woken_for_what_is_left_for_it() {
 }
 
 #[test]
-fn a_producer_that_cannot_be_ends_the_vif() {
+fn control_ring_producer_overflow_ends_vif() {
     let mut m = many(ALL, 1);
     assert!(m.control.ring_page.store_u32(0, 200, Ordering::SeqCst));
     let fault = Fault::CtrlRing(RingFault::ProducerOverflow { prod: 200, ahead: 200, most: 128 });
@@ -292,7 +296,7 @@ fn a_producer_that_cannot_be_ends_the_vif() {
 }
 
 #[test]
-fn a_full_ring_of_requests_is_served_and_each_answered_once() {
+fn full_control_ring_gets_one_response_per_request() {
     let mut m = many(ALL, 1);
     for id in 0..128 {
         let request = CtrlRequest::new(id, CtrlAsk::GetHashMappingSize);
@@ -310,7 +314,7 @@ fn a_full_ring_of_requests_is_served_and_each_answered_once() {
 proptest::proptest! {
     /// Every request of a guest gets one response, and has no other effect.
     #[test]
-    fn random_requests(
+    fn random_control_requests_get_one_response_each(
         asked in proptest::collection::vec(
             (0_u16..12, proptest::array::uniform3(number()), 0_u8..4), 1..40),
         seed in 0_usize..256,

@@ -11,7 +11,7 @@ use pvio_ring::proto::checksum::Transport;
 use pvio_ring::proto::netif::{Extra, ExtraKind, GsoKind, TxFlags, TxRequest, rsp};
 
 #[test]
-fn a_packet_of_one_slot() {
+fn one_slot_packet_is_sent_and_completed() {
     let mut s = setup(ALL);
     let frame = pattern(60, 1);
     let slot = s.guest.slot(3, 100, &frame);
@@ -23,7 +23,7 @@ fn a_packet_of_one_slot() {
 }
 
 #[test]
-fn one_publication_and_one_event_for_a_batch() {
+fn batch_of_sent_packets_sends_one_event() {
     let mut s = setup(ALL);
     let before = s.back.events_sent();
     for page in 0..40 {
@@ -43,7 +43,7 @@ fn one_publication_and_one_event_for_a_batch() {
 }
 
 #[test]
-fn split_channels_are_told_apart() {
+fn split_event_channels_signal_tx_and_rx_separately() {
     let mut s = setup_at(ALL, 0, true);
     assert_eq!(s.queue.channels().count(), 2);
     let slot = s.guest.slot(0, 0, &pattern(60, 0));
@@ -59,7 +59,7 @@ fn split_channels_are_told_apart() {
 }
 
 #[test]
-fn xsa_432_every_number_of_slots_that_is_carried_or_dropped_or_fatal() {
+fn xsa_432_packet_is_sent_dropped_or_fatal_by_slot_count() {
     for slots in 1..=22 {
         let mut s = setup(ALL);
         let parts: Vec<_> = (0..slots).map(|i| pattern(100 + i, i)).collect();
@@ -85,7 +85,7 @@ fn xsa_432_every_number_of_slots_that_is_carried_or_dropped_or_fatal() {
 }
 
 #[test]
-fn the_largest_packet_and_the_smallest() {
+fn largest_and_smallest_packets_are_sent() {
     let mut s = setup(ALL);
     let frame = pattern(65535, 5);
     let parts: Vec<_> = frame.chunks(4096).collect();
@@ -99,7 +99,7 @@ fn the_largest_packet_and_the_smallest() {
 }
 
 #[test]
-fn xsa_448_slots_of_no_bytes_are_answered_and_never_touched() {
+fn xsa_448_empty_slots_are_completed_without_grant_access() {
     // XSA-448: the page of an empty slot may be anything.
     let mut s = setup(ALL);
     let frame = pattern(90, 2);
@@ -115,7 +115,7 @@ fn xsa_448_slots_of_no_bytes_are_answered_and_never_touched() {
 }
 
 #[test]
-fn xsa_423_headers_scattered_over_slots_are_in_one_piece() {
+fn xsa_423_headers_split_over_slots_are_parsed_after_copy() {
     // XSA-423: a packet is parsed only after all of it is in private memory.
     for cut in 0..64 {
         let mut s = setup(ALL);
@@ -131,7 +131,7 @@ fn xsa_423_headers_scattered_over_slots_are_in_one_piece() {
 }
 
 #[test]
-fn checksum_flags_become_what_the_port_is_told() {
+fn tx_checksum_flags_become_port_offload() {
     let blank = TxFlags::CSUM_BLANK;
     let valid = TxFlags::DATA_VALIDATED;
     for (v6, start) in [(false, 34), (true, 54)] {
@@ -153,7 +153,7 @@ fn checksum_flags_become_what_the_port_is_told() {
 }
 
 #[test]
-fn negotiated_gso_reaches_the_port() {
+fn negotiated_gso_is_passed_to_port_and_other_gso_is_dropped() {
     let mut s = setup(pvio_netback::Features { sends_gso_v4: true, ..ALL });
     let frame = tcp(false, 20_000);
     let parts: Vec<_> = frame.chunks(4096).collect();
@@ -191,7 +191,7 @@ fn negotiated_gso_reaches_the_port() {
 }
 
 #[test]
-fn a_checksum_that_is_not_blank_in_a_packet_to_be_segmented_is_made_so() {
+fn gso_packet_with_full_checksum_is_blanked() {
     for (v6, kind) in [(false, GsoKind::TcpV4), (true, GsoKind::TcpV6)] {
         let all = pvio_netback::Features { sends_gso_v4: true, sends_gso_v6: true, ..ALL };
         let mut s = setup(all);
@@ -215,7 +215,7 @@ fn a_checksum_that_is_not_blank_in_a_packet_to_be_segmented_is_made_so() {
 }
 
 #[test]
-fn the_largest_packet_to_be_segmented_with_its_headers_in_a_slot_of_their_own() {
+fn largest_gso_packet_with_headers_in_own_slot_is_sent() {
     // As a Linux guest sends it: the headers alone, then full pages starting in the middle of one.
     let mut s = setup(pvio_netback::Features { sends_gso_v4: true, ..ALL });
     let frame = tcp(false, 65535 - 54);
@@ -234,14 +234,14 @@ fn the_largest_packet_to_be_segmented_with_its_headers_in_a_slot_of_their_own() 
 }
 
 #[test]
-fn a_full_port_holds_the_ring_back_and_loses_nothing() {
+fn full_port_blocks_ring_and_loses_no_packet() {
     let mut s = setup(ALL);
     let held: Vec<_> = std::iter::from_fn(|| s.port.reserve().ok()).collect();
     let frame = pattern(60, 4);
     let slot = s.guest.slot(0, 0, &frame);
     s.guest.send(&[slot]);
     assert!(!s.poll().any());
-    assert_eq!(s.queue.final_check(), Ok(false), "the port will wake us, not the guest");
+    assert_eq!(s.queue.final_check(), Ok(false), "may sleep until the port has space");
     assert_eq!(s.queue.has_work(), Ok(false));
     held.into_iter().for_each(|buf| s.port.unreserve(buf));
     s.queue.unblock();
@@ -251,19 +251,19 @@ fn a_full_port_holds_the_ring_back_and_loses_nothing() {
 }
 
 #[test]
-fn before_sleeping_it_looks_once_more() {
+fn request_published_before_sleep_is_found_by_final_check() {
     let mut s = setup(ALL);
     assert_eq!(s.queue.final_check(), Ok(false));
     let slot = s.guest.slot(0, 0, &pattern(60, 4));
     s.guest.push(&[slot]);
-    assert!(s.guest.tx.publish(), "asleep: wants to be woken");
+    assert!(s.guest.tx.publish(), "publish notifies a sleeping backend");
     assert_eq!(s.queue.final_check(), Ok(true));
     s.poll();
     assert_eq!(s.queue.final_check(), Ok(false));
 }
 
 #[test]
-fn a_lost_port_is_a_drop_not_a_fault() {
+fn lost_port_drops_packet_without_fault() {
     let mut s = setup(ALL);
     let slot = s.guest.slot(0, 0, &pattern(60, 4));
     s.guest.send(&[slot]);
@@ -275,7 +275,7 @@ fn a_lost_port_is_a_drop_not_a_fault() {
 }
 
 #[test]
-fn a_budget_is_kept() {
+fn poll_sends_at_most_its_budget() {
     let mut s = setup(ALL);
     for i in 0..100 {
         let slot = TxRequest { id: i, ..s.guest.slot(0, 0, &pattern(60, 4)) };

@@ -23,7 +23,7 @@ fn send(s: &mut Setup, len: usize) {
 }
 
 #[test]
-fn packets_wait_for_so_long_and_no_longer() {
+fn backlogged_packet_is_dropped_after_drain_timeout() {
     for (rx_notify, patience) in [(true, DRAIN), (false, DRAIN_UNSEEN)] {
         let mut s = setup(Features { rx_notify, ..ALL });
         assert_eq!(s.queue.deadline(), None);
@@ -54,11 +54,11 @@ fn until_told(s: &mut Setup, from: u64) -> (u64, Reception) {
             return (second, told);
         }
     }
-    panic!("nothing is told");
+    panic!("no reception state is reported");
 }
 
 #[test]
-fn a_guest_that_takes_nothing_for_a_minute_has_stalled_until_it_does() {
+fn guest_without_buffers_for_stall_timeout_is_stalled_until_it_posts() {
     let mut s = setup(ALL);
     let begin = 5;
     assert_eq!(until_told(&mut s, begin), (begin + STALL.as_secs(), Reception::Stalled));
@@ -83,7 +83,7 @@ fn a_guest_that_takes_nothing_for_a_minute_has_stalled_until_it_does() {
 }
 
 #[test]
-fn a_slow_guest_has_not_stalled() {
+fn slow_guest_is_not_reported_as_stalled() {
     let mut s = setup(ALL);
     for minute in 0..60 {
         let begin = Duration::from_secs(60 * minute);

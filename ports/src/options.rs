@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn words_say_what_they_do() {
+    fn nic_options_parse_and_override_earlier_ones() {
         assert_eq!(parsed(""), NicOptions::default());
         let o = parsed("guard=ip, tx=10M/64k,rx=1G,txpps=500,share=up,switch=lan");
         let bytes = |per_second, burst| Some(BucketRate::per_second(per_second, burst));
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused_by_its_name() {
+    fn invalid_nic_option_is_rejected_naming_it() {
         for bad in [
             "x",
             "guard",

@@ -37,8 +37,8 @@ fn settled(stats: &Stats) -> u64 {
 }
 
 #[test]
-fn an_idle_queue_is_not_woken_at_all() {
-    if !entered("an_idle_queue_is_not_woken_at_all", &[]) {
+fn idle_queue_is_never_woken() {
+    if !entered("idle_queue_is_never_woken", &[]) {
         return;
     }
     let rig = quiet_rig(1500);
@@ -59,8 +59,8 @@ fn an_idle_queue_is_not_woken_at_all() {
 }
 
 #[test]
-fn a_guest_that_takes_nothing_sends_all_the_same() {
-    if !entered("a_guest_that_takes_nothing_sends_all_the_same", &[]) {
+fn guest_without_rx_buffers_still_transmits() {
+    if !entered("guest_without_rx_buffers_still_transmits", &[]) {
         return;
     }
     let rig = quiet_rig(9000);
@@ -97,8 +97,8 @@ fn a_guest_that_takes_nothing_sends_all_the_same() {
 }
 
 #[test]
-fn a_tap_that_nobody_receives_from_keeps_bounded_bytes() {
-    if !entered("a_tap_that_nobody_receives_from_keeps_bounded_bytes", &[]) {
+fn tap_without_receiver_buffers_bounded_bytes() {
+    if !entered("tap_without_receiver_buffers_bounded_bytes", &[]) {
         return;
     }
     fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
@@ -159,8 +159,8 @@ impl Strace {
 }
 
 #[test]
-fn packets_are_read_and_written_in_batches_and_by_nothing_but_io_uring() {
-    let name = "packets_are_read_and_written_in_batches_and_by_nothing_but_io_uring";
+fn packets_are_batched_and_moved_only_by_io_uring() {
+    let name = "packets_are_batched_and_moved_only_by_io_uring";
     if !entered_with(name, &[("strace", "strace")]) {
         return;
     }

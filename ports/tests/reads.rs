@@ -45,8 +45,8 @@ fn take(port: &mut TapPort, mut each: impl FnMut(u32)) {
 }
 
 #[test]
-fn many_packets_take_few_rounds() {
-    if !entered("many_packets_take_few_rounds", &[]) {
+fn burst_of_packets_is_read_in_few_system_calls() {
+    if !entered("burst_of_packets_is_read_in_few_system_calls", &[]) {
         return;
     }
     for (name, standing) in [("tries", false), ("stands", true)] {
@@ -70,15 +70,15 @@ fn many_packets_take_few_rounds() {
             // Waits until no work is left and the worker could sleep.
             while port.has_work().unwrap() {
                 port.poll().unwrap();
-                take(&mut port, |n| panic!("{name}: {n} comes after the last"));
+                take(&mut port, |n| panic!("{name}: packet {n} after the last one"));
             }
         }
     }
 }
 
 #[test]
-fn packets_stay_in_order_while_reads_wait_are_tried_and_gather() {
-    if !entered("packets_stay_in_order_while_reads_wait_are_tried_and_gather", &[]) {
+fn packets_stay_in_order_while_reads_are_armed_polled_and_gathered() {
+    if !entered("packets_stay_in_order_while_reads_are_armed_polled_and_gathered", &[]) {
         return;
     }
     const PACKETS: u32 = 30_000;

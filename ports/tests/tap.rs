@@ -8,8 +8,8 @@ use pvio_ports::tap::{HOST_MAC, Tap, TapConfig, TapError};
 use pvio_ring::error::Remedy;
 
 #[test]
-fn a_tap_is_what_was_asked_for_and_goes_with_its_handle() {
-    if !entered("a_tap_is_what_was_asked_for_and_goes_with_its_handle", &[]) {
+fn created_tap_has_requested_settings_and_is_removed_with_last_handle() {
+    if !entered("created_tap_has_requested_settings_and_is_removed_with_last_handle", &[]) {
         return;
     }
     ip("link add br0 type bridge").unwrap();
@@ -42,8 +42,8 @@ fn a_tap_is_what_was_asked_for_and_goes_with_its_handle() {
 }
 
 #[test]
-fn the_host_side_has_an_address_no_bridge_takes() {
-    if !entered("the_host_side_has_an_address_no_bridge_takes", &[]) {
+fn tap_host_mac_is_never_chosen_by_bridge() {
+    if !entered("tap_host_mac_is_never_chosen_by_bridge", &[]) {
         return;
     }
     assert_eq!(HOST_MAC, [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff]);
@@ -54,8 +54,8 @@ fn the_host_side_has_an_address_no_bridge_takes() {
 }
 
 #[test]
-fn every_way_not_to_get_a_tap() {
-    if !entered("every_way_not_to_get_a_tap", &[]) {
+fn failed_tap_creation_is_reported_with_its_code() {
+    if !entered("failed_tap_creation_is_reported_with_its_code", &[]) {
         return;
     }
     let refused = |config: TapConfig| {
@@ -78,13 +78,13 @@ fn every_way_not_to_get_a_tap() {
     assert_eq!(refused(TapConfig { address, ..TapConfig::new("new") }).1, "tap-system");
     let mac = [1, 0, 0, 0, 0, 0];
     assert_eq!(refused(TapConfig { mac, ..TapConfig::new("new") }).1, "tap-system");
-    assert!(ip("link show dev new").is_none(), "nothing is left behind");
+    assert!(ip("link show dev new").is_none(), "interface was not removed");
 }
 
 #[test]
-fn without_the_right_it_says_which() {
+fn tap_creation_without_cap_net_admin_names_capability() {
     let without = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"];
-    if !entered("without_the_right_it_says_which", &without) {
+    if !entered("tap_creation_without_cap_net_admin_names_capability", &without) {
         return;
     }
     let error = Tap::create(&TapConfig::new("new")).unwrap_err();
@@ -93,8 +93,8 @@ fn without_the_right_it_says_which() {
 }
 
 #[test]
-fn a_tap_that_somebody_made_is_opened_by_name_or_taken_by_its_descriptor() {
-    if !entered("a_tap_that_somebody_made_is_opened_by_name_or_taken_by_its_descriptor", &[]) {
+fn existing_tap_is_opened_by_name_or_file_descriptor() {
+    if !entered("existing_tap_is_opened_by_name_or_file_descriptor", &[]) {
         return;
     }
     ip("tuntap add dev single mode tap").unwrap();
@@ -112,7 +112,7 @@ fn a_tap_that_somebody_made_is_opened_by_name_or_taken_by_its_descriptor() {
         assert_eq!(error, TapError::NotATap(name.into()), "{name}");
     }
     drop(many);
-    assert!(ip("link show dev many").is_some(), "it stays when its handle goes");
+    assert!(ip("link show dev many").is_some(), "interface persists after its handle is dropped");
 
     let made = Tap::create(&TapConfig { mtu: 2000, ..TapConfig::new("made") }).unwrap();
     let tap = Tap::from_fd(made.into_fd()).unwrap();

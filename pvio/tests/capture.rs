@@ -48,7 +48,7 @@ impl Machine {
         let mut run = run.args(words).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(run.stdout.take().unwrap()).lines();
         let ready = lines.map_while(Result::ok).any(|line| line.starts_with("ready"));
-        assert!(ready, "it ended");
+        assert!(ready, "pvio exited before it was ready");
         Self { run, dir }
     }
 
@@ -84,8 +84,8 @@ fn tshark(file: &Path, args: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn a_running_nic_is_captured_on_and_off_and_filtered_and_what_cannot_be_is_told() {
-    if !can_run("a_running_nic_is_captured_on_and_off_and_filtered_and_what_cannot_be_is_told") {
+fn running_nic_is_captured_with_limits_and_errors_are_reported() {
+    if !can_run("running_nic_is_captured_with_limits_and_errors_are_reported") {
         return;
     }
     let machine = Machine::start(&["--nic-options", "guard=mac"]);
@@ -171,7 +171,7 @@ fn a_running_nic_is_captured_on_and_off_and_filtered_and_what_cannot_be_is_told(
 }
 
 #[test]
-fn what_is_said_of_a_nic_is_checked_before_anything_starts() {
+fn invalid_nic_arguments_are_rejected_before_start() {
     for (words, why) in [
         (["--nic-options", "guard=perhaps"], "expected guard=off, guard=mac or guard=ip"),
         (["--nic-share", "up=fast"], "\"up=fast\" of --nic-share"),
@@ -184,9 +184,9 @@ fn what_is_said_of_a_nic_is_checked_before_anything_starts() {
 }
 
 #[test]
-fn words_in_the_backends_directory_change_a_running_nic() {
+fn pvio_options_key_changes_running_nic() {
     use pvio_xenbus::Xenstore as _;
-    if !can_run("words_in_the_backends_directory_change_a_running_nic") {
+    if !can_run("pvio_options_key_changes_running_nic") {
         return;
     }
     let machine = Machine::start(&[]);
@@ -204,10 +204,10 @@ fn words_in_the_backends_directory_change_a_running_nic() {
     };
     xs.write(path, b"loss=100").unwrap();
     until_logged("changed settings applied", 1);
-    assert!(!quick(), "everything is lost");
+    assert!(!quick(), "request succeeded with loss=100");
     xs.write(path, b"loss=100,guard=x").unwrap();
     until_logged("changed settings rejected", 1);
-    assert!(!quick(), "everything still is");
+    assert!(!quick(), "request succeeded with the old options");
     xs.write(path, b"switch=elsewhere").unwrap();
     until_logged("changed settings rejected", 2);
     xs.write(path, b"delay=2ms").unwrap();

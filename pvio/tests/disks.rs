@@ -34,7 +34,7 @@ fn is_verified(out: &Output) {
 }
 
 #[test]
-fn a_disk_of_any_kind_is_checked_with_any_option() {
+fn check_verifies_disks_with_every_option() {
     let dir = tempfile::tempdir().unwrap();
     let image = raw(dir.path(), "a.img", 16 << 20);
     let trace = dir.path().join("trace.log");
@@ -57,7 +57,7 @@ fn a_disk_of_any_kind_is_checked_with_any_option() {
 }
 
 #[test]
-fn what_cannot_be_is_said_in_a_line_that_helps() {
+fn invalid_disk_is_rejected_in_one_line_with_advice() {
     let dir = tempfile::tempdir().unwrap();
     let image = raw(dir.path(), "a.img", 512 * 9);
     for (disk, word) in [
@@ -95,7 +95,7 @@ impl Machine {
         let out = BufReader::new(child.stdout.take().unwrap()).lines();
         let notes = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut machine = Self { child, state, out, notes };
-        while !machine.out.next().expect("it gets ready").unwrap().starts_with("ready") {}
+        while !machine.out.next().expect("machine is ready").unwrap().starts_with("ready") {}
         machine
     }
 
@@ -122,7 +122,7 @@ impl Machine {
     }
 
     fn note(&mut self) -> String {
-        self.notes.next().expect("the guest says something").unwrap()
+        self.notes.next().expect("guest prints a line").unwrap()
     }
 }
 
@@ -135,7 +135,7 @@ impl Drop for Machine {
 }
 
 #[test]
-fn a_guest_gets_and_uses_and_loses_disks_while_it_runs() {
+fn disks_are_attached_changed_and_detached_while_guest_runs() {
     let dir = tempfile::tempdir().unwrap();
     let mut machine = Machine::run(dir.path());
     let demo = machine.state.join("demo.img");
@@ -238,7 +238,7 @@ fn checked_while(disk: &str, change: &str, more: &[&str]) -> Output {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut devices = Command::new("true").output().unwrap();
     while !text(&devices.stdout).contains("Connected/Connected") {
-        assert_eq!(child.try_wait().unwrap(), None, "it ended before its disk was changed");
+        assert_eq!(child.try_wait().unwrap(), None, "check ended before its disk was changed");
         devices = pvio().args(["list", "--state-dir"]).arg(&state).output().unwrap();
     }
     let mut set = pvio();
@@ -248,7 +248,7 @@ fn checked_while(disk: &str, change: &str, more: &[&str]) -> Output {
 }
 
 #[test]
-fn limits_are_changed_while_a_disk_is_used() {
+fn set_disk_changes_limits_of_disk_in_use() {
     // With one operation per second, this would take hours.
     is_verified(&checked_while("[iops=1/1]ram:16M", "iops=none", &["--requests", "20000"]));
     let slow = "[latency=3600s]ram:16M";
@@ -256,7 +256,7 @@ fn limits_are_changed_while_a_disk_is_used() {
 }
 
 #[test]
-fn failures_begin_while_a_disk_is_used() {
+fn set_disk_starts_write_failures_on_disk_in_use() {
     let out = checked_while("ram:16M", "fail-writes=1000000", &["--seconds", "3000"]);
     let why = text(&out.stderr);
     assert!(!out.status.success() && why.contains("could not do Write"), "{why}");

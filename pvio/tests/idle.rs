@@ -24,7 +24,7 @@ impl Machine {
         pvio.args(["run", "--state-dir"]).arg(state).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = pvio.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        assert!(lines.any(|line| line.starts_with("ready")), "it ended: {:?}", child.wait());
+        assert!(lines.any(|line| line.starts_with("ready")), "pvio exited: {:?}", child.wait());
         std::thread::spawn(move || lines.for_each(drop));
         let notes = BufReader::new(child.stderr.take().unwrap()).lines();
         Self { child, notes }
@@ -119,7 +119,7 @@ fn image(dir: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_machine_with_twenty_idle_disks_sleeps() {
+fn machine_with_twenty_idle_disks_wakes_only_to_poll_sizes() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let image = image(dir.path());
@@ -143,7 +143,7 @@ fn a_machine_with_twenty_idle_disks_sleeps() {
 }
 
 #[test]
-fn a_guest_may_have_more_than_thirty_disks() {
+fn guest_with_forty_disks_stays_within_descriptor_reservation() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let image = image(dir.path());

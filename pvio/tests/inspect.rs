@@ -36,7 +36,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn a_chain_with_snapshots_is_told() {
+fn inspect_shows_backing_chain_and_snapshots() {
     if !has_qemu_img() {
         return;
     }
@@ -78,7 +78,7 @@ fn broken(path: &Path, words: &[&str], code: i32) {
 }
 
 #[test]
-fn what_is_wrong_is_told_with_what_to_do() {
+fn inspect_reports_problem_with_advice() {
     if !has_qemu_img() {
         return;
     }
@@ -140,7 +140,7 @@ fn what_is_wrong_is_told_with_what_to_do() {
 }
 
 #[test]
-fn foreign_formats_and_files_cut_short_are_told_with_what_to_do() {
+fn inspect_reports_foreign_formats_and_truncated_files_with_advice() {
     if !has_qemu_img() {
         return;
     }
@@ -210,7 +210,7 @@ fn foreign_formats_and_files_cut_short_are_told_with_what_to_do() {
 }
 
 #[test]
-fn who_uses_an_image_is_told() {
+fn inspect_shows_lock_state_of_image() {
     if !has_qemu_img() {
         return;
     }
@@ -244,7 +244,7 @@ fn who_uses_an_image_is_told() {
 
 /// Paths are byte strings everywhere: command line, xenstore, driver domain.
 #[test]
-fn paths_are_bytes_and_image_roots_are_added() {
+fn inspect_and_check_accept_non_utf8_paths_and_image_root_option() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
     if !has_qemu_img() {
@@ -295,7 +295,7 @@ fn paths_are_bytes_and_image_roots_are_added() {
 }
 
 #[test]
-fn a_path_in_no_encoding_is_shown_without_a_loss() {
+fn inspect_shows_non_utf8_path_escaped_and_in_hex() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
     let dir = tempfile::tempdir().unwrap();

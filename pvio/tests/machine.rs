@@ -56,7 +56,7 @@ fn report(out: &Output) -> serde_json::Value {
 }
 
 #[test]
-fn a_check_reads_what_it_wrote() {
+fn check_verifies_written_data_and_requires_overwrite_option() {
     let dir = tempfile::tempdir().unwrap();
     let (image, state) = (scratch(dir.path()), dir.path().join("state"));
     let run = |more: &[&str]| {
@@ -85,7 +85,7 @@ fn a_check_reads_what_it_wrote() {
 }
 
 #[test]
-fn a_check_outlives_its_driver_domain() {
+fn check_continues_after_driver_domain_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     let (image, state) = (scratch(dir.path()), dir.path().join("state"));
     let mut pvio = pvio();
@@ -114,7 +114,7 @@ fn a_check_outlives_its_driver_domain() {
 }
 
 #[test]
-fn a_check_that_is_told_to_stop_leaves_nothing() {
+fn interrupted_check_leaves_no_process_or_socket() {
     let dir = tempfile::tempdir().unwrap();
     let (image, state) = (scratch(dir.path()), dir.path().join("state"));
     let mut pvio = pvio();
@@ -164,7 +164,7 @@ impl Run {
         let mut child = pvio.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let ready = lines.find(|line| line.as_ref().is_ok_and(|line| line.starts_with("ready: ")));
-        assert!(ready.is_some(), "it ended: {:?}", child.wait());
+        assert!(ready.is_some(), "pvio exited: {:?}", child.wait());
         // The rest is read, too, so that the pipe does not fill.
         std::thread::spawn(move || lines.for_each(drop));
         let target = child.id().to_string();
@@ -208,7 +208,7 @@ impl Drop for Run {
 }
 
 #[test]
-fn the_demo_is_served_and_outlives_its_driver_domain() {
+fn demo_is_served_again_after_driver_domain_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let Some(run) = Run::start(&state, None) else { return };
@@ -238,7 +238,7 @@ fn the_demo_is_served_and_outlives_its_driver_domain() {
 }
 
 #[test]
-fn a_guest_that_dies_ends_it_all_with_one_line() {
+fn killed_guest_ends_machine_with_exit_code_1() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let Some(mut run) = Run::start(&state, None) else { return };
@@ -250,7 +250,7 @@ fn a_guest_that_dies_ends_it_all_with_one_line() {
 }
 
 #[test]
-fn what_is_killed_takes_its_domains_with_it() {
+fn killed_launcher_ends_its_domains() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let Some(mut run) = Run::start(&state, None) else { return };
@@ -259,7 +259,7 @@ fn what_is_killed_takes_its_domains_with_it() {
     run.child.wait().unwrap();
     let begin = Instant::now();
     while domain(id, "guest").or(domain(id, "driver")).is_some() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "domains are left");
+        assert!(begin.elapsed() < Duration::from_secs(30), "domains still run");
         sleep(Duration::from_millis(10));
     }
     // The directory can be used again.

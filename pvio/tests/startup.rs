@@ -17,7 +17,7 @@ fn mask(pid: u32, field: &str) -> u64 {
 }
 
 #[test]
-fn signals_ignored_at_start_stay_ignored_and_others_end_it() {
+fn signals_ignored_at_start_stay_ignored_and_others_stop_machine() {
     const HUP: u64 = 1;
     const INT: u64 = 1 << 1;
     const TERM: u64 = 1 << 14;

@@ -27,7 +27,7 @@ fn refused(tmp: &Path, more: &[&str]) -> String {
 }
 
 #[test]
-fn a_directory_that_another_user_prepared_is_refused_and_its_links_are_not_followed() {
+fn state_dir_prepared_by_other_user_is_rejected_and_links_not_followed() {
     let user = rustix::process::geteuid().as_raw();
     let dir = tempfile::tempdir().unwrap();
     let victim = dir.path().join("victim");
@@ -79,7 +79,7 @@ fn a_directory_that_another_user_prepared_is_refused_and_its_links_are_not_follo
 }
 
 #[test]
-fn in_a_user_namespace_the_folder_is_that_of_the_real_user() {
+fn state_dir_in_user_namespace_belongs_to_outer_user() {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
     let user = rustix::process::geteuid();
@@ -109,7 +109,7 @@ fn in_a_user_namespace_the_folder_is_that_of_the_real_user() {
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
     child.wait().unwrap();
     let folder = dir.path().join(format!("pvio-{user}/guest"));
-    let state = state.expect("it says where its state is");
+    let state = state.expect("state directory is printed");
     assert!(state.contains(folder.to_str().unwrap()), "{state}");
     assert!(!dir.path().join("pvio-0").exists());
 }

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slot_counts_are_those_of_the_header() {
+    fn slot_counts_match_xen_headers() {
         // blkif rings of 1 to 32 pages hold 32 to 1024 requests in both ABIs.
         for (order, slots) in [32, 64, 128, 256, 512, 1024].into_iter().enumerate() {
             for slot_size in [112, 108] {
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_geometry_is_refused() {
+    fn invalid_ring_geometry_is_none() {
         for (bytes, slot) in [
             (0, 16),
             (100, 16),

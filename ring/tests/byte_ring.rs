@@ -53,7 +53,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 800, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_byte_arrives_once_in_order(which in 0_usize..2, starts: bool, a in start(), b in start(), steps in steps()) {
+    fn byte_ring_delivers_every_byte_once_in_order(which in 0_usize..2, starts: bool, a in start(), b in start(), steps in steps()) {
         let (input, output, attach_first, attach_second) = interfaces()[which];
         let mem = HeapMemory::pages(1);
         if starts {
@@ -100,7 +100,7 @@ proptest! {
     }
 
     #[test]
-    fn any_indices_move_no_more_than_the_buffer(which in 0_usize..2, words: Vec<(u8, u32, i16)>, len in 0_usize..5000) {
+    fn byte_ring_with_random_indices_moves_at_most_buffer_size(which in 0_usize..2, words: Vec<(u8, u32, i16)>, len in 0_usize..5000) {
         let (input, output, attach, _) = interfaces()[which];
         let mem = HeapMemory::pages(1);
         let mut end = attach(mem.clone()).unwrap();
@@ -168,7 +168,7 @@ fn a_reset_empties_both_streams() {
 }
 
 #[test]
-fn impossible_streams_are_refused() {
+fn byte_ring_with_invalid_layout_is_rejected() {
     let good = CONSOLE_IN;
     for bad in [
         StreamLayout { buffer: 4000, ..good },

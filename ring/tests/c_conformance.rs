@@ -19,12 +19,12 @@ const ITEMS: u64 = 20_000;
 const STARTS: [u32; 3] = [0, 0xffff_ff00, 0xffff_fffd];
 
 #[test]
-fn c_front_end_with_our_back_end() {
+fn c_frontend_exchanges_with_pvio_backend() {
     exchange_all("back ends", "front", our_back_end::<Blk>, our_back_end::<Tx>, our_back_end::<Rx>);
 }
 
 #[test]
-fn our_front_end_with_c_back_end() {
+fn pvio_frontend_exchanges_with_c_backend() {
     exchange_all(
         "front ends",
         "back",
@@ -108,7 +108,7 @@ fn our_front_end<K: Kind>(
         loop {
             while let Some(mut slot) = ring.pop().unwrap() {
                 let n = K::check_response(&mut slot, oldest);
-                assert!(open.remove(&n), "response {n} came twice or unasked");
+                assert!(open.remove(&n), "response {n} is duplicate or without a request");
                 done += 1;
                 while oldest < sent && !open.contains(&oldest) {
                     oldest += 1;

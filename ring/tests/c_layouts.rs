@@ -67,7 +67,7 @@ impl Headers {
 const ABIS: [blkif::Abi; 2] = [blkif::Abi::X86_64, blkif::Abi::X86_32];
 
 #[test]
-fn blkif_structs_are_where_the_header_puts_them() {
+fn blkif_layouts_match_xen_header() {
     for abi in ABIS {
         let Some(c) = Headers::of("blkif layouts", abi) else { return };
         c.check(&[
@@ -162,7 +162,7 @@ fn blkif_structs_are_where_the_header_puts_them() {
 }
 
 #[test]
-fn netif_structs_are_where_the_header_puts_them() {
+fn netif_layouts_match_xen_header() {
     let Some(c) = Headers::of("netif layouts", blkif::Abi::X86_64) else { return };
     use netif::{RxFlags, TxFlags, rsp};
     c.check(&[
@@ -213,7 +213,7 @@ fn netif_structs_are_where_the_header_puts_them() {
 }
 
 #[test]
-fn extra_segments_are_where_the_header_puts_them() {
+fn extra_segment_layouts_match_xen_header() {
     let Some(c) = Headers::of("extra segment layouts", blkif::Abi::X86_64) else { return };
     use netif::{Extra, ExtraKind, GsoKind};
     let kind_of = |bytes: &[u8]| c.field(bytes, "extra.type", 1) as i64;
@@ -248,7 +248,7 @@ fn extra_segments_are_where_the_header_puts_them() {
 }
 
 #[test]
-fn control_messages_are_where_the_header_puts_them() {
+fn control_message_layouts_match_xen_header() {
     let Some(c) = Headers::of("control ring layouts", blkif::Abi::X86_64) else { return };
     use netif::{CtrlRequest, CtrlResponse, CtrlStatus, GrefEntry, HashKind, HashTypes, ctrl_type};
     c.check(&[
@@ -304,7 +304,7 @@ fn control_messages_are_where_the_header_puts_them() {
 }
 
 #[test]
-fn the_toeplitz_hash_is_the_headers() {
+fn toeplitz_hash_matches_xen_header() {
     let Some(c) = Headers::of("the Toeplitz hash", blkif::Abi::X86_64) else { return };
     let key = core::array::from_fn(|i| (i * 37 + 11) as u8);
     let data: [u8; 36] = core::array::from_fn(|i| (i * 91 + 5) as u8);
@@ -315,7 +315,7 @@ fn the_toeplitz_hash_is_the_headers() {
 }
 
 #[test]
-fn rings_have_the_headers_shape() {
+fn ring_layouts_match_xen_header() {
     for abi in ABIS {
         let Some(c) = Headers::of("ring layouts", abi) else { return };
         for pages in 1..=32 {
@@ -358,7 +358,7 @@ fn rings_have_the_headers_shape() {
 }
 
 #[test]
-fn grant_entries_are_where_the_header_puts_them() {
+fn grant_entry_layout_matches_xen_header() {
     let Some(c) = Headers::of("grant table layout", blkif::Abi::X86_64) else { return };
     c.check(&[
         ("grant", v1::ENTRY_SIZE as i64),
@@ -385,7 +385,7 @@ fn grant_entries_are_where_the_header_puts_them() {
 }
 
 #[test]
-fn byte_streams_are_where_the_headers_put_them() {
+fn byte_stream_layouts_match_xen_headers() {
     let Some(c) = Headers::of("byte stream layouts", blkif::Abi::X86_64) else { return };
     for (stream, name, way) in [
         (CONSOLE_IN, "console", "in"),

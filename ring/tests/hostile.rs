@@ -65,7 +65,7 @@ fn scribble(mem: &HeapMemory, step: &Step, victim_reads: usize, consumed: u32, s
             assert!(mem.store_u32(victim_reads, value, Ordering::Relaxed));
         }
         Step::Slot(at, byte) => mem.fill(64 + (at % slots) as usize * 8, 8, byte).unwrap(),
-        _ => unreachable!("not the peer's doing"),
+        _ => unreachable!("index not written by the peer"),
     }
 }
 
@@ -74,7 +74,7 @@ proptest! {
 
     /// A hostile frontend.
     #[test]
-    fn backend_holds_against_any_frontend((slot, pages, start) in geometry(), steps in steps()) {
+    fn backend_ring_is_safe_against_random_frontend((slot, pages, start) in geometry(), steps in steps()) {
         let mem = HeapMemory::pages(pages);
         let _ = FrontRing::init_at(mem.clone(), slot, start).unwrap();
         let mut back = BackRing::attach(mem.clone(), slot).unwrap();
@@ -106,7 +106,7 @@ proptest! {
                                 break;
                             }
                             Err(fault) => {
-                                prop_assert!(!cached && lie, "blamed for {prod} at {taken}");
+                                prop_assert!(!cached && lie, "fault for valid {prod} at {taken}");
                                 let overflow = matches!(fault, RingFault::ProducerOverflow { .. });
                                 prop_assert!(overflow);
                                 prop_assert_eq!(fault.reason(), "ring-producer-overflow");
@@ -145,7 +145,7 @@ proptest! {
 
     /// A hostile backend.
     #[test]
-    fn frontend_holds_against_any_backend((slot, pages, start) in geometry(), steps in steps()) {
+    fn frontend_ring_is_safe_against_random_backend((slot, pages, start) in geometry(), steps in steps()) {
         let mem = HeapMemory::pages(pages);
         let mut front = FrontRing::init_at(mem.clone(), slot, start).unwrap();
         let slots = front.layout().slots();
@@ -160,7 +160,7 @@ proptest! {
                         let lie = !honest(prod, taken, asked.wrapping_sub(taken));
                         match front.pop() {
                             Ok(Some(mut response)) => {
-                                prop_assert!(taken != asked, "an answer to nothing");
+                                prop_assert!(taken != asked, "response without a request");
                                 prop_assert!(cached || !lie);
                                 if !cached {
                                     seen = prod;
@@ -174,7 +174,7 @@ proptest! {
                                 break;
                             }
                             Err(fault) => {
-                                prop_assert!(!cached && lie, "blamed for {prod} at {taken}");
+                                prop_assert!(!cached && lie, "fault for valid {prod} at {taken}");
                                 let overflow = matches!(fault, RingFault::ProducerOverflow { .. });
                                 prop_assert!(overflow);
                                 break;
@@ -216,7 +216,7 @@ proptest! {
 
     /// A backend that attaches to a ring with arbitrary contents.
     #[test]
-    fn attach_believes_only_what_can_be((slot, pages, _) in geometry(), words: [u32; 4], near in 0_u32..1100) {
+    fn attach_accepts_only_possible_indices((slot, pages, _) in geometry(), words: [u32; 4], near in 0_u32..1100) {
         let mem = HeapMemory::pages(pages);
         for near in [None, Some(near)] {
             for (i, word) in words.into_iter().enumerate() {

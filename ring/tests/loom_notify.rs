@@ -191,12 +191,12 @@ mod model {
     }
 
     #[test]
-    fn no_wakeup_is_lost_among_three() {
+    fn no_wakeup_is_lost_with_three_items() {
         one_way(WHOLE, u32::MAX - 1, 3);
     }
 
     #[test]
-    fn no_wakeup_is_lost_across_the_wrap() {
+    fn no_wakeup_is_lost_across_index_wrap() {
         one_way(WHOLE, u32::MAX, 2);
     }
 
@@ -210,37 +210,37 @@ mod model {
 
     #[test]
     #[should_panic(expected = "deadlock")]
-    fn without_the_producers_fence_a_wakeup_is_lost() {
+    fn wakeup_is_lost_without_producer_fence() {
         one_way(Parts { producer_fence: false, ..WHOLE }, 0, 2);
     }
 
     #[test]
     #[should_panic(expected = "deadlock")]
-    fn without_the_consumers_fence_a_wakeup_is_lost() {
+    fn wakeup_is_lost_without_consumer_fence() {
         one_way(Parts { consumer_fence: false, ..WHOLE }, 0, 2);
     }
 
     #[test]
     #[should_panic(expected = "deadlock")]
-    fn without_the_final_check_a_wakeup_is_lost() {
+    fn wakeup_is_lost_without_final_check() {
         one_way(Parts { final_check: false, ..WHOLE }, 0, 2);
     }
 
     #[test]
     #[should_panic(expected = "an item not yet written")]
-    fn without_release_an_item_is_read_too_early() {
+    fn item_is_read_too_early_without_release_store() {
         one_way(Parts { release: false, ..WHOLE }, 0, 2);
     }
 
     #[test]
     #[should_panic(expected = "an item not yet written")]
-    fn without_acquire_an_item_is_read_too_early() {
+    fn item_is_read_too_early_without_acquire_load() {
         one_way(Parts { acquire: false, ..WHOLE }, 0, 2);
     }
 
     #[test]
     #[should_panic(expected = "deadlock")]
-    fn without_a_fence_a_wakeup_is_lost_in_the_bounded_model_too() {
+    fn wakeup_is_lost_without_fence_in_bounded_model() {
         both_ways(Parts { producer_fence: false, ..WHOLE }, u32::MAX, 2);
     }
 }

@@ -83,7 +83,7 @@ impl Direction {
         let old = self.published;
         self.published += count as u64;
         if self.asleep && count > 0 {
-            prop_assert!(notified, "a sleeper is left asleep");
+            prop_assert!(notified, "sleeping side is not woken");
         }
         let asked = (old + 1..=self.published).contains(&self.event);
         prop_assert_eq!(
@@ -213,7 +213,7 @@ impl Machine {
         for i in 0..count {
             prop_assert_eq!(self.back.unanswered() as usize, self.open.len());
             if self.open.is_empty() {
-                prop_assert_eq!(self.back.push(&[0; 8]), Err(Full), "an answer to nothing");
+                prop_assert_eq!(self.back.push(&[0; 8]), Err(Full), "response without a request");
                 break;
             }
             let which = if self.in_order { 0 } else { usize::from(seed ^ i) % self.open.len() };
@@ -329,7 +329,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_item_arrives_once_in_order_and_every_sleeper_is_woken(
+    fn ring_delivers_every_item_once_in_order_and_wakes_sleepers(
         slot_size in prop::sample::select(vec![8_usize, 12, 16, 108, 112]),
         pages in 1_usize..=32,
         start in start(),
@@ -351,7 +351,7 @@ proptest! {
 
 /// Fixed cases: one request at a time, every power-of-two number of pages, across the wrap.
 #[test]
-fn one_at_a_time_across_the_wrap() {
+fn single_requests_pass_across_index_wrap() {
     for pages in [1, 2, 4, 8, 16, 32] {
         for slot_size in [8, 12, 16, 108, 112] {
             let mut machine = Machine::new(slot_size, pages, 0_u32.wrapping_sub(40), true);

@@ -110,7 +110,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
 
     #[test]
-    fn blkif_requests_survive_the_wire(request in blkif_request(), handle: u16) {
+    fn blkif_requests_round_trip(request in blkif_request(), handle: u16) {
         for abi in ABIS {
             let mut raw = [0xee; 112];
             let bytes = request.write(abi, handle, &mut raw);
@@ -121,7 +121,7 @@ proptest! {
     }
 
     #[test]
-    fn blkif_responses_survive_the_wire(id: u64, op: u8, status in -2_i16..=0) {
+    fn blkif_responses_round_trip(id: u64, op: u8, status in -2_i16..=0) {
         let response = blkif::Response { id, op, status: blkif::Status::from_wire(status) };
         for abi in ABIS {
             let mut raw = [0xee; 16];
@@ -133,7 +133,7 @@ proptest! {
     }
 
     #[test]
-    fn a_segment_of_an_indirect_page_is_inside_its_page_or_refused(raw: [u8; 8]) {
+    fn indirect_segment_outside_its_page_is_rejected(raw: [u8; 8]) {
         let inside = raw[4] <= raw[5] && raw[5] < 8;
         let read = blkif::Segment::read(raw);
         prop_assert_eq!(read.is_some(), inside);
@@ -143,7 +143,7 @@ proptest! {
     }
 
     #[test]
-    fn any_blkif_slot_is_a_request_in_good_form_or_refused(raw in blkif_slot()) {
+    fn random_blkif_slot_is_valid_request_or_rejected(raw in blkif_slot()) {
         for abi in ABIS {
             let bytes = &raw[..abi.slot_size()];
             let parsed = through_slot(abi.slot_size(), bytes, |s| blkif::Request::read(s, abi));
@@ -186,7 +186,7 @@ proptest! {
     }
 
     #[test]
-    fn netif_messages_survive_the_wire(
+    fn netif_messages_round_trip(
         gref: u32, offset: u16, flags: u16, id: u16, size: u16, status: i16, extra in extra(),
     ) {
         let tx = netif::TxRequest {
@@ -212,7 +212,7 @@ proptest! {
     }
 
     #[test]
-    fn control_messages_survive_the_wire(
+    fn control_messages_round_trip(
         id: u16, kind in 0_u16..12, data: [u32; 3], status: u32, entry: [u8; 8],
     ) {
         let request = netif::CtrlRequest { id, kind, data };
@@ -235,7 +235,7 @@ proptest! {
     }
 
     #[test]
-    fn any_netif_slot_parses_or_is_refused(raw: [u8; 12], kind in 0_u8..7, gso in 0_u8..4) {
+    fn random_netif_slot_is_parsed_or_rejected(raw: [u8; 12], kind in 0_u8..7, gso in 0_u8..4) {
         let tx = through_slot(12, &raw, netif::TxRequest::read).unwrap();
         // Undefined bits are dropped; all others are preserved.
         let mut same = raw;
@@ -263,7 +263,7 @@ proptest! {
 }
 
 #[test]
-fn indirect_segments_take_the_pages_they_take() {
+fn indirect_request_needs_one_page_per_512_segments() {
     let grefs: Vec<GrantRef> = (100..109).map(GrantRef).collect();
     for (segments, pages) in [(0, 0), (1, 0), (1, 2), (512, 2), (513, 1), (4097, 9), (4097, 8)] {
         assert_eq!(blkif::Indirect::new(segments, &grefs[..pages]), None, "{segments} in {pages}");

@@ -55,7 +55,7 @@ fn frame(vector: &Vector, protocol: u8, tags: usize) -> Vec<u8> {
 }
 
 #[test]
-fn microsofts_vectors() {
+fn toeplitz_hash_matches_microsoft_test_vectors() {
     for vector in &VECTORS {
         let (to, .., plain, with_ports) = *vector;
         let (v6, all) = (to.contains(':'), HashTypes::all());
@@ -76,7 +76,7 @@ fn microsofts_vectors() {
 }
 
 #[test]
-fn what_has_no_hash_and_what_has_no_ports() {
+fn frame_without_matching_type_or_ports_is_hashed_accordingly() {
     let all = HashTypes::all();
     let mut packet = frame(&VECTORS[0], 6, 0);
     assert_eq!(hash_frame(&packet, HashTypes::IPV6 | HashTypes::IPV6_TCP, &KEY), None);

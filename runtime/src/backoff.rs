@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_a_bound_and_end_after_ten_seconds() {
+    fn backoff_grows_to_limit_and_ends_after_ten_seconds() {
         let mut backoff = Backoff::default();
         let pauses: Vec<Duration> = std::iter::from_fn(|| backoff.pause()).collect();
         assert!(pauses.is_sorted());

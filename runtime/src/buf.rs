@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_aligned_buffer_begins_with_a_page_and_has_its_length() {
+    fn page_aligned_buffer_is_aligned_and_keeps_address_when_moved() {
         for len in [1, 4095, 4096, 70_000] {
             let mut buf = PrivateBuf::page_aligned(len);
             assert_eq!((buf.as_slice().len(), IoBuf::len(&buf)), (len, len));

@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn short_sleeps_begin_a_pause_and_what_it_brings_keeps_it() {
+    fn gather_pauses_after_short_sleeps_while_pauses_are_worthwhile() {
         let (mut gather, mut now) = (Gather::default(), Instant::now());
         assert_eq!(gather.decide(now), None);
         assert_eq!(until_a_pause(&mut gather, &mut now, PAUSE / 2), Some(WORTH));
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_that_bring_nothing_become_rare() {
+    fn gather_pauses_that_gain_nothing_become_rare() {
         let (mut gather, mut now) = (Gather::default(), Instant::now());
         gather.decide(now);
         let mut sleeps = WORTH;
@@ -108,12 +108,12 @@ mod tests {
     }
 
     #[test]
-    fn whoever_sleeps_long_or_for_nothing_never_pauses() {
+    fn gather_never_pauses_after_long_or_unrelated_sleeps() {
         let (mut gather, mut now) = (Gather::default(), Instant::now());
         assert_eq!(until_a_pause(&mut gather, &mut now, PAUSE), None);
         for _ in 0..10_000 {
             now += PAUSE / 2;
-            assert_eq!(gather.decide(now), None, "woken by something else");
+            assert_eq!(gather.decide(now), None, "sleep ended by another event");
         }
     }
 }

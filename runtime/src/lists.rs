@@ -151,7 +151,7 @@ mod tests {
     use crate::buf::PrivateBuf;
 
     #[test]
-    fn lists_under_way_are_not_much_larger_than_what_they_hold() {
+    fn lists_in_flight_have_capacity_near_their_length() {
         let mut spare = Spare::<PrivateBuf>::default();
         let mut slots: Vec<_> = (0..64).map(|_| Lists::small()).collect();
         for slot in &mut slots {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_list_is_used_again() {
+    fn large_spare_list_is_reused() {
         let mut spare = Spare::<PrivateBuf>::default();
         let mut slot = Lists::small();
         spare.fit(&mut slot, 256);

@@ -54,18 +54,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_logged_now_and_then_and_counted_whole() {
+    fn log_limit_admits_burst_and_counts_suppressed_lines() {
         let (limit, mut now) = (LogLimit::new(), monotonic());
         let flood = |now| (0..1000).filter_map(|_| limit.admit_at(now)).collect::<Vec<_>>();
         assert_eq!(flood(now), [0; BURST as usize]);
         now += INTERVAL;
-        assert_eq!(flood(now), [1000 - u64::from(BURST)], "and says how many were not");
+        assert_eq!(flood(now), [1000 - u64::from(BURST)], "number of suppressed lines is reported");
         now += INTERVAL / 2;
         assert_eq!(flood(now), []);
         now += INTERVAL / 2;
         assert_eq!(flood(now), [999 + 1000]);
         now += INTERVAL * 3600;
-        assert_eq!(flood(now).len(), BURST as usize, "rest is not saved up");
+        assert_eq!(flood(now).len(), BURST as usize, "unused lines are not accumulated");
         assert_eq!(limit.seen(), 5000);
     }
 }

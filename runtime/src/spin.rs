@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spinning_in_vain_is_given_up_and_comes_back() {
+    fn spin_without_success_stops_and_restarts_after_short_sleep() {
         let mut spin = Spin::default();
         let mut polls = 0;
         for _ in 0..20 {
@@ -106,9 +106,9 @@ mod tests {
             Ok::<_, ()>(false)
         })
         .unwrap();
-        assert_eq!(polls, 0, "given up");
+        assert_eq!(polls, 0, "spinning was stopped");
         spin.sleeping();
-        assert_eq!(spin.until(|| Ok::<_, ()>(true)), Ok(true), "a short sleep brings it back");
+        assert_eq!(spin.until(|| Ok::<_, ()>(true)), Ok(true), "short sleep restarts spinning");
     }
 
     #[test]
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn spinning_that_short_sleeps_bring_back_in_vain_becomes_rare() {
+    fn spin_restarted_without_success_becomes_rare() {
         let mut spin = Spin::default();
         let mut spun = 0;
         for _ in 0..10_000 {
@@ -145,7 +145,7 @@ mod tests {
             }
             spin.sleeping();
         }
-        assert_eq!(polls, 1, "it is tried again, however rarely");
+        assert_eq!(polls, 1, "spinning is still tried rarely");
         assert_eq!(spin.doubt, 1);
     }
 }

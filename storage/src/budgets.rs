@@ -77,7 +77,7 @@ mod tests {
     use alloc::vec::Vec;
 
     #[test]
-    fn guest_has_one_budget_for_all_its_disks_within_that_of_the_process() {
+    fn disks_of_guest_share_one_budget_within_process_budget() {
         let budgets = MappingBudgets::new(10, 6);
         let [disk, another] = [(); 2].map(|()| budgets.guest(DomId(1)));
         let taken: Vec<_> =
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn default_leaves_half_of_the_kernels_bound_and_is_one_for_the_process() {
+    fn default_budget_is_half_of_kernel_map_limit_and_shared_by_process() {
         let usual = MappingBudgets::default();
         assert_eq!((usual.process.most(), usual.each), (most_maps() / 2, most_maps() / 4));
         assert!(Arc::ptr_eq(&usual.process, &MappingBudgets::default().process));

@@ -99,7 +99,7 @@ fn allocations(path: DataPath, warm_up: u64, rounds: u64) -> u64 {
 }
 
 #[test]
-fn a_queue_that_has_warmed_up_allocates_nothing_for_a_request_on_any_data_path() {
+fn warm_queue_allocates_nothing_per_request_on_every_data_path() {
     const ROUNDS: u64 = 64;
     // A list may still have to grow beyond its previous maximum. This happens only a few times,
     // while one allocation for each request of any kind would be hundreds.

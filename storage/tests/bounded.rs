@@ -68,7 +68,7 @@ fn open_within(spec: &Spec, most: Cost) -> [Result<(), ImageError>; 3] {
 /// Checks that an image is rejected in each way, within a cost.
 fn refused_within(spec: &Spec, most: Cost) {
     for result in open_within(spec, most) {
-        assert!(result.is_err(), "{spec} is served");
+        assert!(result.is_err(), "{spec} was opened");
     }
 }
 
@@ -143,7 +143,7 @@ fn qcow2(path: &Path) -> Spec {
 }
 
 #[test]
-fn ordinary_images_of_any_size_are_opened_with_few_reads() {
+fn ordinary_image_of_any_size_opens_with_few_reads() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -168,7 +168,7 @@ fn ordinary_images_of_any_size_are_opened_with_few_reads() {
 }
 
 #[test]
-fn counts_are_read_in_large_parts() {
+fn qcow2_refcounts_are_read_in_large_blocks() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = 2u64 << 20;
     // The only block of counts has the last cluster in use, bit by bit.
@@ -190,7 +190,7 @@ fn counts_are_read_in_large_parts() {
 }
 
 #[test]
-fn a_table_that_is_named_again_and_again_is_visited_once() {
+fn qcow2_table_referenced_many_times_is_visited_once() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = 1u64 << 16;
     // A million first-level entries refer to one second-level table, whose entries all refer to one
@@ -224,7 +224,7 @@ fn a_table_that_is_named_again_and_again_is_visited_once() {
         ];
         let path = file(dir.path(), "again", 40 << 20, &parts);
         let most = Cost { reads: 5000, bytes: 64 << 20, memory: MOST.memory };
-        open_within(&qcow2(&path), most)[2].as_ref().expect("its counts can be raised");
+        open_within(&qcow2(&path), most)[2].as_ref().expect("refcounts can be repaired");
     }
     // The maximum number of tables, none of which exists.
     let mut names = Vec::new();
@@ -240,11 +240,11 @@ fn a_table_that_is_named_again_and_again_is_visited_once() {
 
 fn refused_when_written(path: &Path) {
     let [_, _, written] = open_within(&qcow2(path), MOST);
-    assert!(written.is_err(), "{path:?} is served");
+    assert!(written.is_err(), "{path:?} was opened for writing");
 }
 
 #[test]
-fn a_qcow2_header_that_names_too_much_is_refused() {
+fn qcow2_header_with_oversized_tables_is_rejected_at_bounded_cost() {
     let dir = tempfile::tempdir().unwrap();
     let huge = 1u64 << 40;
     let small = Cost { reads: 4000, bytes: 64 << 20, memory: 40 << 20 };
@@ -280,7 +280,7 @@ fn a_qcow2_header_that_names_too_much_is_refused() {
 }
 
 #[test]
-fn a_qcow2_whose_counts_are_everywhere_is_bounded() {
+fn qcow2_with_scattered_refcount_blocks_opens_at_bounded_cost() {
     let dir = tempfile::tempdir().unwrap();
     for (bits, order) in [(9, 0), (9, 6), (12, 4), (16, 6), (21, 0), (21, 6)] {
         // A table of maximum length, in which each entry refers to its own block, and a file of
@@ -303,7 +303,7 @@ fn a_qcow2_whose_counts_are_everywhere_is_bounded() {
 }
 
 #[test]
-fn a_chain_costs_no_more_than_one() {
+fn long_backing_chain_is_rejected_at_bounded_cost() {
     let dir = tempfile::tempdir().unwrap();
     let mut below: Option<String> = None;
     // Each image has a table of half a MiB, extensions, and 2 MiB of counts.
@@ -343,7 +343,7 @@ fn summed(mut bytes: Vec<u8>, at: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_vhd_of_many_blocks_is_refused() {
+fn vhd_with_too_many_blocks_is_rejected_at_bounded_cost() {
     let dir = tempfile::tempdir().unwrap();
     let size = 2040u64 << 30;
     for block in [4096u32, 65536, 2 << 20] {
@@ -395,7 +395,7 @@ fn vmdk(sectors: u64, grain: u64, entries: u32, directory: u64, unclean: bool) -
 }
 
 #[test]
-fn a_vmdk_of_many_grains_is_bounded() {
+fn vmdk_with_many_grains_opens_at_bounded_cost() {
     let dir = tempfile::tempdir().unwrap();
     for (sectors, grain, entries) in [
         (1 << 26, 1, 1),
@@ -420,7 +420,7 @@ fn a_vmdk_of_many_grains_is_bounded() {
 }
 
 #[test]
-fn a_vmdk_descriptor_that_names_too_much_is_refused() {
+fn vmdk_descriptor_with_too_many_extents_is_rejected_at_bounded_cost() {
     let dir = tempfile::tempdir().unwrap();
     let extents = "RW 1 FLAT \"flat\" 0\n".repeat(50_000);
     let text = format!(

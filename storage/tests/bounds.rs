@@ -112,25 +112,25 @@ fn sparse(dir: &Path) -> String {
 }
 
 #[test]
-fn queue_of_a_raw_disk_is_bounded() {
+fn queue_of_raw_disk_uses_bounded_memory() {
     let dir = tempfile::tempdir().unwrap();
     check("raw", &format!("raw:{}", sparse(dir.path())), true);
 }
 
 #[test]
-fn queue_of_a_disk_in_memory_is_bounded() {
+fn queue_of_ram_disk_uses_bounded_memory() {
     // Writes would count the disk's own memory.
     check("ram", &format!("ram:{DISK}"), false);
 }
 
 #[test]
-fn queue_of_an_overlay_is_bounded() {
+fn queue_of_overlay_uses_bounded_memory() {
     let dir = tempfile::tempdir().unwrap();
     check("overlay", &format!("overlay:raw:{}", sparse(dir.path())), true);
 }
 
 #[test]
-fn queue_of_every_format_is_bounded() {
+fn queue_of_every_image_format_uses_bounded_memory() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -152,7 +152,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn queue_of_a_network_disk_is_bounded() {
+fn queue_of_nbd_disk_uses_bounded_memory() {
     if !has("qemu-nbd", "qemu-utils") {
         return;
     }

@@ -163,7 +163,7 @@ fn rounds(usual: u32) -> u32 {
 }
 
 #[test]
-fn a_broken_image_ends_with_an_answer() {
+fn damaged_image_is_served_or_rejected_without_panic() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -185,8 +185,8 @@ fn a_broken_image_ends_with_an_answer() {
         std::fs::write(path, &sample.bytes).unwrap();
     }
     let held_off = panics("the end");
-    eprintln!("{refused} refused, {served} served; {held_off} panics of the library held off");
-    assert!(refused > 100 && served > 100, "{refused} refused, {served} served");
+    eprintln!("{refused} rejected, {served} served; {held_off} panics of the library caught");
+    assert!(refused > 100 && served > 100, "{refused} rejected, {served} served");
 }
 
 /// The samples of QEMU's tests that pvio supports, and the sizes of their disks in bytes. For the
@@ -205,7 +205,7 @@ const SMALL: u64 = 4 << 20;
 /// Samples of supported formats are served, with the bytes that QEMU reads; all others are rejected
 /// in every supported format. Then all of them are damaged and tried again.
 #[test]
-fn qemus_own_samples_are_served_or_refused() {
+fn qemu_sample_images_are_served_or_rejected_without_panic() {
     let Some(samples) = std::env::var_os("PVIO_QEMU_SAMPLES").map(PathBuf::from) else {
         return println!(
             "SKIPPED: no sample images of QEMU's; `cargo xtask test unit` fetches them, or name a \
@@ -262,7 +262,7 @@ fn qemus_own_samples_are_served_or_refused() {
         }
         std::fs::remove_file(&copy).unwrap();
     }
-    eprintln!("{damaged} damaged ones");
+    eprintln!("{damaged} damaged images");
 }
 
 /// Compares parts of a disk with the conversion of the image by `qemu-img`.

@@ -21,7 +21,7 @@ const LEN: usize = 12288;
 /// Returns the sector of the write with this number: different ones, in no particular order.
 fn place(number: u64) -> u64 {
     const PLACES: u64 = SECTORS / 24;
-    assert!(number < PLACES, "a number comes back to another's place");
+    assert!(number < PLACES, "block number at a wrong offset");
     number * 7919 % PLACES * 24
 }
 
@@ -63,11 +63,11 @@ fn write_on(disk: &str) -> ! {
         all(&mut engine, &[(Io::Flush, None)]);
         println!("flushed {}", numbers.end);
     }
-    unreachable!("it is killed");
+    unreachable!("process is killed");
 }
 
 #[test]
-fn a_flush_outlives_its_process() {
+fn flushed_data_survives_killed_process_in_every_format() {
     if let Ok(disk) = std::env::var(DISK) {
         write_on(&disk);
     }
@@ -89,7 +89,11 @@ fn a_flush_outlives_its_process() {
             tool("qemu-img", &["create", "-f", word, "-o", options, text(&path), "32M"]);
             let disk = format!("{kind}:{}", text(&path));
             let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "a_flush_outlives_its_process", "--nocapture"])
+                .args([
+                    "--exact",
+                    "flushed_data_survives_killed_process_in_every_format",
+                    "--nocapture",
+                ])
                 .env(DISK, &disk)
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
@@ -145,7 +149,7 @@ fn check(spec: &Spec, flushed: u64) {
 }
 
 #[test]
-fn counts_that_are_too_low_are_raised_before_anything_is_written() {
+fn dirty_qcow2_refcounts_are_repaired_before_first_write() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -166,12 +170,12 @@ fn counts_that_are_too_low_are_raised_before_anything_is_written() {
         bytes[block + 1..block + 1000].fill(0);
         std::fs::write(&path, &bytes).unwrap();
         let check = Command::new("qemu-img").args(["check", text(&path)]).output().unwrap();
-        assert_eq!(check.status.code(), Some(2), "it is broken");
+        assert_eq!(check.status.code(), Some(2), "qemu-img check finds errors before the repair");
         // Reading needs no counts, and opening for writing repairs them.
         let spec: Spec = format!("qcow2:{}", text(&path)).parse().unwrap();
         let read = ImageOptions { read_only: true, direct: false };
         drop(open(&spec, read).unwrap());
-        assert!(std::fs::read(&path).unwrap() == bytes, "it was only read");
+        assert!(std::fs::read(&path).unwrap() == bytes, "image changed although it was only read");
         let image = open(&spec, ImageOptions::default()).unwrap();
         let mut engine = image.engine::<HeapMemory>(8).unwrap();
         for number in 0..100 {

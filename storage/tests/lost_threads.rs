@@ -38,7 +38,7 @@ impl Subscriber for Panics {
         // panic there would end the process.
         let unwinds = std::thread::panicking();
         if matches!(thread.name(), Some("disk" | "nbd" | "flush")) && !unwinds {
-            panic!("a mistake in {:?}, for a test", thread.name());
+            panic!("injected panic in {:?}", thread.name());
         }
     }
 
@@ -61,7 +61,7 @@ fn read(engine: &mut DiskEngine<HeapMemory>, sector: u64) -> Result<(), EngineEr
 }
 
 #[test]
-fn operations_of_a_pool_whose_threads_have_panicked_are_lost() {
+fn operations_of_panicked_thread_pool_complete_as_lost() {
     if !has("qemu-img", "qemu-utils") || !has("qemu-io", "qemu-utils") {
         return;
     }
@@ -118,7 +118,7 @@ fn nbd(dir: &Path, answer: u32) -> String {
 }
 
 #[test]
-fn operations_of_a_network_block_device_whose_thread_has_panicked_are_lost() {
+fn operations_of_panicked_nbd_thread_complete_as_lost() {
     let dir = tempfile::tempdir().unwrap();
     let (_image, mut engine) = open(&nbd(dir.path(), 0));
     for attempt in 0..3 {
@@ -128,7 +128,7 @@ fn operations_of_a_network_block_device_whose_thread_has_panicked_are_lost() {
 }
 
 #[test]
-fn flushes_of_a_thread_that_has_panicked_are_lost() {
+fn flushes_of_panicked_thread_complete_as_lost_and_mark_flush_failed() {
     const EIO: u32 = 5;
     let dir = tempfile::tempdir().unwrap();
     let (image, mut engine) = open(&nbd(dir.path(), EIO));

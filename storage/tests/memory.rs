@@ -97,7 +97,10 @@ fn most_held(path: DataPath, shape: Shape, pages: usize) -> usize {
         let begin = Instant::now();
         let mut left = QUEUES * slots;
         while left > 0 {
-            assert!(begin.elapsed() < Duration::from_secs(300), "{left} requests are not answered");
+            assert!(
+                begin.elapsed() < Duration::from_secs(300),
+                "{left} requests without a response"
+            );
             for queue in &mut queues {
                 let mut done = Vec::new();
                 let each = |slot, _, status| {
@@ -120,7 +123,7 @@ fn most_held(path: DataPath, shape: Shape, pages: usize) -> usize {
 const CASE: &str = "PVIO_TEST_MEMORY_CASE";
 
 #[test]
-fn a_queue_holds_no_more_than_16_mib_at_the_deepest_ring() {
+fn queue_with_deepest_ring_uses_at_most_16_mib() {
     // As many pages as all slots may use together, and requests that need far more than the limit.
     let cases =
         DataPath::ALL.map(|path| [(11, 4), (20, 20)].map(|(slot, pages)| (path, slot, pages)));
@@ -137,7 +140,7 @@ fn a_queue_holds_no_more_than_16_mib_at_the_deepest_ring() {
         assert!(held > least, "{path}, {pages} pages: only {held} bytes a queue");
         return;
     }
-    let name = "a_queue_holds_no_more_than_16_mib_at_the_deepest_ring";
+    let name = "queue_with_deepest_ring_uses_at_most_16_mib";
     for case in 0..cases.len() {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", name, "--nocapture"]).env(CASE, case.to_string());
@@ -145,6 +148,6 @@ fn a_queue_holds_no_more_than_16_mib_at_the_deepest_ring() {
         let said = String::from_utf8_lossy(&out.stdout);
         print!("{said}");
         assert!(out.status.success(), "{said}{}", String::from_utf8_lossy(&out.stderr));
-        assert!(said.contains("KiB a queue"), "the case was not run: {said}");
+        assert!(said.contains("KiB a queue"), "case was not run: {said}");
     }
 }

@@ -10,7 +10,7 @@ use pvio_storage::engine::wait::{WaitEngine, Waiting};
 use std::sync::Arc;
 
 #[test]
-fn threads_that_finish_at_any_moment_are_all_heard() {
+fn completions_of_concurrent_threads_are_all_reaped() {
     const DEPTH: u32 = 12;
     let disk = Arc::new(RamDisk::new(1 << 20).unwrap());
     let pool: Arc<dyn Executor> = Arc::new(ThreadPool::start("t", 4, disk.clone()).unwrap());
@@ -44,7 +44,7 @@ impl Executor for Answers {
 }
 
 #[test]
-fn a_read_that_failed_leaves_the_guests_memory_alone_and_segments_come_back() {
+fn failed_offloaded_read_leaves_guest_memory_and_returns_segments() {
     let answer = |mut job: Job| {
         let write = matches!(job.io, Io::Write { .. });
         if write {
@@ -80,7 +80,7 @@ fn a_read_that_failed_leaves_the_guests_memory_alone_and_segments_come_back() {
 }
 
 #[test]
-fn a_job_that_nobody_finishes_fails_as_lost() {
+fn dropped_job_completes_as_lost() {
     let geometry = RamDisk::new(1 << 20).unwrap().geometry(false);
     let mut engine =
         Offload::<HeapMemory>::new(Arc::new(Answers(drop)), geometry, 1, &Arc::default()).unwrap();
@@ -92,7 +92,7 @@ fn a_job_that_nobody_finishes_fails_as_lost() {
 }
 
 #[test]
-fn load_counts_what_is_elsewhere_until_it_is_back_or_the_queue_is_gone() {
+fn load_counts_jobs_until_reaped_or_queue_is_dropped() {
     /// Holds the jobs it receives.
     #[derive(Default)]
     struct Keeps(std::sync::Mutex<Vec<Job>>);

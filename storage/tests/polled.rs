@@ -20,7 +20,7 @@ fn open(options: &str, path: &Path) -> Result<Image, ImageError> {
 }
 
 fn refusal(options: &str, path: &Path) -> (&'static str, String) {
-    let error = open(options, path).expect_err("it is refused");
+    let error = open(options, path).expect_err("image was opened");
     let words = format!("{}; {}", Report(&error), error.remedy().unwrap_or_default());
     (error.code(), words)
 }
@@ -57,7 +57,7 @@ fn devices() -> Vec<PathBuf> {
 }
 
 #[test]
-fn what_goes_through_the_page_cache_is_refused() {
+fn iopoll_with_buffered_io_or_ram_disk_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     for options in ["io=iopoll", "io=iopoll,buffered"] {
         let (code, words) = refusal(options, &file(dir.path(), true));
@@ -65,14 +65,14 @@ fn what_goes_through_the_page_cache_is_refused() {
         assert!(words.contains("write [io=iopoll,direct]"), "{words}");
     }
     let ram = Image::open_as(&"[io=iopoll,direct]ram:1M".parse::<Disk>().unwrap());
-    let error = ram.expect_err("it is no file");
+    let error = ram.expect_err("iopoll on a RAM disk");
     assert_eq!(error.code(), "image-io-mode");
     assert!(error.to_string().contains("only for raw disks"), "{error}");
 }
 
 /// Detected by the trial read: memory is not a device.
 #[test]
-fn a_file_system_that_cannot_be_polled_is_refused() {
+fn iopoll_on_file_system_without_polling_is_rejected() {
     let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
         return println!("SKIPPED: no /dev/shm; mount a tmpfs there");
     };
@@ -90,7 +90,7 @@ fn a_file_system_that_cannot_be_polled_is_refused() {
 
 /// Without poll queues the file is rejected; with them, data is written and read back.
 #[test]
-fn a_file_is_polled_or_refused_with_and_without_data_in_it() {
+fn iopoll_file_is_served_or_rejected_with_advice() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     for data in [true, false] {
         let path = file(dir.path(), data);
@@ -116,7 +116,7 @@ fn a_file_is_polled_or_refused_with_and_without_data_in_it() {
 
 /// Only read: their contents do not belong to the test.
 #[test]
-fn a_device_is_read_by_polling_as_it_is_read_without() {
+fn iopoll_device_reads_same_data_as_without_polling() {
     let devices = devices();
     if devices.is_empty() {
         return println!(

@@ -160,7 +160,7 @@ fn one(engine: &mut DiskEngine<HeapMemory>, io: Io) -> Result<(), EngineError> {
 }
 
 #[test]
-fn operation_that_is_interrupted_is_done_again_and_not_something_else() {
+fn interrupted_operation_is_retried_as_same_operation() {
     let Some(mounted) = Mounted::new(vec![OLD; 1 << 20]) else { return };
     let image = mounted.open("raw");
     let mut engine = image.engine::<HeapMemory>(8).unwrap();
@@ -193,11 +193,11 @@ fn operation_that_is_interrupted_is_done_again_and_not_something_else() {
             }
         }
     }
-    assert!(!image.flush_failed(), "an interruption is no failure");
+    assert!(!image.flush_failed(), "interrupted flush is not counted as a failure");
 }
 
 #[test]
-fn flush_after_a_failed_one_fails_on_every_engine_of_the_image() {
+fn flush_after_failed_flush_fails_on_every_engine_of_image() {
     for options in ["", "direct"] {
         let Some(mounted) = Mounted::new(vec![OLD; 1 << 20]) else { return };
         let image = mounted.open(&format!("[{options}]raw"));
@@ -210,7 +210,11 @@ fn flush_after_a_failed_one_fails_on_every_engine_of_the_image() {
         assert!(image.flush_failed());
         for engine in [&mut second, &mut first] {
             assert_eq!(one(engine, Io::Flush), Err(EngineError::Os(EIO)));
-            assert_eq!(one(engine, Io::Write { sector: 8 }), Ok(()), "data still moves");
+            assert_eq!(
+                one(engine, Io::Write { sector: 8 }),
+                Ok(()),
+                "write succeeds after a failed flush"
+            );
         }
         let flushes = mounted.log().into_iter().filter(|(what, _)| *what == "fsync");
         assert_eq!(flushes.collect::<Vec<_>>(), [("fsync", EIO)]);
@@ -218,7 +222,7 @@ fn flush_after_a_failed_one_fails_on_every_engine_of_the_image() {
 }
 
 #[test]
-fn flush_fails_in_an_image_whose_predecessor_saw_one_fail() {
+fn flush_of_image_marked_failed_by_predecessor_fails() {
     let Some(mounted) = Mounted::new(vec![OLD; 1 << 20]) else { return };
     let image = mounted.open("raw");
     image.mark_flush_failed();
@@ -244,7 +248,7 @@ const FORMATS: [(&str, &[&str]); 3] = [
 ];
 
 #[test]
-fn failed_flush_is_remembered_in_every_format() {
+fn failed_flush_fails_later_flushes_in_every_format() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -266,7 +270,7 @@ fn failed_flush_is_remembered_in_every_format() {
 }
 
 #[test]
-fn flush_that_fails_inside_a_write_fails_the_flushes_after_it() {
+fn failed_flush_inside_write_fails_later_flushes() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -278,6 +282,6 @@ fn flush_that_fails_inside_a_write_fails_the_flushes_after_it() {
     // A new block: its footer is flushed first.
     mounted.host(|host| host.fsync = vec![EIO]);
     assert_eq!(one(&mut engine, Io::Write { sector: 8 }), Err(EngineError::Os(EIO)));
-    assert!(image.flush_failed(), "known before the guest flushes");
+    assert!(image.flush_failed(), "failure is recorded before the next flush");
     assert_eq!(one(&mut engine, Io::Flush), Err(EngineError::Os(EIO)));
 }

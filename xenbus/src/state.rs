@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_round_trip_and_the_rest_is_unknown() {
+    fn xenbus_state_text_round_trips_and_invalid_text_is_unknown() {
         for state in XenbusState::ALL {
             assert_eq!(XenbusState::parse(Some(state.text().as_bytes())), state);
             assert_eq!(XenbusState::from_number(u32::from(state.number())), state);

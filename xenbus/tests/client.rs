@@ -35,7 +35,7 @@ fn read_answered_by(bytes: Vec<u8>) -> (Client, Result<Vec<u8>, XsError>, UnixSt
 }
 
 #[test]
-fn an_event_that_came_with_an_answer_is_there_at_once() {
+fn events_received_with_response_are_available_immediately() {
     let read = Op::Read.code();
     let bytes = [event("/before"), message(read, 1, b"v"), event("/after")].concat();
     let (mut client, answer, _open) = read_answered_by(bytes);
@@ -46,7 +46,7 @@ fn an_event_that_came_with_an_answer_is_there_at_once() {
 }
 
 #[test]
-fn refusals_leave_the_connection_and_breaches_end_it() {
+fn error_response_keeps_connection_and_protocol_violation_ends_it() {
     let (read, error) = (Op::Read.code(), Op::Error.code());
     let (client, answer, mut server) = read_answered_by(message(error, 1, b"ENOSPC\0"));
     assert_eq!(answer.unwrap_err().errno(), Some(XsErrno::NoSpc));
@@ -58,7 +58,7 @@ fn refusals_leave_the_connection_and_breaches_end_it() {
     assert_eq!(
         answer.unwrap_err().errno(),
         Some(XsErrno::Inval),
-        "an unknown word is a refusal too"
+        "unknown error name is returned as EINVAL"
     );
 
     let oversize = Header { kind: read, req_id: 1, tx_id: 0, len: 4097 }.emit().to_vec();
@@ -71,7 +71,7 @@ fn refusals_leave_the_connection_and_breaches_end_it() {
     ] {
         let (mut client, answer, _open) = read_answered_by(breach.clone());
         assert!(matches!(answer, Err(XsError::Protocol(_))), "{breach:?}: {answer:?}");
-        assert_eq!(client.read("/x"), answer, "and it stays so");
+        assert_eq!(client.read("/x"), answer, "error of the connection is permanent");
         assert!(matches!(client.poll_event(), Err(XsError::Protocol(_))));
     }
     // A response without a request.
@@ -82,7 +82,7 @@ fn refusals_leave_the_connection_and_breaches_end_it() {
 }
 
 #[test]
-fn the_end_comes_after_the_events_before_it() {
+fn closed_connection_is_reported_after_earlier_events() {
     let (mut client, answer, server) =
         read_answered_by([event("/last"), message(Op::Read.code(), 1, b"")].concat());
     answer.unwrap();
@@ -97,7 +97,7 @@ fn the_end_comes_after_the_events_before_it() {
 
 /// A server that fills the client's socket before it reads the request must not cause a deadlock.
 #[test]
-fn a_flood_of_events_is_taken_in_and_bounded() {
+fn event_flood_before_response_does_not_block_and_is_bounded() {
     let (mine, mut theirs) = UnixStream::pair().unwrap();
     let server = std::thread::spawn(move || {
         for i in 0..100_000 {
@@ -115,11 +115,11 @@ fn a_flood_of_events_is_taken_in_and_bounded() {
     while client.poll_event().unwrap().is_some() {
         count += 1;
     }
-    assert_eq!(count, EVENT_LIMIT, "no watch is known to collapse the rest into");
+    assert_eq!(count, EVENT_LIMIT, "events are limited without a matching watch");
 }
 
 #[test]
-fn the_descriptor_tells_of_events() {
+fn client_descriptor_is_readable_while_event_is_pending() {
     let (mine, mut theirs) = UnixStream::pair().unwrap();
     let mut client = Client::from_stream(mine).unwrap();
     let ready = |client: &Client| {

@@ -75,12 +75,12 @@ impl BackendClass for Class {
     }
 
     fn resumable(&mut self, _: &mut dyn Xenstore, _: &BackendContext) -> Result<(), Fault> {
-        assert!(!self.forgotten.get(), "a session that was forgotten before");
-        self.unresumable.get().map_or(Ok(()), |code| Err(Fault::new(code, "the test's")))
+        assert!(!self.forgotten.get(), "session was forgotten twice");
+        self.unresumable.get().map_or(Ok(()), |code| Err(Fault::new(code, "injected failure")))
     }
 
     fn connect(&mut self, _: &mut dyn Xenstore, _: &BackendContext) -> Result<Poll<()>, Fault> {
-        assert_eq!(self.prepared.get(), 1, "connected before it was prepared");
+        assert_eq!(self.prepared.get(), 1, "connect before prepare");
         self.connected.set(true);
         Ok(self.poll("connect"))
     }
@@ -105,14 +105,14 @@ impl BackendClass for Class {
     }
 
     fn release(&mut self) -> Poll<()> {
-        assert!(!self.connected.get(), "released while it serves");
+        assert!(!self.connected.get(), "release while connected");
         let outcome = self.poll("release");
         self.released.set(outcome.is_ready());
         outcome
     }
 
     fn fault(&mut self) -> Option<Fault> {
-        self.fails.take().then(|| Fault::new("test", "serving has ended"))
+        self.fails.take().then(|| Fault::new("test", "injected serving fault"))
     }
 }
 
@@ -176,17 +176,17 @@ impl Bench {
 }
 
 #[test]
-fn with_scripts_the_offer_comes_first_and_nothing_is_served_before_the_script_is_done() {
+fn backend_with_hotplug_script_offers_first_and_connects_after_script() {
     let mut b = Bench::new(HotplugMode::Scripts);
     assert_eq!(b.step(), Life::Alive);
-    assert_eq!(b.state(), XenbusState::InitWait, "xl waits for this before it runs the script");
+    assert_eq!(b.state(), XenbusState::InitWait, "state before the hotplug script runs");
     b.frontend(XenbusState::Initialised);
     b.step();
     assert_eq!((b.state(), b.class.prepared.get()), (XenbusState::InitWait, 0));
 
     while b.world.back.poll_event().unwrap().is_some() {}
     b.script_says(&Hotplug::Connected);
-    let event = b.world.back.poll_event().unwrap().expect("the script's word is watched for");
+    let event = b.world.back.poll_event().unwrap().expect("hotplug-status is watched");
     assert_eq!(event.token, b.driver.token());
     b.step();
     assert_eq!((b.state(), b.class.connected.get()), (XenbusState::Connected, true));
@@ -215,17 +215,17 @@ impl Xenstore for Contended<'_> {
 }
 
 #[test]
-fn a_guest_that_interferes_with_every_offer_loses_its_own_device_and_no_other() {
+fn offer_with_endless_conflicts_closes_only_its_device() {
     let mut b = Bench::new(HotplugMode::Plain);
     let alive = b.driver.step(&mut Contended(&mut b.world.back, TRANSACTION_RETRIES));
-    assert_eq!(alive, Ok(Life::Alive), "the connection to xenstore is as good as before");
+    assert_eq!(alive, Ok(Life::Alive), "xenstore connection is still usable");
     assert_eq!(b.state(), XenbusState::Closed);
     let why = read_error(&mut b.world.dom0, &b.back).unwrap().expect("a reason");
     assert!(why.contains("a conflict at every attempt"), "{why}");
 }
 
 #[test]
-fn a_failed_script_closes_the_device_with_its_reason() {
+fn failed_hotplug_script_closes_device_with_its_reason() {
     let mut b = Bench::new(HotplugMode::Scripts);
     b.step();
     b.frontend(XenbusState::Initialised);
@@ -237,7 +237,7 @@ fn a_failed_script_closes_the_device_with_its_reason() {
 }
 
 #[test]
-fn without_scripts_nobody_is_waited_for() {
+fn backend_without_hotplug_script_connects_immediately() {
     for hotplug_mode in [HotplugMode::Plain, HotplugMode::DriverDomain] {
         let mut b = Bench::new(hotplug_mode);
         b.frontend(XenbusState::Initialised);
@@ -247,7 +247,7 @@ fn without_scripts_nobody_is_waited_for() {
 }
 
 #[test]
-fn a_device_that_is_gone_is_left_closed_for_the_toolstack_to_see() {
+fn removed_device_is_left_in_closed_state_for_toolstack() {
     for hotplug_mode in [HotplugMode::Plain, HotplugMode::Scripts, HotplugMode::DriverDomain] {
         let mut b = Bench::new(hotplug_mode);
         b.script_says(&Hotplug::Connected);
@@ -262,14 +262,14 @@ fn a_device_that_is_gone_is_left_closed_for_the_toolstack_to_see() {
 }
 
 #[test]
-fn a_driver_domain_may_remove_what_is_its_own() {
+fn driver_domain_removes_its_own_backend_directory() {
     let mut b = Bench::new(HotplugMode::DriverDomain);
     remove_backend(&mut b.world.back, b.driver.addr()).unwrap();
     assert_eq!(b.world.dom0.read_opt(&format!("{}/state", b.back)).unwrap(), None);
 }
 
 #[test]
-fn kinds_of_backend_have_a_directory_each_and_share_their_class_of_frontends() {
+fn backend_kinds_have_own_directories_and_share_frontend_class() {
     for kind in BackendKind::ALL {
         let addr = DeviceAddr::new(kind, BACK, FRONT, 7);
         let path = addr.backend_path();
@@ -281,7 +281,7 @@ fn kinds_of_backend_have_a_directory_each_and_share_their_class_of_frontends() {
 }
 
 #[test]
-fn a_session_is_taken_over_without_a_word_in_xenstore() {
+fn session_taken_over_writes_no_xenstore_state() {
     let mut b = Bench::new(HotplugMode::Scripts);
     b.script_says(&Hotplug::Connected);
     b.frontend(XenbusState::Initialised);
@@ -296,11 +296,11 @@ fn a_session_is_taken_over_without_a_word_in_xenstore() {
     while b.world.front.poll_event().unwrap().is_some() {}
     b.step();
     assert_eq!((b.class.connected.get(), b.driver.state()), (true, XenbusState::Connected));
-    assert_eq!(b.world.front.poll_event().unwrap(), None, "the frontend heard of it");
+    assert_eq!(b.world.front.poll_event().unwrap(), None, "frontend got an event of the takeover");
 }
 
 #[test]
-fn backends_that_went_with_their_domain_are_made_again_from_what_libxl_keeps() {
+fn backends_of_restarted_driver_domain_are_recreated_from_libxl_keys() {
     let mut b = Bench::new(HotplugMode::DriverDomain);
     let (addr, kept) = (b.driver.addr(), "/libxl/5/device/vbd/51712");
     let dom0 = &mut b.world.dom0;
@@ -309,7 +309,7 @@ fn backends_that_went_with_their_domain_are_made_again_from_what_libxl_keeps() {
         dom0.write(&format!("{kept}/{key}"), &value).unwrap();
     }
     dom0.write(&format!("{kept}/backend"), b.back.as_bytes()).unwrap();
-    assert_eq!(revive_backends(dom0, BACK).unwrap(), [], "it is there");
+    assert_eq!(revive_backends(dom0, BACK).unwrap(), [], "backend exists");
     b.frontend(XenbusState::Connected);
 
     b.world.dom0.rm(&b.back).unwrap();
@@ -324,13 +324,16 @@ fn backends_that_went_with_their_domain_are_made_again_from_what_libxl_keeps() {
     assert!(!is_revived(&mut b.world.dom0, &b.back).unwrap());
     for told in ["offered", "described"] {
         let path = format!("{}/{told}", b.back);
-        assert!(b.world.dom0.read_opt(&path).unwrap().is_some(), "{told} went with the directory");
+        assert!(
+            b.world.dom0.read_opt(&path).unwrap().is_some(),
+            "{told} was removed with the directory"
+        );
     }
     assert_eq!(find_domain(&mut b.world.dom0, "nobody").unwrap(), None);
 }
 
 #[test]
-fn closed_is_written_only_after_the_class_has_stopped() {
+fn closed_state_is_written_only_after_class_has_disconnected() {
     let mut b = Bench::connected();
     b.slow(&["disconnect"]);
     b.frontend(XenbusState::Closed);
@@ -349,11 +352,11 @@ fn closed_is_written_only_after_the_class_has_stopped() {
     assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Closing));
     b.slow(&[]);
     assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::Connected));
-    assert!(b.class.connected.get(), "said to be connected and is not");
+    assert!(b.class.connected.get(), "state is Connected but the class is not");
 }
 
 #[test]
-fn a_frontend_that_starts_anew_does_not_see_the_end_of_the_session_before() {
+fn restarted_frontend_sees_init_wait_only_after_old_session_ended() {
     let mut b = Bench::connected();
     b.slow(&["disconnect"]);
     b.frontend(XenbusState::Initialising);
@@ -363,7 +366,7 @@ fn a_frontend_that_starts_anew_does_not_see_the_end_of_the_session_before() {
 }
 
 #[test]
-fn a_frontend_that_leaves_while_it_is_being_connected_is_let_go() {
+fn frontend_that_closes_during_connect_is_disconnected() {
     let mut b = Bench::new(HotplugMode::Plain);
     b.slow(&["connect"]);
     b.frontend(XenbusState::Initialised);
@@ -382,7 +385,7 @@ fn a_frontend_that_leaves_while_it_is_being_connected_is_let_go() {
 }
 
 #[test]
-fn a_device_that_is_being_prepared_is_not_offered_and_one_that_waits_is() {
+fn offer_waits_for_preparation_unless_it_continues_after_offer() {
     let mut b = Bench::new(HotplugMode::Plain);
     *b.class.says.borrow_mut() = Some(Ok(Prepared::Pending));
     b.frontend(XenbusState::Initialised);
@@ -404,7 +407,7 @@ fn a_device_that_is_being_prepared_is_not_offered_and_one_that_waits_is() {
 }
 
 #[test]
-fn a_device_is_gone_and_a_process_ends_after_all_is_closed() {
+fn removal_and_shutdown_wait_until_class_is_released() {
     let mut b = Bench::connected();
     request_removal(&mut b.world.dom0, b.driver.addr()).unwrap();
     b.frontend(XenbusState::Closed);
@@ -427,7 +430,7 @@ fn a_device_is_gone_and_a_process_ends_after_all_is_closed() {
 }
 
 #[test]
-fn a_frontend_that_never_settles_is_followed_a_bounded_way_at_a_time() {
+fn endless_frontend_transitions_are_bounded_per_step() {
     let mut b = Bench::connected();
     b.class.flips.set(true);
     for _ in 0..3 {

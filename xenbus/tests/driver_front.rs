@@ -96,13 +96,13 @@ impl World {
 }
 
 #[test]
-fn a_driver_is_loaded_again_on_the_same_connection() {
+fn frontend_driver_closed_and_loaded_again_connects() {
     let mut w = World::new();
     w.driver.close(&mut w.front).unwrap();
     w.back_is(XenbusState::Closing);
     w.step();
     assert_eq!(w.driver.state(), XenbusState::Closed);
-    assert!(!w.driver.is_closed(), "the backend holds its rings still");
+    assert!(!w.driver.is_closed(), "driver closed before the backend released the rings");
     w.back_is(XenbusState::Closed);
     w.step();
     assert!(w.driver.is_closed());
@@ -111,7 +111,7 @@ fn a_driver_is_loaded_again_on_the_same_connection() {
 }
 
 #[test]
-fn a_driver_that_starts_when_its_device_is_gone_leaves_no_ghost() {
+fn frontend_driver_of_removed_device_creates_no_nodes() {
     let mut w = World::new();
     remove_device(&mut w.dom0, w.addr).unwrap();
     w.driver = FrontendDriver::new(w.addr, Class::default());
@@ -120,7 +120,7 @@ fn a_driver_that_starts_when_its_device_is_gone_leaves_no_ghost() {
 }
 
 #[test]
-fn a_backend_that_is_gone_with_its_domain_is_waited_for() {
+fn frontend_of_destroyed_backend_domain_stays_connected_and_waits() {
     let mut w = World::new();
     w.store.borrow_mut().release(BACK);
     remove_domain(&mut w.dom0, BACK).unwrap();
@@ -128,19 +128,19 @@ fn a_backend_that_is_gone_with_its_domain_is_waited_for() {
 }
 
 #[test]
-fn a_backend_that_goes_while_its_words_are_read_is_waited_for() {
+fn backend_removed_while_its_keys_are_read_is_waited_for() {
     let mut w = World::new();
     let mut dom0 = LocalClient::connect(&w.store, DomId::DOM0);
     w.driver.class_mut().meanwhile = Some(Box::new(move || {
         remove_domain(&mut dom0, BACK).unwrap();
     }));
     assert_eq!((w.step(), w.driver.state()), (Life::Alive, XenbusState::Connected));
-    assert!(w.driver.class().meanwhile.is_none(), "its words were read");
+    assert!(w.driver.class().meanwhile.is_none(), "keys of the backend were read");
     assert_eq!(read_error(&mut w.dom0, &w.addr.frontend_path()).unwrap(), None);
 }
 
 #[test]
-fn a_backend_that_stays_where_it_is_with_words_that_are_wrong_is_given_up() {
+fn backend_with_invalid_keys_closes_frontend_with_error() {
     let mut w = World::new();
     w.driver.class_mut().meanwhile = Some(Box::new(|| ()));
     w.step();
@@ -149,13 +149,13 @@ fn a_backend_that_stays_where_it_is_with_words_that_are_wrong_is_given_up() {
 }
 
 #[test]
-fn a_backend_that_writes_nonsense_is_given_up_and_left() {
+fn backend_with_malformed_key_disconnects_frontend_with_error() {
     let mut w = World::new();
     let (back, front) = (w.addr.backend_path(), w.addr.frontend_path());
     w.back.write(&format!("{back}/online"), b"nonsense").unwrap();
     w.step();
-    assert!(!w.driver.class().connected, "what it serves is not used any more");
-    let told = read_error(&mut w.dom0, &front).unwrap().expect("the operator is told");
+    assert!(!w.driver.class().connected, "frontend is still connected");
+    let told = read_error(&mut w.dom0, &front).unwrap().expect("error node is written");
     assert!(told.contains("handshake"), "{told}");
     w.back_is(XenbusState::Closed);
     w.step();
@@ -176,7 +176,7 @@ fn moved(w: &mut World) -> (DeviceAddr, LocalClient) {
 }
 
 #[test]
-fn frontend_whose_device_is_given_to_another_domain_goes_on_there() {
+fn device_moved_to_other_backend_domain_reconnects_there() {
     // The earlier backend's domain is gone, or it continues; the toolstack has reset the state, or
     // not.
     for (gone, anew) in [(true, true), (true, false), (false, true), (false, false)] {
@@ -193,9 +193,9 @@ fn frontend_whose_device_is_given_to_another_domain_goes_on_there() {
         }
         let event = |w: &mut World| w.front.poll_event().unwrap().map(|event| event.token);
         let heard = std::iter::from_fn(|| event(&mut w)).any(|token| token == front);
-        assert!(heard, "nothing tells the frontend");
+        assert!(heard, "frontend got no event");
         assert_eq!((w.step(), w.driver.state()), (Life::Alive, XenbusState::Initialising));
-        assert!(!w.driver.class().connected, "what is unanswered is kept for the next");
+        assert!(!w.driver.class().connected, "frontend is disconnected and keeps its requests");
         assert_eq!(w.driver.backend_path(), Some(&*addr.backend_path()));
         assert_eq!(read_state(&mut w.dom0, &front).unwrap(), XenbusState::Initialising);
         write_state(&mut other, &addr.backend_path(), XenbusState::InitWait).unwrap();
@@ -208,14 +208,14 @@ fn frontend_whose_device_is_given_to_another_domain_goes_on_there() {
         if !gone {
             std::iter::from_fn(|| event(&mut w)).for_each(drop);
             w.back_is(XenbusState::Closed);
-            assert_eq!((event(&mut w), w.step()), (None, Life::Alive), "the old one is not heard");
+            assert_eq!((event(&mut w), w.step()), (None, Life::Alive), "event of the old backend");
             assert!(w.driver.is_connected());
         }
     }
 }
 
 #[test]
-fn frontend_that_is_closed_stays_so_wherever_its_device_goes() {
+fn closed_frontend_stays_closed_when_device_moves() {
     let mut w = World::new();
     w.driver.close(&mut w.front).unwrap();
     w.back_is(XenbusState::Closed);
@@ -226,7 +226,7 @@ fn frontend_that_is_closed_stays_so_wherever_its_device_goes() {
 }
 
 #[test]
-fn backend_key_that_leads_nowhere_closes_the_device_and_one_that_is_missing_is_waited_for() {
+fn dangling_backend_key_closes_device_and_missing_key_is_waited_for() {
     let mut w = World::new();
     let key = format!("{}/backend", w.addr.frontend_path());
     w.dom0.rm(&key).unwrap();
@@ -238,7 +238,7 @@ fn backend_key_that_leads_nowhere_closes_the_device_and_one_that_is_missing_is_w
 }
 
 #[test]
-fn device_that_is_made_anew_in_its_place_is_connected_again() {
+fn recreated_device_is_connected_again() {
     let mut w = World::new();
     remove_device(&mut w.dom0, w.addr).unwrap();
     create_device(&mut w.dom0, w.addr, &ToolstackBack::new(w.addr, "disk")).unwrap();

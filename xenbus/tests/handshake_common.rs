@@ -12,7 +12,7 @@ use pvio_xenbus::{XenbusState, Xenstore, XsError, transaction};
 use pvio_xenstored::LocalClient;
 
 #[test]
-fn a_disk_is_made_with_libxls_rights_and_found_by_both_ends() {
+fn created_disk_has_libxl_permissions_and_is_listed_by_both_peers() {
     let (mut w, back, front) = disk();
     assert_eq!(back, "/local/domain/2/backend/vbd/5/51712");
     assert_eq!(front, "/local/domain/5/device/vbd/51712");
@@ -53,7 +53,11 @@ fn a_disk_is_made_with_libxls_rights_and_found_by_both_ends() {
     assert_eq!(w.back.directory("backend/vbd").unwrap(), [""; 0]);
     assert_eq!(dev::read_error(&mut w.dom0, &back).unwrap(), None);
     dev::request_removal(&mut w.dom0, addr).unwrap();
-    assert_eq!(dev::list_backends(&mut w.back, BackendKind::Vbd, BACK).unwrap(), [], "no ghost");
+    assert_eq!(
+        dev::list_backends(&mut w.back, BackendKind::Vbd, BACK).unwrap(),
+        [],
+        "removed device is not listed"
+    );
     vbd::create_device(&mut w.dom0, addr, &full_back(addr)).unwrap();
     w.store.borrow().check().unwrap();
 }
@@ -73,7 +77,7 @@ fn full_back(addr: DeviceAddr) -> vbd::ToolstackBack {
 }
 
 #[test]
-fn libxl_is_told_of_a_device_and_that_it_is_gone_and_options_are_changed() {
+fn libxl_records_follow_device_creation_options_and_removal() {
     let mut w = world();
     let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 51728);
     let front = vbd::ToolstackFront {
@@ -106,12 +110,15 @@ fn libxl_is_told_of_a_device_and_that_it_is_gone_and_options_are_changed() {
     dev::remove_device(&mut w.dom0, addr).unwrap();
     assert_eq!(w.dom0.read_opt(&kept).unwrap(), None);
     let gone = vbd::ToolstackBack::write_options(&mut w.dom0, addr, "iops=7");
-    assert!(matches!(gone, Err(HandshakeError::Missing { .. })), "no ghost is made");
+    assert!(
+        matches!(gone, Err(HandshakeError::Missing { .. })),
+        "write to a removed device creates no node"
+    );
     assert_eq!(w.dom0.read_opt(&addr.backend_path()).unwrap(), None);
 }
 
 #[test]
-fn how_a_disk_is_named() {
+fn disk_backing_is_derived_from_kind_script_and_params() {
     let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 1);
     let named = |kind: &str, script: Option<&str>, params: &str| {
         let mut back = vbd::ToolstackBack::new(addr, params);
@@ -150,7 +157,7 @@ fn how_a_disk_is_named() {
 }
 
 #[test]
-fn a_device_of_another_frontend_or_class_is_not_made() {
+fn device_with_mismatched_frontend_or_class_is_not_created() {
     let mut w = world();
     let addr = DeviceAddr::new(BackendKind::Vbd, BACK, FRONT, 1);
     let other = DeviceAddr { front: DomId(6), ..addr };
@@ -174,7 +181,7 @@ fn a_device_of_another_frontend_or_class_is_not_made() {
 }
 
 #[test]
-fn paths_are_taken_apart() {
+fn device_paths_are_parsed_and_invalid_paths_are_none() {
     let addr = DeviceAddr::new(BackendKind::Vif, BACK, FRONT, 3);
     let full = format!("{}/queue-0/state", addr.backend_path());
     assert_eq!(DeviceAddr::from_backend_path(&full, DomId(9)), Some((addr, "queue-0/state")));
@@ -203,7 +210,7 @@ fn paths_are_taken_apart() {
 }
 
 #[test]
-fn errors_and_surroundings_are_told() {
+fn error_node_and_hotplug_status_round_trip() {
     let (mut w, back, front) = disk();
     dev::write_error(&mut w.front, &front, 5, &"é".repeat(2000)).unwrap();
     let keys = dev::read_error(&mut w.dom0, &front).unwrap().unwrap();
@@ -225,14 +232,14 @@ fn errors_and_surroundings_are_told() {
 }
 
 #[test]
-fn states_are_switched_but_not_brought_back() {
+fn state_switch_writes_only_changes_and_creates_no_node() {
     let (mut w, back, front) = disk();
     w.front.watch(&dev::state_path(&back), "t").unwrap();
     common::discard_events(&mut w.front);
     assert!(dev::switch_state(&mut w.back, &back, XenbusState::Initialising).unwrap());
-    assert_eq!(w.front.poll_event().unwrap(), None, "it was that already");
+    assert_eq!(w.front.poll_event().unwrap(), None, "unchanged state fires no watch");
     dev::write_state(&mut w.back, &back, XenbusState::Initialising).unwrap();
-    assert!(w.front.poll_event().unwrap().is_some(), "said again on purpose");
+    assert!(w.front.poll_event().unwrap().is_some(), "repeated state fires a watch");
     assert!(dev::switch_state(&mut w.back, &back, XenbusState::InitWait).unwrap());
     assert_eq!(dev::read_state(&mut w.front, &back).unwrap(), XenbusState::InitWait);
     w.dom0.rm(&back).unwrap();
@@ -244,7 +251,7 @@ fn states_are_switched_but_not_brought_back() {
 
 /// A transaction with a conflict is repeated; one with a conflict at every attempt fails.
 #[test]
-fn retries_are_bounded_and_failures_leave_nothing() {
+fn transaction_retries_are_bounded_and_failed_one_leaves_nothing() {
     let (mut w, back, _front) = disk();
     let mut runs = 0;
     let mut other = LocalClient::connect(&w.store, DomId::DOM0);

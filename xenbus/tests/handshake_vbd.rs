@@ -13,7 +13,7 @@ use pvio_xenbus::{XenbusState, Xenstore, transaction};
 type Keys<'a> = &'a [(&'a str, &'a str)];
 
 #[test]
-fn a_disk_is_agreed_on() {
+fn vbd_handshake_negotiates_features_and_replaces_old_keys() {
     let (mut w, back, front) = disk();
     transaction(&mut w.back, |tx| {
         offer().write(tx, &back)?;
@@ -48,7 +48,7 @@ fn a_disk_is_agreed_on() {
     assert_eq!(vbd::FrontRequest::read(&mut w.back, &front, &offer()).unwrap(), simple);
     let bare = vbd::BackOffer::default();
     assert_eq!(vbd::FrontRequest::read(&mut w.back, &front, &bare).unwrap(), simple);
-    assert!(!vbd::Negotiated::new(&bare, &simple).persistent, "asked for and not offered");
+    assert!(!vbd::Negotiated::new(&bare, &simple).persistent, "requested but not advertised");
 
     let disk = vbd::BackDisk {
         sectors: 1 << 40,
@@ -74,7 +74,7 @@ fn a_disk_is_agreed_on() {
 
 /// The requests of known frontends, each as its keys, and the request that must be read from it.
 #[test]
-fn the_known_frontends_are_understood() {
+fn vbd_request_of_known_frontends_is_read() {
     let event = ("event-channel", "3");
     let refs4 =
         [("ring-ref0", "10"), ("ring-ref1", "11"), ("ring-ref2", "12"), ("ring-ref3", "13")];
@@ -85,7 +85,7 @@ fn the_known_frontends_are_understood() {
             &[8],
         ),
         ("Linux, order 0", &[("ring-ref0", "9"), ("ring-page-order", "0"), event], &[9]),
-        ("order 0, yet the plain key", &[("ring-ref", "8"), ("ring-page-order", "0"), event], &[8]),
+        ("order 0 with the plain key", &[("ring-ref", "8"), ("ring-page-order", "0"), event], &[8]),
         (
             "both keys and order 0",
             &[("ring-ref", "8"), ("ring-ref0", "9"), ("ring-page-order", "0"), event],
@@ -110,8 +110,8 @@ fn the_known_frontends_are_understood() {
             ],
             &[10, 11, 12, 13],
         ),
-        ("FreeBSD of old", &[refs4[0], refs4[1], ("num-ring-pages", "2"), event], &[10, 11]),
-        ("a pages key of 1", &[("ring-ref", "8"), ("num-ring-pages", "1"), event], &[8]),
+        ("old FreeBSD", &[refs4[0], refs4[1], ("num-ring-pages", "2"), event], &[10, 11]),
+        ("num-ring-pages of 1", &[("ring-ref", "8"), ("num-ring-pages", "1"), event], &[8]),
         (
             "a Windows crash dump",
             &[
@@ -123,7 +123,7 @@ fn the_known_frontends_are_understood() {
             &[8],
         ),
         ("GRUB on 32 bits", &[("ring-ref", "8"), event, ("protocol", "x86_32-abi")], &[8]),
-        ("one that ends its values in NUL", &[("ring-ref", "8\0"), ("event-channel", "3\n")], &[8]),
+        ("values that end in NUL", &[("ring-ref", "8\0"), ("event-channel", "3\n")], &[8]),
     ];
     for (name, keys, refs) in cases {
         let (mut w, _back, front) = disk();
@@ -137,7 +137,7 @@ fn the_known_frontends_are_understood() {
 }
 
 #[test]
-fn an_offer_is_bounded_whatever_it_says() {
+fn vbd_offer_with_huge_limits_is_planned_within_bounds() {
     let huge = vbd::BackOffer {
         max_queues: Some(u32::MAX),
         max_ring_page_order: Some(u32::MAX),

@@ -10,7 +10,7 @@ use pvio_xenbus::Xenstore;
 use pvio_xenbus::handshake::{HandshakeError, vbd, vif};
 
 #[test]
-fn bad_requests_of_a_disk_are_refused_by_name() {
+fn malformed_vbd_request_is_rejected_naming_key() {
     let good = [("ring-ref", "8"), ("event-channel", "3")];
     let cases: &[(&[(&str, &str)], &str)] = &[
         (&[("ring-ref", "")], "`ring-ref` is \"\", expected a decimal number"),
@@ -77,7 +77,7 @@ fn bad_requests_of_a_disk_are_refused_by_name() {
 }
 
 #[test]
-fn bad_words_of_a_disks_backend_or_toolstack_are_refused() {
+fn malformed_vbd_keys_of_backend_or_toolstack_are_rejected() {
     let (mut w, back, front) = disk();
     let whole = vbd::BackDisk {
         sectors: 8,
@@ -137,7 +137,7 @@ proptest! {
     /// Whatever a frontend writes into its directory, the read returns an error or a request within
     /// the offer.
     #[test]
-    fn no_frontend_gets_beyond_the_offer(keys in proptest::collection::vec((
+    fn random_frontend_keys_yield_error_or_request_within_offer(keys in proptest::collection::vec((
         proptest::sample::select(&["ring-ref", "ring-ref0", "ring-ref1", "ring-page-order", "num-ring-pages", "event-channel",
             "protocol", "feature-persistent", "multi-queue-num-queues", "queue-0/ring-ref", "queue-0/event-channel",
             "queue-1/ring-ref", "queue-1/event-channel", "tx-ring-ref", "rx-ring-ref", "request-rx-copy", "event-channel-tx",

@@ -53,7 +53,7 @@ fn net_request() -> vif::FrontRequest {
 }
 
 #[test]
-fn an_interface_is_made_and_agreed_on() {
+fn vif_handshake_negotiates_features_and_replaces_old_keys() {
     let mut w = world();
     let addr = DeviceAddr::new(BackendKind::Vif, BACK, FRONT, 1);
     let keys = vif::ToolstackBack {
@@ -108,7 +108,7 @@ fn an_interface_is_made_and_agreed_on() {
 }
 
 #[test]
-fn checksums_and_segmentation_have_their_polarity() {
+fn vif_offload_keys_are_negotiated_per_direction() {
     // Without any keys, checksums over IPv4 may be blank, and nothing else.
     let least = vif::Negotiated::new(&vif::BackOffer::default(), &vif::FrontRequest::default());
     let v4 = vif::Offloads { csum_v4: true, ..vif::Offloads::default() };
@@ -135,7 +135,7 @@ fn checksums_and_segmentation_have_their_polarity() {
 }
 
 #[test]
-fn the_old_form_of_segmentation_is_for_those_who_know_no_other() {
+fn gso_prefix_is_negotiated_only_without_gso() {
     let (sg, gso_tcpv4_prefix, gso_tcpv6_prefix) = (true, true, true);
     let old = vif::FrontRequest { sg, gso_tcpv4_prefix, gso_tcpv6_prefix, ..Default::default() };
     let form = |request| {
@@ -151,7 +151,7 @@ fn the_old_form_of_segmentation_is_for_those_who_know_no_other() {
 }
 
 #[test]
-fn bad_requests_of_an_interface_are_refused_by_name() {
+fn malformed_vif_request_is_rejected_naming_key() {
     let good = [
         ("tx-ring-ref", "8"),
         ("rx-ring-ref", "9"),

@@ -33,7 +33,7 @@ fn stdout(output: &Output) -> String {
 }
 
 #[test]
-fn write_read_list_exists_rm() {
+fn xenstore_utils_write_read_list_and_remove_nodes() {
     let (server, _dir) = serve();
     let Some(wrote) = tool(&server, "write", &["/a/b", "hello", "/a/c", "world"]) else {
         return;
@@ -44,7 +44,7 @@ fn write_read_list_exists_rm() {
     assert_eq!(stdout(&run("list", &["/a"])), "b\nc\n");
     assert!(run("exists", &["/a/b"]).status.success());
     assert!(!run("exists", &["/a/none"]).status.success());
-    assert!(run("rm", &["-t", "/a/b"]).status.success(), "and its parents, as they get empty");
+    assert!(run("rm", &["-t", "/a/b"]).status.success(), "xenstore-rm -t removes empty parents");
     assert!(run("exists", &["/a/c"]).status.success());
     assert!(run("rm", &["-t", "/a/c"]).status.success());
     assert!(!run("exists", &["/a"]).status.success());
@@ -55,7 +55,7 @@ fn write_read_list_exists_rm() {
 }
 
 #[test]
-fn ls_and_chmod_show_and_set_permissions() {
+fn xenstore_ls_and_chmod_show_and_set_permissions() {
     let (server, _dir) = serve();
     let Some(wrote) = tool(&server, "write", &["/a/b", "hello"]) else {
         return;
@@ -74,7 +74,7 @@ fn ls_and_chmod_show_and_set_permissions() {
 }
 
 #[test]
-fn ls_lists_a_directory_longer_than_a_message() {
+fn xenstore_list_shows_directory_longer_than_message() {
     let (server, _dir) = serve();
     let mut xs = server.connect_local(DomId::DOM0).unwrap();
     for i in 0..900 {
@@ -88,7 +88,7 @@ fn ls_lists_a_directory_longer_than_a_message() {
 }
 
 #[test]
-fn watch_sees_what_another_writes() {
+fn xenstore_watch_reports_writes_of_other_client() {
     let (server, _dir) = serve();
     let Some(program) = debian("/usr/bin/xenstore-watch", "xenstore-utils") else {
         return;
@@ -115,7 +115,7 @@ fn watch_sees_what_another_writes() {
 }
 
 #[test]
-fn control_answers() {
+fn xenstore_control_commands_get_response() {
     let (server, _dir) = serve();
     let Some(program) = debian("/usr/lib/xen-4.17/bin/xenstore-control", "xen-utils-4.17") else {
         return;
@@ -137,7 +137,7 @@ fn control_answers() {
 }
 
 #[test]
-fn xens_own_test_program_passes() {
+fn xen_test_xenstore_program_passes() {
     let (server, _dir) = serve();
     let Some(program) = debian("/usr/lib/xen-4.17/bin/test-xenstore", "xen-utils-4.17") else {
         return;
@@ -150,7 +150,7 @@ fn xens_own_test_program_passes() {
     let timed = run(&["-i", "50"]);
     assert_eq!(timed.lines().count(), 12, "{timed}");
     assert!(timed.lines().all(|l| l.contains(": avg: ")), "{timed}");
-    assert_eq!(run(&["-r", "1"]), "", "a second of them at random");
+    assert_eq!(run(&["-r", "1"]), "", "random test for one second");
     // Two concurrent clients interfere only as far as transactions may.
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -158,6 +158,6 @@ fn xens_own_test_program_passes() {
         }
     });
     let mut xs = server.connect_local(DomId::DOM0).unwrap();
-    assert_eq!(xs.directory("/local/domain/0").unwrap(), [""; 0], "it cleans up behind itself");
+    assert_eq!(xs.directory("/local/domain/0").unwrap(), [""; 0], "test program left no nodes");
     server.check().unwrap().unwrap();
 }

@@ -18,7 +18,7 @@ use pvio_xenstored::server::Server;
 const SHORT: Duration = Duration::from_millis(200);
 
 #[test]
-fn the_client_speaks_with_debians_server() {
+fn client_works_with_debian_xenstored() {
     let Some(reference) = Reference::start() else {
         return;
     };
@@ -57,7 +57,7 @@ fn the_client_speaks_with_debians_server() {
     for name in &names {
         xs.mkdir(&format!("/big/{name}")).unwrap();
     }
-    assert_eq!(xs.directory("/big").unwrap(), names, "in parts");
+    assert_eq!(xs.directory("/big").unwrap(), names, "directory is read in parts");
     other.unwatch("/dir", "tok").unwrap();
     assert_eq!(xs.domain_path(pvio_ring::DomId(3)).unwrap(), "/local/domain/3");
 }
@@ -83,7 +83,7 @@ fn step() -> impl Strategy<Value = Step> {
     use Op::{Directory, GetPerms, Mkdir, Read, Rm, Write};
     let ops = vec![Write, Write, Write, Rm, Rm, Read, Read, Directory, Mkdir, Mkdir, GetPerms];
     // Without exactly one NUL, at the end, Debian's server responds with ENOMEM to some requests,
-    // or crashes: this server differs on purpose. See `malformed_requests_are_refused` for its
+    // or crashes: this server differs on purpose. See `malformed_request_is_rejected` for its
     // responses.
     let tail = pick(&["\0", "\0value", "\0x\0"]);
     let node = (proptest::sample::select(ops), path.clone(), tail)
@@ -181,7 +181,7 @@ impl Pair {
 
 /// Both servers get the same requests and must respond in the same way.
 #[test]
-fn the_server_answers_as_debians_does() {
+fn server_responds_as_debian_xenstored_to_random_requests() {
     let Some(reference) = Reference::start() else {
         return;
     };

@@ -161,7 +161,7 @@ impl Three {
 }
 
 #[test]
-fn guests_are_treated_as_debians_server_treats_them() {
+fn server_treats_guest_requests_as_debian_xenstored() {
     let Some(reference) = Reference::start() else {
         return;
     };

@@ -34,7 +34,7 @@ fn guest(server: &ServerHandle, domid: u16) -> Client {
 }
 
 #[test]
-fn the_socket_is_dom0s_and_private_and_goes_with_the_server() {
+fn socket_is_private_to_dom0_and_removed_on_shutdown() {
     let (server, dir) = serve();
     let path = dir.path().join("s");
     assert_eq!(server.path(), Some(&*path));
@@ -51,7 +51,7 @@ fn the_socket_is_dom0s_and_private_and_goes_with_the_server() {
 }
 
 #[test]
-fn a_stale_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
+fn stale_socket_is_replaced_and_live_socket_or_file_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     drop(UnixListener::bind(&path).unwrap());
@@ -67,7 +67,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
 }
 
 #[test]
-fn a_domain_has_its_own_rights_and_home() {
+fn domain_connection_has_own_permissions_and_home() {
     let (server, _dir) = serve();
     let mut d5 = guest(&server, 5);
     d5.write("data/x", b"mine").unwrap();
@@ -80,7 +80,7 @@ fn a_domain_has_its_own_rights_and_home() {
 }
 
 #[test]
-fn events_arrive_between_answers_and_waiting_ends_in_time() {
+fn events_between_responses_are_delivered_and_wait_times_out() {
     let (server, _dir) = serve();
     let mut watcher = server.connect_local(DomId::DOM0).unwrap();
     let mut writer = server.connect_local(DomId::DOM0).unwrap();
@@ -110,7 +110,7 @@ fn events_arrive_between_answers_and_waiting_ends_in_time() {
 }
 
 #[test]
-fn transactions_are_retried_until_nobody_interferes() {
+fn concurrent_transactions_are_retried_until_committed() {
     let (server, _dir) = serve();
     server.connect_local(DomId::DOM0).unwrap().write("/n", b"0").unwrap();
     let count = |mut xs: Client| {
@@ -129,7 +129,10 @@ fn transactions_are_retried_until_nobody_interferes() {
                 }
             }
             // Each failed attempt is caused by one of the 100 transactions of the other two.
-            assert!(conflicts <= 100 / TRANSACTION_RETRIES, "{conflicts} without interference");
+            assert!(
+                conflicts <= 100 / TRANSACTION_RETRIES,
+                "{conflicts} conflicts without interference"
+            );
         }
     };
     let threads: Vec<_> = (0..3)
@@ -142,7 +145,7 @@ fn transactions_are_retried_until_nobody_interferes() {
 }
 
 #[test]
-fn a_long_directory_is_put_together() {
+fn long_directory_is_assembled_from_parts() {
     let (server, _dir) = serve();
     let mut xs = server.connect_local(DomId::DOM0).unwrap();
     let names: Vec<String> = (0..600).map(|i| format!("quite-a-long-name-{i:04}")).collect();
@@ -157,7 +160,7 @@ fn a_long_directory_is_put_together() {
 }
 
 #[test]
-fn releasing_a_domain_closes_it_and_tells_who_watches() {
+fn released_domain_is_disconnected_and_release_watch_fires() {
     let (server, _dir) = serve();
     let mut dom0 = server.connect_local(DomId::DOM0).unwrap();
     dom0.watch("@releaseDomain", "gone").unwrap();
@@ -179,7 +182,7 @@ fn releasing_a_domain_closes_it_and_tells_who_watches() {
 }
 
 #[test]
-fn garbage_costs_the_sender_its_connection_and_nobody_else() {
+fn malformed_frame_closes_only_its_connection() {
     let (_server, dir) = serve();
     let path = dir.path().join("s");
     let mut good = Client::connect(&path).unwrap();
@@ -187,7 +190,11 @@ fn garbage_costs_the_sender_its_connection_and_nobody_else() {
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
         stream.write_all(bad).unwrap();
-        assert_eq!(stream.read(&mut [0; 64]).unwrap_or(0), 0, "closed without a word");
+        assert_eq!(
+            stream.read(&mut [0; 64]).unwrap_or(0),
+            0,
+            "connection is closed without a response"
+        );
         good.read("/").unwrap();
     }
     // Half a message, then no data, then the end of the stream.
@@ -208,7 +215,7 @@ fn garbage_costs_the_sender_its_connection_and_nobody_else() {
 }
 
 #[test]
-fn a_client_that_sends_and_never_reads_is_made_to_wait() {
+fn client_that_never_reads_is_blocked_by_backpressure() {
     let (server, dir) = serve();
     let mut deaf = UnixStream::connect(dir.path().join("s")).unwrap();
     let mut setup = server.connect_local(DomId::DOM0).unwrap();
@@ -219,7 +226,7 @@ fn a_client_that_sends_and_never_reads_is_made_to_wait() {
     let mut sent = 0;
     while let Ok(n) = deaf.write(&request) {
         sent += n;
-        assert!(sent < 64 << 20, "the server takes requests without end");
+        assert!(sent < 64 << 20, "server accepts unlimited requests");
         if n < request.len() {
             break;
         }
@@ -237,7 +244,7 @@ fn a_client_that_sends_and_never_reads_is_made_to_wait() {
 }
 
 #[test]
-fn a_watcher_that_never_reads_costs_a_bounded_queue() {
+fn watcher_that_never_reads_has_bounded_event_queue() {
     let (server, dir) = serve();
     let mut deaf = Client::connect(dir.path().join("s")).unwrap();
     deaf.watch("/w", "t").unwrap();
@@ -247,13 +254,13 @@ fn a_watcher_that_never_reads_costs_a_bounded_queue() {
         writer.write(&format!("/w/{i}/{pad}"), b"").unwrap();
     }
     let seen = drain(&mut deaf, SHORT);
-    assert!(seen.len() < 3000, "{} events were kept", seen.len());
-    assert!(seen.contains(&("/w".into(), "t".into())), "no word that events were merged");
+    assert!(seen.len() < 3000, "{} events were queued", seen.len());
+    assert!(seen.contains(&("/w".into(), "t".into())), "no merged event");
     deaf.read("/").unwrap();
 }
 
 #[test]
-fn many_connections_come_and_go() {
+fn connections_beyond_limit_wait_until_others_close() {
     let (server, dir) = serve();
     let path = dir.path().join("s");
     for round in 0..5 {

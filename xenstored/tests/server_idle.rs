@@ -15,7 +15,7 @@ use pvio_xenstored::Store;
 use pvio_xenstored::server::Server;
 
 #[test]
-fn an_idle_server_sleeps() {
+fn idle_server_thread_never_wakes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     let server = Server::new(Store::default()).listen(&path).unwrap().spawn().unwrap();
@@ -40,7 +40,7 @@ fn an_idle_server_sleeps() {
     };
     let before = switches();
     std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(switches(), before, "the thread ran though nobody asked for anything");
+    assert_eq!(switches(), before, "server thread woke up without a request");
     // It can still be woken.
     xs.read("/").unwrap();
     assert_ne!(switches(), before);

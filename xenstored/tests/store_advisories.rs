@@ -16,7 +16,7 @@ fn start(s: &mut Store, conn: pvio_xenstored::ConnId) -> u32 {
 
 /// A guest that updated one of its nodes in a loop made every transaction of other domains fail.
 #[test]
-fn xsa_206_a_guest_that_writes_without_end_disturbs_only_who_reads_its_nodes() {
+fn xsa_206_endless_guest_writes_do_not_conflict_with_transactions() {
     let mut s = Store::new(Quota::default());
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
@@ -32,7 +32,7 @@ fn xsa_206_a_guest_that_writes_without_end_disturbs_only_who_reads_its_nodes() {
 
 /// The entries of a domain were not counted for every way to create one.
 #[test]
-fn xsa_272_every_way_to_make_a_node_counts() {
+fn xsa_272_node_created_in_any_way_counts_to_quota() {
     let mut s = Store::new(Quota { nodes: 5, ..Quota::default() });
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
@@ -49,7 +49,7 @@ fn xsa_272_every_way_to_make_a_node_counts() {
 
 /// An unprivileged domain could give its nodes away, and with them its use of the quota.
 #[test]
-fn xsa_352_a_guest_gives_no_node_away() {
+fn xsa_352_guest_cannot_change_node_owner() {
     let mut s = Store::new(Quota::default());
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
@@ -65,7 +65,7 @@ fn xsa_352_a_guest_gives_no_node_away() {
 
 /// The root's own permissions were not checked.
 #[test]
-fn xsa_353_the_root_is_guarded_like_any_node() {
+fn xsa_353_guest_access_to_root_node_is_denied() {
     let mut s = Store::new(Quota::default());
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
@@ -84,7 +84,7 @@ fn xsa_353_the_root_is_guarded_like_any_node() {
 
 /// A path that ends in a slash crashed the server.
 #[test]
-fn xsa_481_a_path_that_is_none_is_refused() {
+fn xsa_481_malformed_path_is_rejected() {
     let mut s = Store::new(Quota::default());
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
@@ -103,7 +103,7 @@ fn xsa_481_a_path_that_is_none_is_refused() {
 
 /// The quota usage of a destroyed domain was charged to the next one with its number.
 #[test]
-fn xsa_483_a_domain_begins_with_a_quota_that_nobody_has_used() {
+fn xsa_483_new_domain_starts_with_unused_quota() {
     let mut s = Store::new(Quota { nodes: 5, watches: 2, transactions: 2, ..Quota::default() });
     let dom0 = s.connect(DomId::DOM0);
     for _ in 0..10 {
@@ -122,7 +122,7 @@ fn xsa_483_a_domain_begins_with_a_quota_that_nobody_has_used() {
 
 /// `XS_RESET_WATCHES` inside a transaction failed an assertion of the C server.
 #[test]
-fn xsa_484_watches_are_reset_inside_a_transaction() {
+fn xsa_484_reset_watches_inside_transaction_is_handled() {
     let mut s = Store::new(Quota::default());
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
@@ -140,7 +140,7 @@ fn xsa_484_watches_are_reset_inside_a_transaction() {
 
 /// Watches of a guest that reconnects remained in the OCaml server's index, without a limit.
 #[test]
-fn xsa_512_a_guest_that_starts_anew_leaves_no_watch() {
+fn xsa_512_reconnected_guest_leaves_no_watch() {
     let mut s = Store::new(Quota { watches: 4, ..Quota::default() });
     let dom0 = s.connect(DomId::DOM0);
     let mut d1 = guest(&mut s, dom0, 1);
@@ -159,5 +159,5 @@ fn xsa_512_a_guest_that_starts_anew_leaves_no_watch() {
         s.check().unwrap();
     }
     ask(&mut s, d1, Op::Write, 0, b"a/1\0x").unwrap();
-    assert!(events(&mut s, d1).is_empty(), "nothing is watched");
+    assert!(events(&mut s, d1).is_empty(), "event without a watch");
 }

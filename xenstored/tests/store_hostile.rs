@@ -68,7 +68,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn three_guests_at_odds_leave_a_sound_store(requests in proptest::collection::vec(request(), 1..120), release_at in 0_usize..120) {
+    fn random_requests_of_three_domains_keep_store_consistent(requests in proptest::collection::vec(request(), 1..120), release_at in 0_usize..120) {
         let quota = Quota { nodes: 8, watches: 4, transactions: 3, memory: 6000, events: 8, ..Quota::default() };
         let mut s = Store::new(quota);
         let dom0 = s.connect(DomId::DOM0);
@@ -96,7 +96,7 @@ proptest! {
             s.take_output(conn, &mut out, 0);
             prop_assert!(out.len() <= 16 + PAYLOAD_MAX);
             if let Err(fault) = s.check() {
-                prop_assert!(false, "unsound at {fault} after request {i}");
+                prop_assert!(false, "store inconsistent at {fault} after request {i}");
             }
         }
         for conn in conns {
@@ -106,11 +106,11 @@ proptest! {
         s.release(DomId(2));
         prop_assert_eq!(s.check(), Ok(()));
         let dom0 = s.connect(DomId::DOM0);
-        prop_assert!(ask(&mut s, dom0, Op::Control, 0, b"quota\x001\0").is_err(), "something of a released domain is left");
+        prop_assert!(ask(&mut s, dom0, Op::Control, 0, b"quota\x001\0").is_err(), "quota of a released domain");
     }
 
     #[test]
-    fn bytes_at_random_are_answered_one_for_one(kind in 0_u32..40, tx_id in 0_u32..3, payload in proptest::collection::vec(any::<u8>(), 0..=PAYLOAD_MAX)) {
+    fn random_request_gets_exactly_one_response(kind in 0_u32..40, tx_id in 0_u32..3, payload in proptest::collection::vec(any::<u8>(), 0..=PAYLOAD_MAX)) {
         let mut s = Store::default();
         let conn = s.connect(DomId(7));
         let header = Header { kind, req_id: 3, tx_id, len: payload.len() as u32 };
@@ -125,7 +125,7 @@ proptest! {
 
 /// A guest that uses all of its quotas.
 #[test]
-fn a_greedy_guest_costs_what_its_quota_says() {
+fn greedy_guest_uses_at_most_its_quota() {
     let mut s = Store::default();
     let dom0 = s.connect(DomId::DOM0);
     ask(&mut s, dom0, Op::Mkdir, 0, b"/local/domain/1\0").unwrap();

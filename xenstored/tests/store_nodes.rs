@@ -17,7 +17,7 @@ fn store() -> (Store, ConnId) {
 }
 
 #[test]
-fn values_are_bytes_and_parents_come_along() {
+fn write_stores_bytes_and_creates_parents() {
     let (mut s, dom0) = store();
     assert_eq!(ask(&mut s, dom0, Op::Write, 0, b"/a/b/c\0v\0\xff\n").unwrap(), OK);
     assert_eq!(ask(&mut s, dom0, Op::Read, 0, b"/a/b/c\0").unwrap(), b"v\0\xff\n");
@@ -27,21 +27,21 @@ fn values_are_bytes_and_parents_come_along() {
     assert_eq!(
         ask(&mut s, dom0, Op::Read, 0, b"/a/b/c\0").unwrap(),
         b"v\0\xff\n",
-        "mkdir changes nothing"
+        "mkdir of an existing node keeps its value"
     );
     assert_eq!(ask(&mut s, dom0, Op::Read, 0, b"/none\0"), Err(XsErrno::NoEnt));
     s.check().unwrap();
 }
 
 #[test]
-fn removal_takes_all_below_and_forgives_what_is_not_there() {
+fn removal_deletes_subtree_and_ignores_missing_node() {
     let (mut s, dom0) = store();
     ask(&mut s, dom0, Op::Write, 0, b"/a/b/c\0v").unwrap();
     assert_eq!(ask(&mut s, dom0, Op::Rm, 0, b"/a/x\0").unwrap(), OK);
     assert_eq!(
         ask(&mut s, dom0, Op::Rm, 0, b"/x/y\0"),
         Err(XsErrno::NoEnt),
-        "its parent is not there either"
+        "parent does not exist"
     );
     assert_eq!(ask(&mut s, dom0, Op::Rm, 0, b"/\0"), Err(XsErrno::Inval));
     assert_eq!(ask(&mut s, dom0, Op::Rm, 0, b"/a\0").unwrap(), OK);
@@ -51,7 +51,7 @@ fn removal_takes_all_below_and_forgives_what_is_not_there() {
 }
 
 #[test]
-fn malformed_requests_are_refused() {
+fn malformed_request_is_rejected() {
     let (mut s, dom0) = store();
     for (op, payload) in [
         (Op::Read, &b"/a"[..]),
@@ -87,7 +87,7 @@ fn malformed_requests_are_refused() {
 }
 
 #[test]
-fn an_unknown_operation_is_answered() {
+fn unknown_operation_gets_enosys() {
     let (mut s, dom0) = store();
     for kind in [20, 27, 0xffff, u32::MAX] {
         s.handle(dom0, &Header { kind, req_id: 5, tx_id: 9, len: 0 }, b"").unwrap();
@@ -100,7 +100,7 @@ fn an_unknown_operation_is_answered() {
 }
 
 #[test]
-fn permissions_guard_and_hide() {
+fn permissions_deny_access_and_hide_absence() {
     let (mut s, dom0) = store();
     let d1 = guest(&mut s, dom0, 1);
     let d2 = guest(&mut s, dom0, 2);
@@ -130,7 +130,7 @@ fn permissions_guard_and_hide() {
     assert_eq!(
         ask(&mut s, d1, Op::SetPerms, 0, b"data/x\0n2\0"),
         Err(XsErrno::Perm),
-        "not given away"
+        "owner cannot change the owner"
     );
     assert_eq!(ask(&mut s, dom0, Op::SetPerms, 0, b"/local/domain/1/data/x\0n2\0").unwrap(), OK);
     assert_eq!(ask(&mut s, d1, Op::Read, 0, b"data/x\0"), Err(XsErrno::Acces));
@@ -138,7 +138,7 @@ fn permissions_guard_and_hide() {
 }
 
 #[test]
-fn dom0_creates_for_the_parents_owner_and_a_guest_for_itself() {
+fn node_created_by_dom0_belongs_to_owner_of_parent_and_by_guest_to_guest() {
     let (mut s, dom0) = store();
     let d1 = guest(&mut s, dom0, 1);
     ask(&mut s, dom0, Op::SetPerms, 0, b"/local/domain/1\0n1\0b2\0").unwrap();
@@ -150,7 +150,7 @@ fn dom0_creates_for_the_parents_owner_and_a_guest_for_itself() {
 }
 
 #[test]
-fn only_dom0_administers() {
+fn administrative_operations_are_denied_to_guests() {
     let (mut s, dom0) = store();
     let d1 = guest(&mut s, dom0, 1);
     for (op, payload) in [
@@ -172,7 +172,7 @@ fn only_dom0_administers() {
 }
 
 #[test]
-fn a_long_list_comes_in_parts() {
+fn directory_part_returns_long_list_in_parts() {
     let (mut s, dom0) = store();
     let names: Vec<String> = (0..700).map(|i| format!("child-{i:05}")).collect();
     for name in &names {
@@ -207,7 +207,7 @@ fn a_long_list_comes_in_parts() {
 }
 
 #[test]
-fn a_released_domain_leaves_nothing() {
+fn released_domain_leaves_no_nodes_watches_or_permissions() {
     let (mut s, dom0) = store();
     let d1 = guest(&mut s, dom0, 1);
     let d2 = guest(&mut s, dom0, 2);
@@ -226,7 +226,7 @@ fn a_released_domain_leaves_nothing() {
     assert_eq!(
         ask(&mut s, dom0, Op::GetPerms, 0, state).unwrap(),
         b"n2\0",
-        "the number may be used again"
+        "permission of a released domain is removed"
     );
     assert_eq!(ask(&mut s, dom0, Op::Control, 0, b"quota\x001\0"), Err(XsErrno::NoEnt));
     assert!(!s.release(DomId(1)));
@@ -238,7 +238,7 @@ fn a_released_domain_leaves_nothing() {
 }
 
 #[test]
-fn a_target_lends_its_rights() {
+fn set_target_grants_permissions_of_target() {
     let (mut s, dom0) = store();
     let d1 = guest(&mut s, dom0, 1);
     let d2 = guest(&mut s, dom0, 2);
@@ -250,12 +250,12 @@ fn a_target_lends_its_rights() {
     assert_eq!(
         ask(&mut s, d1, Op::Read, 0, b"/local/domain/2\0"),
         Err(XsErrno::Acces),
-        "not the other way"
+        "target does not get permissions of its domain"
     );
 }
 
 #[test]
-fn the_first_entry_that_names_a_domain_counts() {
+fn first_permission_entry_of_domain_applies() {
     let (mut s, dom0) = store();
     ask(&mut s, dom0, Op::Mkdir, 0, b"/x\0").unwrap();
     ask(&mut s, dom0, Op::SetPerms, 0, b"/x\0n0\0r1\0b1\0").unwrap();

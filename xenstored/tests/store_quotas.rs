@@ -21,13 +21,17 @@ fn small() -> Quota {
 }
 
 #[test]
-fn quotas_bind_guests_and_not_dom0_and_are_given_back() {
+fn quotas_limit_guests_but_not_dom0_and_are_released() {
     let mut s = Store::new(small());
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
     // The home directory is one of the five nodes.
     assert_eq!(ask(&mut s, d1, Op::Write, 0, b"a/b/c/d/e\0"), Err(XsErrno::NoSpc));
-    assert_eq!(ask(&mut s, d1, Op::Read, 0, b"a\0"), Err(XsErrno::NoEnt), "all or nothing");
+    assert_eq!(
+        ask(&mut s, d1, Op::Read, 0, b"a\0"),
+        Err(XsErrno::NoEnt),
+        "rejected write creates no parent"
+    );
     ask(&mut s, d1, Op::Write, 0, b"a/b/c/d\0").unwrap();
     assert_eq!(ask(&mut s, d1, Op::Mkdir, 0, b"e\0"), Err(XsErrno::NoSpc));
     ask(&mut s, d1, Op::Rm, 0, b"a/b\0").unwrap();
@@ -72,7 +76,7 @@ fn quotas_bind_guests_and_not_dom0_and_are_given_back() {
 }
 
 #[test]
-fn a_transaction_is_bounded_in_nodes_and_by_the_owners_quota() {
+fn transaction_is_limited_in_nodes_and_by_owner_quota() {
     let mut s = Store::new(small());
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
@@ -80,7 +84,7 @@ fn a_transaction_is_bounded_in_nodes_and_by_the_owners_quota() {
     let seen = (0..10).take_while(|i| {
         ask(&mut s, d1, Op::Read, 1, format!("x{i}\0").as_bytes()) == Err(XsErrno::NoEnt)
     });
-    assert_eq!(seen.count(), 5, "the home and five absent nodes make six");
+    assert_eq!(seen.count(), 5, "home and five absent nodes make six");
     ask(&mut s, d1, Op::TransactionEnd, 1, b"F\0").unwrap();
 
     ask(&mut s, d1, Op::TransactionStart, 0, b"\0").unwrap();
@@ -97,7 +101,7 @@ fn a_transaction_is_bounded_in_nodes_and_by_the_owners_quota() {
 }
 
 #[test]
-fn memory_is_bounded_whatever_it_is_spent_on() {
+fn memory_quota_covers_nodes_transactions_and_watches() {
     let mut s = Store::new(Quota { memory: 20_000, ..Quota::default() });
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);
@@ -125,7 +129,7 @@ fn memory_is_bounded_whatever_it_is_spent_on() {
 }
 
 #[test]
-fn answers_not_taken_hold_up_requests() {
+fn responses_not_taken_block_further_requests() {
     let mut s = Store::new(Quota { outstanding: 3, ..Quota::default() });
     let dom0 = s.connect(DomId::DOM0);
     let header = Header::new(Op::Read, 1, 0, 2).unwrap();
@@ -142,7 +146,7 @@ fn answers_not_taken_hold_up_requests() {
 }
 
 #[test]
-fn writing_over_and_over_in_a_transaction_costs_as_much_as_once() {
+fn repeated_write_in_transaction_is_charged_once() {
     let mut s = Store::new(Quota { memory: 10_000, ..Quota::default() });
     let dom0 = s.connect(DomId::DOM0);
     let d1 = guest(&mut s, dom0, 1);

@@ -38,12 +38,12 @@ fn commit(store: &mut Store, conn: ConnId, tx: u32) -> Result<(), XsErrno> {
 }
 
 #[test]
-fn a_watch_fires_at_once_and_for_all_at_and_below() {
+fn watch_fires_on_registration_and_for_node_and_descendants() {
     let (mut s, dom0) = store();
     ask(&mut s, dom0, Op::Watch, 0, b"/a\0tok\0").unwrap();
     assert_eq!(events(&mut s, dom0), [("/a".into(), "tok".into())]);
     write(&mut s, dom0, 0, "/a/b/c", "1").unwrap();
-    assert_eq!(seen(&mut s, dom0), ["/a/b/c"], "parents made on the way are not told of");
+    assert_eq!(seen(&mut s, dom0), ["/a/b/c"], "created parents fire no event");
     write(&mut s, dom0, 0, "/ab", "1").unwrap();
     ask(&mut s, dom0, Op::Mkdir, 0, b"/a/b\0").unwrap();
     assert!(seen(&mut s, dom0).is_empty(), "nothing changed below /a");
@@ -56,7 +56,7 @@ fn a_watch_fires_at_once_and_for_all_at_and_below() {
 }
 
 #[test]
-fn a_removal_is_told_above_by_its_root_and_below_by_the_watched_path() {
+fn removal_fires_ancestor_watch_with_root_and_descendant_watch_with_own_path() {
     let (mut s, dom0) = store();
     write(&mut s, dom0, 0, "/a/b/c", "").unwrap();
     for path in ["/", "/a/b", "/a/b/c", "/a/b/none"] {
@@ -70,7 +70,7 @@ fn a_removal_is_told_above_by_its_root_and_below_by_the_watched_path() {
 }
 
 #[test]
-fn depth_and_relative_paths() {
+fn watch_honours_depth_and_relative_path() {
     let (mut s, dom0) = store();
     ask(&mut s, dom0, Op::Mkdir, 0, b"/local/domain/4\0").unwrap();
     ask(&mut s, dom0, Op::SetPerms, 0, b"/local/domain/4\0n4\0").unwrap();
@@ -89,12 +89,12 @@ fn depth_and_relative_paths() {
 }
 
 #[test]
-fn events_show_only_what_may_be_read_but_a_loss_of_sight_is_told() {
+fn watch_events_need_read_permission_and_report_its_loss() {
     let (mut s, dom0) = store();
     write(&mut s, dom0, 0, "/secret/x", "").unwrap();
     let d3 = s.connect(DomId(3));
     ask(&mut s, d3, Op::Watch, 0, b"/secret\0t\0").unwrap();
-    assert_eq!(seen(&mut s, d3), ["/secret"], "the first event says nothing of the node");
+    assert_eq!(seen(&mut s, d3), ["/secret"], "first event fires without read permission");
     write(&mut s, dom0, 0, "/secret/x", "1").unwrap();
     ask(&mut s, dom0, Op::Rm, 0, b"/secret/x\0").unwrap();
     write(&mut s, dom0, 0, "/secret/x", "2").unwrap();
@@ -109,7 +109,7 @@ fn events_show_only_what_may_be_read_but_a_loss_of_sight_is_told() {
 }
 
 #[test]
-fn domains_coming_and_going_are_for_dom0_and_whom_it_lets() {
+fn domain_watches_fire_only_for_dom0_and_permitted_domains() {
     let (mut s, dom0) = store();
     let d3 = s.connect(DomId(3));
     for conn in [dom0, d3] {
@@ -138,7 +138,7 @@ fn domains_coming_and_going_are_for_dom0_and_whom_it_lets() {
 }
 
 #[test]
-fn a_flood_collapses_and_still_says_where_to_look() {
+fn event_overflow_is_merged_into_watched_path() {
     let mut s = Store::new(Quota { events: 10, ..Quota::default() });
     let dom0 = s.connect(DomId::DOM0);
     for path in ["/flood", "/other"] {
@@ -157,7 +157,7 @@ fn a_flood_collapses_and_still_says_where_to_look() {
 }
 
 #[test]
-fn an_event_too_long_for_a_message_names_the_watched_path() {
+fn event_too_long_for_message_carries_watched_path() {
     let (mut s, dom0) = store();
     let token = "t".repeat(3000);
     ask(&mut s, dom0, Op::Watch, 0, format!("/deep\0{token}\0").as_bytes()).unwrap();
@@ -167,7 +167,7 @@ fn an_event_too_long_for_a_message_names_the_watched_path() {
 }
 
 #[test]
-fn a_transaction_sees_itself_and_others_see_it_at_the_end() {
+fn transaction_sees_own_writes_and_others_only_after_commit() {
     let (mut s, dom0) = store();
     let other = s.connect(DomId::DOM0);
     write(&mut s, dom0, 0, "/t/old", "0").unwrap();
@@ -190,7 +190,7 @@ fn a_transaction_sees_itself_and_others_see_it_at_the_end() {
 }
 
 #[test]
-fn transactions_conflict_over_what_they_looked_at_and_nothing_else() {
+fn transactions_conflict_only_over_accessed_nodes() {
     let (mut s, dom0) = store();
     write(&mut s, dom0, 0, "/a/x", "0").unwrap();
     write(&mut s, dom0, 0, "/b/y", "0").unwrap();
@@ -198,7 +198,11 @@ fn transactions_conflict_over_what_they_looked_at_and_nothing_else() {
     let tx = start(&mut s, dom0);
     assert_eq!(ask(&mut s, dom0, Op::Read, tx, b"/a/x\0").unwrap(), b"0");
     write(&mut s, dom0, 0, "/a/x", "outside").unwrap();
-    assert_eq!(ask(&mut s, dom0, Op::Read, tx, b"/a/x\0").unwrap(), b"0", "what was seen stays");
+    assert_eq!(
+        ask(&mut s, dom0, Op::Read, tx, b"/a/x\0").unwrap(),
+        b"0",
+        "read in a transaction is repeatable"
+    );
     write(&mut s, dom0, tx, "/b/y", "1").unwrap();
     assert_eq!(commit(&mut s, dom0, tx), Err(XsErrno::Again));
     assert_eq!(ask(&mut s, dom0, Op::Read, 0, b"/b/y\0").unwrap(), b"0");
@@ -229,7 +233,7 @@ fn transactions_conflict_over_what_they_looked_at_and_nothing_else() {
 }
 
 #[test]
-fn a_subtree_removed_and_made_again_inside_a_transaction_is_empty() {
+fn subtree_removed_and_recreated_in_transaction_is_empty() {
     let (mut s, dom0) = store();
     write(&mut s, dom0, 0, "/a/b/c", "old").unwrap();
     let tx = start(&mut s, dom0);
@@ -242,7 +246,7 @@ fn a_subtree_removed_and_made_again_inside_a_transaction_is_empty() {
 }
 
 #[test]
-fn transactions_are_their_connections_own() {
+fn transaction_id_is_valid_only_on_its_connection() {
     let (mut s, dom0) = store();
     let other = s.connect(DomId::DOM0);
     let tx = start(&mut s, dom0);

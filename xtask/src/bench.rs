@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_become_aligned_lines() {
+    fn bench_rows_are_printed_as_aligned_table() {
         let json = r#"[{"suite":"disk","case":"4k read, depth 1","ours":408000.4,"reference":497000.0,
             "reference_name":"raw io_uring","unit":"IOPS","ratio":0.8209,"ratio_min":0.8,
             "ratio_max":0.85,"runs":7,"ours_cpu":1200.4,"worker_cpu":null,"reference_cpu":900.0}]"#;
@@ -99,7 +99,7 @@ disk   4k read, depth 1  408000     497000  IOPS  raw io_uring  0.821  0.800  0.
     }
 
     #[test]
-    fn what_are_no_rows_is_an_error() {
+    fn bench_output_that_is_no_rows_is_an_error() {
         assert!(table("{}").is_err());
     }
 }

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_ways_to_write_sources_are_read() {
+    fn apt_sources_in_both_formats_are_converted() {
         assert_eq!(of_sources("# a\ndeb [x=y] b c d\n"), "# a\ndeb-src [x=y] b c d\n");
         assert_eq!(of_sources("Types: deb\nURIs: u\n"), "Types: deb-src\nURIs: u\n");
     }

@@ -99,7 +99,7 @@ mod tests {
     use core::sync::atomic::AtomicUsize;
 
     #[test]
-    fn flush_after_a_failed_one_fails_and_the_listener_is_called_once() {
+    fn flush_after_failed_flush_fails_and_listener_is_called_once() {
         let (state, calls) = (FlushState::default(), Arc::new(AtomicUsize::new(0)));
         let called = Arc::clone(&calls);
         state.on_failure(move || {
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn flush_that_is_interrupted_is_repeated_and_no_failure() {
+    fn flush_interrupted_is_retried_and_not_counted_as_failure() {
         let (state, mut errors) = (FlushState::default(), alloc::vec![11, 4]);
         let sync = || errors.pop().map_or(Ok(()), |e| Err(io::Error::from_raw_os_error(e)));
         state.flush(sync).unwrap();

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_recycled_list_keeps_its_room() {
+    fn recycled_copy_list_keeps_capacity() {
         let mut page = [0; 8];
         let mut ops = Vec::with_capacity(100);
         ops.push(copy_op(DomId(1), GrantRef(8), 0, CopyBuf::FromGrant(&mut page)));

@@ -30,7 +30,7 @@
 //! - lists: about 1000 bytes for each page in use (including the engine's), 2 KiB for each slot.
 //!
 //! Backend memory is bounce buffers + lists, at most 13.7 MiB for each queue; the test
-//! `lists_of_a_queue_are_bounded` computes it.
+//! `queue_memory_on_every_data_path_is_bounded` computes it.
 
 mod batch;
 mod cached;
@@ -244,7 +244,7 @@ mod tests {
     type Mapping = [u64; 8];
 
     #[test]
-    fn lists_of_a_queue_are_bounded() {
+    fn queue_memory_on_every_data_path_is_bounded() {
         let segment = size_of::<IoSeg<Buf<Mapping>>>();
         // The queue's lists, each grown to twice its need: page requests, raw segments, buffers,
         // grefs, places, copies, completed, one operation's during submission, and a barrier's.

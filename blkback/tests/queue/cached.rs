@@ -19,7 +19,7 @@ fn hostile() -> Hostile {
 }
 
 #[test]
-fn a_page_is_mapped_once_for_many_requests() {
+fn persistent_grant_is_mapped_once_for_many_requests() {
     let mut h = hostile();
     let g = h.data.0;
     for op in [1, 0, 1, 0, 0] {
@@ -49,7 +49,7 @@ fn use_all(h: &mut Hostile, grefs: &[GrantRef]) {
 }
 
 #[test]
-fn what_is_kept_is_bounded_whatever_a_guest_grants() {
+fn cached_mappings_are_bounded_if_guest_grants_many_pages() {
     for path in KEEPING {
         let mut h = hostile_by(path);
         let (grefs, _pages) = many(&h, 10 * CACHED_MIN);
@@ -63,7 +63,7 @@ fn what_is_kept_is_bounded_whatever_a_guest_grants() {
 }
 
 #[test]
-fn pages_beyond_those_kept_are_served_in_the_other_way_and_push_none_out() {
+fn pages_beyond_full_cache_use_fallback_path_and_evict_none() {
     for path in KEEPING {
         let mut h = hostile_by(path);
         let (grefs, _pages) = many(&h, 2 * CACHED_MIN);
@@ -87,7 +87,7 @@ fn pages_beyond_those_kept_are_served_in_the_other_way_and_push_none_out() {
 }
 
 #[test]
-fn a_request_of_kept_pages_and_others_reads_and_writes_all_of_them() {
+fn request_with_cached_and_uncached_pages_transfers_all_data() {
     for path in KEEPING {
         let mut h = hostile_by(path);
         let (kept, _pages) = many(&h, CACHED_MIN - 3);
@@ -135,7 +135,7 @@ fn a_request_of_kept_pages_and_others_reads_and_writes_all_of_them() {
 }
 
 #[test]
-fn one_bad_page_beyond_those_kept_fails_its_request_alone() {
+fn bad_grant_beyond_full_cache_fails_only_its_request() {
     for path in KEEPING {
         let mut h = hostile_by(path);
         let (kept, _pages) = many(&h, CACHED_MIN);
@@ -156,7 +156,7 @@ fn one_bad_page_beyond_those_kept_fails_its_request_alone() {
 }
 
 #[test]
-fn what_nobody_uses_makes_room_by_and_by() {
+fn idle_cached_mappings_are_evicted_gradually_for_new_pages() {
     for path in KEEPING {
         let mut h = hostile_by(path);
         let (grefs, _pages) = many(&h, CACHED_MIN + 11);
@@ -175,12 +175,12 @@ fn what_nobody_uses_makes_room_by_and_by() {
         // cached.
         assert_eq!(served, [0, 0, 11, 11], "{path}");
         assert!(new.iter().all(|gref| h.guest.end_access(*gref).is_err()), "{path}");
-        assert!(h.back.cached_mappings() < CACHED_MIN, "no more went than is needed");
+        assert!(h.back.cached_mappings() < CACHED_MIN, "no more mappings are evicted than needed");
     }
 }
 
 #[test]
-fn a_page_nobody_used_for_a_minute_is_the_guests_again() {
+fn cached_mapping_unused_for_a_minute_is_unmapped() {
     let mut h = hostile();
     let (one, other) = (h.page(), h.page());
     h.back.tick(Duration::from_secs(5));
@@ -192,7 +192,7 @@ fn a_page_nobody_used_for_a_minute_is_the_guests_again() {
     assert_eq!(h.ask(&raw(0, 1, 0, &[(one.0.0, 0, 7)])).status, Status::Okay);
     h.back.tick(Duration::from_secs(65));
     assert_eq!((h.back.cached_mappings(), h.back.stats().cached_mappings.get()), (1, 1));
-    assert!(h.guest.end_access(one.0).is_err(), "used a second ago");
+    assert!(h.guest.end_access(one.0).is_err(), "mapping used a second ago is still cached");
     assert!(h.guest.end_access(other.0).is_ok());
     // The reference is no longer valid; only the request that uses it is rejected.
     assert_eq!(h.ask(&raw(0, 1, 0, &[(other.0.0, 0, 7)])).status, Status::Error);
@@ -201,7 +201,7 @@ fn a_page_nobody_used_for_a_minute_is_the_guests_again() {
 }
 
 #[test]
-fn a_kept_page_cannot_be_taken_back_and_data_goes_to_the_page_it_was() {
+fn cached_page_cannot_be_revoked_and_still_receives_data() {
     let mut h = hostile();
     let (gref, page) = h.page();
     page.write_bytes(0, &[5; 4096]).unwrap();

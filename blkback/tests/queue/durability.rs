@@ -58,7 +58,7 @@ fn flush() -> Vec<u8> {
 }
 
 #[test]
-fn flush_after_a_failed_one_fails_without_asking_the_storage_again() {
+fn flush_after_failed_flush_fails_without_new_storage_flush() {
     for path in PATHS {
         let (mut h, count) = disk(path, 1);
         let data = [(h.data.0, 0, 7)];
@@ -76,7 +76,7 @@ fn flush_after_a_failed_one_fails_without_asking_the_storage_again() {
         ] {
             assert_eq!(h.ask(&request).status, Status::Error, "{path}");
         }
-        assert_eq!(count.get(), 2, "{path}: the kernel would say that all is well");
+        assert_eq!(count.get(), 2, "{path}: number of flushes that reached the storage");
         assert_eq!(h.back.stats().failed_flushes.get(), 5, "{path}");
         assert_eq!(h.refused(RefusalReason::Engine), 5, "{path}");
         assert_eq!([h.ask(&write), h.ask(&read)].map(|r| r.status), [Status::Okay; 2]);
@@ -84,7 +84,7 @@ fn flush_after_a_failed_one_fails_without_asking_the_storage_again() {
 }
 
 #[test]
-fn barrier_whose_last_flush_fails_fails_every_later_flush() {
+fn barrier_with_failed_final_flush_fails_every_later_flush() {
     let (mut h, count) = disk(DataPath::Map, 1);
     let barrier = raw(op::WRITE_BARRIER, 1, 8, &[(h.data.0, 0, 7)]);
     assert_eq!(h.ask(&barrier).status, Status::Error);
@@ -93,7 +93,7 @@ fn barrier_whose_last_flush_fails_fails_every_later_flush() {
 }
 
 #[test]
-fn flush_fails_after_one_failed_on_another_queue_or_in_an_earlier_process() {
+fn flush_after_failure_on_other_queue_or_in_earlier_process_fails() {
     let (mut h, count) = disk(DataPath::Map, usize::MAX);
     assert_eq!(h.ask(&flush()).status, Status::Okay);
     h.disk.flush_state().mark_failed();
@@ -102,7 +102,7 @@ fn flush_fails_after_one_failed_on_another_queue_or_in_an_earlier_process() {
 }
 
 #[test]
-fn flush_that_was_in_flight_when_another_failed_fails_too() {
+fn flush_in_flight_when_another_flush_fails_fails_too() {
     let (mut h, may) = late(DataPath::Map);
     h.put(&flush());
     run(&mut h.back);

@@ -8,7 +8,7 @@ use pvio_ring::shm::Region;
 
 /// GRUB's requests all have id 0; ids have no meaning to a backend.
 #[test]
-fn requests_under_way_may_have_the_same_id() {
+fn requests_in_flight_with_same_id_complete() {
     for path in PATHS {
         let (mut h, may) = late(path);
         let pages: Vec<_> = (0..5).map(|_| h.page()).collect();
@@ -35,13 +35,13 @@ fn requests_under_way_may_have_the_same_id() {
 /// Firmware and crash dumps poll: they never arm their event index (`rsp_event`), and notify the
 /// backend for each request or for none, whatever its event index (`req_event`) is.
 #[test]
-fn a_frontend_that_polls_and_ignores_the_event_indices_is_served() {
+fn polling_frontend_that_ignores_event_indices_is_served() {
     for path in PATHS {
         let mut h = Hostile::new(path, Abi::X86_64, Mem::zeroed(SECTORS));
         let request = raw(0, 1, 0, &[(h.data.0, 0, 7)]);
         // Several times across the wrap of the ring's slots.
         for n in 0..200 {
-            assert!(!h.back.final_check().unwrap(), "nothing is there: it would sleep");
+            assert!(!h.back.final_check().unwrap(), "final check on an empty ring");
             h.put(&request);
             if n % 2 == 0 {
                 // No notification was sent, but the backend is awake for another reason.

@@ -8,7 +8,7 @@ use pvio_ring::proto::blkif::{Abi, Status};
 use pvio_sim::LocalMachine;
 
 #[test]
-fn every_size_written_is_read_back_and_nothing_stays_mapped() {
+fn writes_of_every_size_read_back_and_leave_no_mapping() {
     PATHS.into_iter().for_each(every_size);
 }
 
@@ -47,7 +47,7 @@ fn every_size(path: DataPath) {
 }
 
 #[test]
-fn a_batch_costs_one_notification_each_way() {
+fn batch_of_requests_sends_one_notification_each_way() {
     PATHS.into_iter().for_each(a_batch);
 }
 
@@ -70,7 +70,7 @@ fn a_batch(path: DataPath) {
 }
 
 #[test]
-fn unanswered_requests_are_replayed_to_the_next_backend() {
+fn requests_without_response_are_resubmitted_to_next_backend() {
     PATHS.into_iter().for_each(replayed);
 }
 
@@ -111,7 +111,7 @@ fn replayed(path: DataPath) {
 }
 
 #[test]
-fn a_long_ring_of_large_requests_is_served() {
+fn multi_page_ring_of_large_requests_is_served() {
     for path in PATHS {
         let shape = Shape { ring_pages: 4, pages_per_slot: 64 };
         let (machine, mut front, mut back) = large(path, shape, Mem::zeroed(128 * 8 * 64));
@@ -153,7 +153,7 @@ fn a_long_ring_of_large_requests_is_served() {
 }
 
 #[test]
-fn impossible_shapes_are_refused_and_leave_nothing() {
+fn invalid_ring_shapes_are_rejected_and_leave_no_grants() {
     let machine = LocalMachine::new();
     for (ring_pages, pages_per_slot) in [(0, 11), (3, 11), (64, 11), (1, 10), (1, 4097)] {
         let shape = Shape { ring_pages, pages_per_slot };

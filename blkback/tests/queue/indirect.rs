@@ -61,7 +61,7 @@ fn hostile(path: DataPath) -> Hostile {
 }
 
 #[test]
-fn much_data_goes_to_the_disk_and_comes_back() {
+fn indirect_requests_of_all_sizes_write_and_read_back() {
     for path in PATHS {
         let mut h = hostile(path);
         let big = Big::new(&h, 512);
@@ -88,7 +88,7 @@ fn much_data_goes_to_the_disk_and_comes_back() {
 }
 
 #[test]
-fn absurd_indirect_requests_are_refused_by_themselves() {
+fn malformed_indirect_requests_are_rejected_individually() {
     use RefusalReason as R;
     for path in PATHS {
         let mut h = hostile(path);
@@ -98,17 +98,22 @@ fn absurd_indirect_requests_are_refused_by_themselves() {
         let half = [t[0], GrantRef(u32::MAX)];
         let cases: Vec<(&str, Vec<u8>, u8, R)> = vec![
             ("no segments", indirect(0, 0, 7, 0, t), 0, R::SegmentCount),
-            ("one more than offered", indirect(1, 601, 7, 0, t), 1, R::SegmentCount),
-            ("one more than eight pages", indirect(1, 4097, 7, 0, t), 1, R::SegmentCount),
-            ("as many as can be said", indirect(0, 0xffff, 7, 0, t), 0, R::SegmentCount),
-            ("a flush inside", indirect(3, 1, 7, 0, t), 3, R::UnknownOperation),
-            ("a barrier inside", indirect(2, 1, 7, 0, t), 2, R::UnknownOperation),
-            ("another one inside", indirect(6, 1, 7, 0, t), 6, R::UnknownOperation),
-            ("nonsense inside", indirect(255, 1, 7, 0, t), 255, R::UnknownOperation),
-            ("a table never granted", indirect(0, 1, 7, 0, &bad), 0, R::Grant),
-            ("a second table never granted", indirect(0, 513, 7, 0, &half), 0, R::Grant),
-            ("past the disk's end", indirect(1, 512, 7, 8, t), 1, R::OutOfRange),
-            ("at the very end of numbers", indirect(0, 1, 7, u64::MAX, t), 0, R::OutOfRange),
+            ("one more segment than advertised", indirect(1, 601, 7, 0, t), 1, R::SegmentCount),
+            (
+                "one more segment than eight pages hold",
+                indirect(1, 4097, 7, 0, t),
+                1,
+                R::SegmentCount,
+            ),
+            ("maximum number of segments", indirect(0, 0xffff, 7, 0, t), 0, R::SegmentCount),
+            ("inner operation flush", indirect(3, 1, 7, 0, t), 3, R::UnknownOperation),
+            ("inner operation barrier", indirect(2, 1, 7, 0, t), 2, R::UnknownOperation),
+            ("inner operation indirect", indirect(6, 1, 7, 0, t), 6, R::UnknownOperation),
+            ("inner operation undefined", indirect(255, 1, 7, 0, t), 255, R::UnknownOperation),
+            ("segment page not granted", indirect(0, 1, 7, 0, &bad), 0, R::Grant),
+            ("second segment page not granted", indirect(0, 513, 7, 0, &half), 0, R::Grant),
+            ("range beyond the end of the disk", indirect(1, 512, 7, 8, t), 1, R::OutOfRange),
+            ("largest sector number", indirect(0, 1, 7, u64::MAX, t), 0, R::OutOfRange),
         ];
         for (what, request, op, reason) in cases {
             let before = h.refused(reason);
@@ -140,7 +145,7 @@ fn absurd_indirect_requests_are_refused_by_themselves() {
 }
 
 #[test]
-fn a_table_is_read_once_and_belongs_to_the_guest_from_then_on() {
+fn indirect_page_changed_after_submission_has_no_effect() {
     for path in PATHS {
         let (mut h, may) = late(path);
         let big = Big::new(&h, 20);
@@ -158,7 +163,7 @@ fn a_table_is_read_once_and_belongs_to_the_guest_from_then_on() {
 }
 
 #[test]
-fn requests_wait_when_all_pages_a_queue_may_use_are_in_use() {
+fn requests_beyond_queue_page_limit_wait_for_completions() {
     for path in PATHS {
         let (mut h, may) = late(path);
         let big = Big::new(&h, 512);
@@ -168,14 +173,14 @@ fn requests_wait_when_all_pages_a_queue_may_use_are_in_use() {
         }
         run(&mut h.back);
         assert_eq!(h.back.in_flight(), most, "{path}");
-        assert!(!h.back.final_check().unwrap(), "only a completion helps");
+        assert!(!h.back.final_check().unwrap(), "final check while all pages are in use");
         let mapped = h.driver.pages_mapped();
         assert!(mapped <= 1 + PAGES_MOST, "{mapped} pages mapped, {path}");
         let mut answered = 0;
         while answered < 32 {
             may.set(1);
             run(&mut h.back);
-            let answer = h.answer().expect("one more was done");
+            let answer = h.answer().expect("response after a completion");
             assert_eq!(answer.status, Status::Okay);
             answered += 1;
             assert_eq!(h.back.in_flight(), most.min(32 - answered), "{path}");
@@ -184,7 +189,7 @@ fn requests_wait_when_all_pages_a_queue_may_use_are_in_use() {
 }
 
 #[test]
-fn what_was_not_offered_is_not_known() {
+fn indirect_request_without_advertised_feature_is_not_supported() {
     let mut h = Hostile::without_indirect(DataPath::Map, Mem::zeroed(SECTORS));
     let big = Big::new(&h, 12);
     let answer = h.ask(&indirect(0, 12, 7, 0, &big.table_refs));

@@ -146,7 +146,7 @@ impl Guest {
         while let Some(mut slot) = self.ring.pop().unwrap() {
             let response = Response::read(&mut slot).unwrap();
             let number = self.open.remove(&response.id);
-            let number = number.unwrap_or_else(|| panic!("{response:?} to nothing"));
+            let number = number.unwrap_or_else(|| panic!("{response:?} without a request"));
             let request = &self.requests[number];
             disk.open.remove(&request.area);
             disk.flushes -= usize::from(matches!(request.kind, Kind::Flush | Kind::Barrier));
@@ -303,7 +303,7 @@ impl World {
     /// Runs guest and server until all requests are completed, or the process ends.
     fn run(&mut self, server: &mut [Backend], deaths: usize) {
         for turn in 0.. {
-            assert!(turn < 10_000, "requests hang: {:?}", self.guests[0].open);
+            assert!(turn < 10_000, "requests without a response: {:?}", self.guests[0].open);
             for guest in &mut self.guests {
                 let disk = &mut self.disk.borrow_mut();
                 // A guest that sleeps sees several batches of responses together.
@@ -375,25 +375,25 @@ const PLAIN: Setup =
     Setup { path: DataPath::Copy, abi: Abi::X86_64, pages: 1, queues: 1, requests: 34 };
 
 #[test]
-fn server_killed_at_any_moment_is_succeeded_on_every_data_path() {
+fn server_killed_at_any_step_is_resumed_on_every_data_path() {
     for path in DataPath::ALL {
         at_every_moment(Setup { path, ..PLAIN });
     }
 }
 
 #[test]
-fn server_killed_at_any_moment_is_succeeded_with_the_32_bit_layout_and_large_rings() {
+fn server_killed_at_any_step_is_resumed_with_32_bit_layout_and_large_ring() {
     at_every_moment(Setup { abi: Abi::X86_32, ..PLAIN });
     at_every_moment(Setup { pages: 2, requests: 72, ..PLAIN });
 }
 
 #[test]
-fn server_of_several_queues_killed_at_any_moment_is_succeeded() {
+fn multi_queue_server_killed_at_any_step_is_resumed() {
     at_every_moment(Setup { queues: 3, requests: 14, path: DataPath::Map, ..PLAIN });
 }
 
 #[test]
-fn successor_killed_at_any_moment_is_succeeded() {
+fn successor_killed_at_any_step_is_resumed() {
     let setup = Setup { requests: 13, ..PLAIN };
     let moments = World::new(setup).live(&[]);
     for first in (0..moments).step_by(9) {
@@ -409,7 +409,7 @@ fn successor_killed_at_any_moment_is_succeeded() {
 }
 
 #[test]
-fn request_that_ends_two_processes_is_answered_with_an_error() {
+fn request_that_crashes_two_processes_gets_error_response() {
     let mut world = World::new(Setup { requests: 1, ..PLAIN });
     world.disk.borrow_mut().stuck = true;
     world.guests[0].ask(&mut world.disk.borrow_mut());
@@ -428,7 +428,7 @@ fn request_that_ends_two_processes_is_answered_with_an_error() {
 }
 
 #[test]
-fn full_ring_that_was_in_flight_is_submitted_again() {
+fn full_ring_in_flight_is_resubmitted_on_resume() {
     let mut world = World::new(Setup { requests: 96, ..PLAIN });
     let waits = |r: &Request| matches!(r.kind, Kind::Read | Kind::Write | Kind::Flush);
     world.guests[0].requests.retain(waits);

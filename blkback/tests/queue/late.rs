@@ -76,7 +76,7 @@ fn with_id(mut request: Vec<u8>, id: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_bad_grant_fails_its_own_request_and_no_other_of_the_batch() {
+fn bad_grant_in_batch_fails_only_its_request() {
     for path in PATHS {
         let (mut h, may) = late(path);
         may.set(100);
@@ -103,7 +103,7 @@ fn a_bad_grant_fails_its_own_request_and_no_other_of_the_batch() {
 }
 
 #[test]
-fn one_page_may_be_used_twice_in_a_request_and_by_many_in_flight() {
+fn page_shared_by_segments_and_requests_in_flight_is_transferred() {
     for path in PATHS {
         let (mut h, may) = late(path);
         let (gref, page) = h.page();
@@ -131,7 +131,7 @@ fn one_page_may_be_used_twice_in_a_request_and_by_many_in_flight() {
 }
 
 #[test]
-fn what_is_read_is_with_the_guest_before_the_answer_and_not_before_the_disk() {
+fn read_fills_only_requested_sectors_before_response() {
     for path in PATHS {
         let (mut h, may) = late(path);
         let (gref, page) = h.page();
@@ -145,12 +145,12 @@ fn what_is_read_is_with_the_guest_before_the_answer_and_not_before_the_disk() {
         page.read_bytes(0, &mut seen).unwrap();
         let mut expected = [9; 4096];
         expected[1024..3072].fill(0);
-        assert_eq!(seen, expected, "{path}: the sectors asked for, and no others");
+        assert_eq!(seen, expected, "{path}: only the requested sectors are written");
     }
 }
 
 #[test]
-fn a_grant_taken_back_under_a_read_fails_that_read_alone() {
+fn grant_revoked_during_copied_read_fails_only_that_read() {
     // Only with copies can the guest end access to the page during the request.
     let (mut h, may) = late(DataPath::Copy);
     let (gone, stays) = (h.page(), h.page());
@@ -166,7 +166,7 @@ fn a_grant_taken_back_under_a_read_fails_that_read_alone() {
 }
 
 #[test]
-fn a_barrier_goes_alone_with_the_data_it_had_when_it_was_begun() {
+fn barrier_waits_for_earlier_requests_and_delays_later_ones() {
     for path in PATHS {
         let (mut h, may) = late(path);
         let (gref, page) = h.page();
@@ -187,7 +187,7 @@ fn a_barrier_goes_alone_with_the_data_it_had_when_it_was_begun() {
 }
 
 #[test]
-fn a_queue_dropped_with_requests_in_flight_lets_go_of_everything() {
+fn queue_dropped_with_requests_in_flight_releases_all_mappings() {
     for path in PATHS {
         let (mut h, _) = late(path);
         let pages: Vec<_> = (0..20).map(|_| h.page()).collect();
@@ -216,7 +216,7 @@ fn a_queue_dropped_with_requests_in_flight_lets_go_of_everything() {
 }
 
 #[test]
-fn what_was_begun_before_the_ring_broke_is_done() {
+fn request_in_flight_when_ring_faults_is_drained() {
     for path in PATHS {
         let (mut h, may) = late(path);
         let (gref, page) = h.page();
@@ -277,7 +277,7 @@ impl GrantCopier for Batches {
 /// A frontend that finds a page in use after its request's response disables the disk (Linux's
 /// blkfront, since XSA-396), unless persistent grants were negotiated.
 #[test]
-fn no_page_is_mapped_when_its_request_is_answered() {
+fn request_pages_are_unmapped_before_response_is_published() {
     for data_path in [DataPath::Map, DataPath::Copy] {
         let machine = LocalMachine::new();
         let (guest, driver) = (machine.domain(FRONT), machine.domain(BACK));
@@ -313,7 +313,11 @@ fn no_page_is_mapped_when_its_request_is_answered() {
             while back.poll(32).unwrap() == Progress::Some {}
             assert_eq!(front.poll(|_, _, status| assert_eq!(status, Status::Okay)).unwrap(), 1);
             let mapped = if data_path == DataPath::Map { 2 * left } else { 0 };
-            assert_eq!(driver.pages_mapped(), mapped + 1, "{data_path}: and the ring");
+            assert_eq!(
+                driver.pages_mapped(),
+                mapped + 1,
+                "{data_path}: pages of requests in flight and the ring"
+            );
         }
     }
 }

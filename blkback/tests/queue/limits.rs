@@ -32,7 +32,7 @@ fn one(front: &mut Front, back: &mut crate::rig::Backend, op: Op) -> Status {
 }
 
 #[test]
-fn a_request_is_as_many_as_the_backend_needs() {
+fn frontend_splits_request_at_backend_segment_limit() {
     for path in PATHS {
         let shape = Shape { ring_pages: 1, pages_per_slot: 64 };
         let (_machine, mut front, mut back) = large(path, shape, Mem::zeroed(32 * 8 * 64));
@@ -73,7 +73,7 @@ fn a_request_is_as_many_as_the_backend_needs() {
 }
 
 #[test]
-fn a_request_of_which_a_part_fails_fails() {
+fn split_request_with_failed_part_fails_as_a_whole() {
     let shape = Shape { ring_pages: 1, pages_per_slot: 64 };
     // The fourth part of 11 pages is beyond the end.
     let (_machine, mut front, mut back) = large(DataPath::Map, shape, Mem::zeroed(8 * 33));
@@ -100,7 +100,7 @@ fn a_request_of_which_a_part_fails_fails() {
 }
 
 #[test]
-fn what_a_backend_does_not_take_is_answered_without_it() {
+fn frontend_completes_unsupported_operations_without_backend() {
     let shape = Shape::LEAST;
     let (_machine, mut front, mut back) = large(DataPath::Map, shape, Mem::zeroed(64));
     let (discard, secure) =
@@ -138,7 +138,11 @@ fn what_a_backend_does_not_take_is_answered_without_it() {
             let slot = front.reserve().unwrap();
             front.start(slot, op).unwrap();
             let here = front.in_flight() == 0;
-            assert_eq!(front.final_check().unwrap(), here, "whoever would sleep is told");
+            assert_eq!(
+                front.final_check().unwrap(),
+                here,
+                "final check reports a local completion"
+            );
             assert_eq!(front.has_answers().unwrap(), here);
             front.publish().unwrap();
             let [(answered, got)] = answers(&mut front, &mut back).try_into().unwrap();
@@ -155,7 +159,7 @@ fn what_a_backend_does_not_take_is_answered_without_it() {
 }
 
 #[test]
-fn an_answer_to_what_was_not_asked_yet_ends_the_queue() {
+fn response_to_request_not_yet_submitted_is_backend_fault() {
     use pvio_ring::proto::blkif::{Abi, Response};
     let shape = Shape { ring_pages: 1, pages_per_slot: 64 };
     let (_machine, mut front, back) = large(DataPath::Map, shape, Mem::zeroed(8 * 64));
@@ -184,7 +188,7 @@ fn an_answer_to_what_was_not_asked_yet_ends_the_queue() {
 }
 
 #[test]
-fn buffers_are_wiped_where_that_is_asked_for() {
+fn released_buffer_is_zeroed_only_if_wiping_is_enabled() {
     for wipes in [false, true] {
         let (_machine, mut front, _back) = large(DataPath::Map, Shape::LEAST, Mem::zeroed(64));
         front.wipe(wipes);
@@ -193,7 +197,7 @@ fn buffers_are_wiped_where_that_is_asked_for() {
         front.fill(slot, 0, &vec![0x6b; all]).unwrap();
         front.release(slot);
         let again = front.reserve().unwrap();
-        assert_eq!(again, slot, "the last one given back");
+        assert_eq!(again, slot, "slot is the last released one");
         let mut seen = vec![1; all];
         front.fetch(again, 0, &mut seen).unwrap();
         let expected = if wipes { 0 } else { 0x6b };

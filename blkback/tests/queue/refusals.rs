@@ -5,7 +5,7 @@ use pvio_blkback::DataPath;
 use pvio_ring::proto::blkif::{Abi, RefusalReason, Response, Status};
 
 #[test]
-fn bad_requests_get_the_status_real_backends_give_and_are_counted() {
+fn bad_requests_get_status_of_existing_backends_and_are_counted() {
     PATHS.into_iter().for_each(bad_requests);
 }
 
@@ -18,9 +18,14 @@ fn bad_requests(path: DataPath) {
     let (g, ro) = (h.data.0, h.readonly.0);
     let last = SECTORS as u64 - 8;
     let cases: Vec<(&str, Vec<u8>, Status, Option<R>)> = vec![
-        ("a good read", raw(0, 1, 0, &[(g, 0, 7)]), okay, None),
-        ("the last sectors", raw(0, 1, last, &[(g, 0, 7)]), okay, None),
-        ("one sector too far", raw(0, 1, last + 1, &[(g, 0, 7)]), error, Some(R::OutOfRange)),
+        ("valid read", raw(0, 1, 0, &[(g, 0, 7)]), okay, None),
+        ("read of the last sectors", raw(0, 1, last, &[(g, 0, 7)]), okay, None),
+        (
+            "range one sector beyond the end",
+            raw(0, 1, last + 1, &[(g, 0, 7)]),
+            error,
+            Some(R::OutOfRange),
+        ),
         ("sector 2^64 - 1", raw(0, 1, u64::MAX, &[(g, 0, 7)]), error, Some(R::OutOfRange)),
         ("reserved operation 4", raw(4, 1, 0, &[(g, 0, 7)]), unknown, Some(R::UnknownOperation)),
         ("operation 255", raw(255, 1, 0, &[(g, 0, 7)]), unknown, Some(R::UnknownOperation)),
@@ -28,10 +33,15 @@ fn bad_requests(path: DataPath) {
         ("12 segments", raw(0, 12, 0, &[(g, 0, 7); 11]), error, Some(R::SegmentCount)),
         ("255 segments", raw(1, 255, 0, &[(g, 0, 7); 11]), error, Some(R::SegmentCount)),
         ("inverted segment", raw(0, 1, 0, &[(g, 5, 4)]), error, Some(R::SegmentBounds)),
-        ("segment past its page", raw(0, 1, 0, &[(g, 0, 8)]), error, Some(R::SegmentBounds)),
-        ("a reference never granted", raw(0, 1, 0, &[(400, 0, 7)]), error, Some(R::Grant)),
-        ("a reference out of the table", raw(0, 1, 0, &[(u32::MAX, 0, 7)]), error, Some(R::Grant)),
-        ("one bad of two", raw(0, 2, 0, &[(g, 0, 7), (400, 0, 7)]), error, Some(R::Grant)),
+        ("segment beyond its page", raw(0, 1, 0, &[(g, 0, 8)]), error, Some(R::SegmentBounds)),
+        ("reference not granted", raw(0, 1, 0, &[(400, 0, 7)]), error, Some(R::Grant)),
+        ("reference beyond the table", raw(0, 1, 0, &[(u32::MAX, 0, 7)]), error, Some(R::Grant)),
+        (
+            "one of two references not granted",
+            raw(0, 2, 0, &[(g, 0, 7), (400, 0, 7)]),
+            error,
+            Some(R::Grant),
+        ),
         ("reading into a read-only grant", raw(0, 1, 0, &[(ro, 0, 7)]), error, Some(R::Grant)),
         (
             "writing from a read-only grant",
@@ -59,7 +69,7 @@ fn bad_requests(path: DataPath) {
 }
 
 #[test]
-fn a_read_only_disk_refuses_to_be_changed() {
+fn read_only_disk_rejects_writes_and_discards() {
     let mut h = Hostile::new(DataPath::Map, Abi::X86_64, Mem::zeroed(SECTORS).read_only());
     let g = h.data.0;
     assert_eq!(h.ask(&raw(0, 1, 0, &[(g, 0, 7)])).status, Status::Okay);
@@ -70,7 +80,7 @@ fn a_read_only_disk_refuses_to_be_changed() {
 }
 
 #[test]
-fn a_discard_gives_zeroes_and_is_bounded() {
+fn discard_inside_disk_succeeds_and_beyond_end_fails() {
     let mut h = Hostile::new(DataPath::Map, Abi::X86_64, Mem::zeroed(SECTORS));
     let discard = |sector: u64, sectors: u64, secure| {
         let mut bytes = raw(5, secure, sector, &[]);
@@ -78,13 +88,17 @@ fn a_discard_gives_zeroes_and_is_bounded() {
         bytes
     };
     assert_eq!(h.ask(&discard(0, 8, 0)).status, Status::Okay);
-    assert_eq!(h.ask(&discard(0, 8, 1)).status, Status::Okay, "secure or not, as Linux has it");
+    assert_eq!(
+        h.ask(&discard(0, 8, 1)).status,
+        Status::Okay,
+        "secure discard succeeds as with Linux"
+    );
     assert_eq!(h.ask(&discard(0, SECTORS as u64 + 1, 0)).status, Status::Error);
     assert_eq!(h.ask(&discard(u64::MAX, u64::MAX, 0)).status, Status::Error);
 }
 
 #[test]
-fn a_producer_index_that_lies_ends_the_queue_and_nothing_else() {
+fn producer_index_overflow_is_queue_fault() {
     use pvio_ring::shm::Region;
     let mut h = Hostile::new(DataPath::Map, Abi::X86_64, Mem::zeroed(SECTORS));
     h.ring.memory().store_u32(0, 1000, std::sync::atomic::Ordering::Release);
@@ -93,7 +107,7 @@ fn a_producer_index_that_lies_ends_the_queue_and_nothing_else() {
 }
 
 #[test]
-fn the_32_bit_layout_is_understood() {
+fn request_in_32_bit_layout_is_decoded() {
     let mut h = Hostile::new(DataPath::Map, Abi::X86_32, Mem::zeroed(SECTORS));
     let g = h.data.0;
     let native = raw(0, 1, 8, &[(g, 0, 7)]);

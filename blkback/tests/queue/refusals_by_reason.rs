@@ -62,7 +62,7 @@ fn done(request: Vec<u8>) -> Case {
 }
 
 #[test]
-fn out_of_range() {
+fn request_beyond_disk_end_is_rejected_as_out_of_range() {
     expect(
         |_| {},
         |g| {
@@ -83,7 +83,7 @@ fn out_of_range() {
 }
 
 #[test]
-fn misaligned() {
+fn request_not_aligned_to_sector_size_is_rejected_as_misaligned() {
     expect(
         |disk| disk.sector_size = 4096,
         |g| {
@@ -114,7 +114,7 @@ fn misaligned() {
 }
 
 #[test]
-fn empty() {
+fn empty_discard_and_transfer_without_segments_are_rejected() {
     expect(
         |_| {},
         |_| {
@@ -130,7 +130,7 @@ fn empty() {
 }
 
 #[test]
-fn impossible_numbers_of_segments() {
+fn request_with_too_many_segments_is_rejected() {
     expect(
         |_| {},
         |g| {
@@ -146,7 +146,7 @@ fn impossible_numbers_of_segments() {
 }
 
 #[test]
-fn inverted_and_oversized_segments() {
+fn segment_inverted_or_beyond_page_is_rejected() {
     expect(
         |_| {},
         |g| {
@@ -163,7 +163,7 @@ fn inverted_and_oversized_segments() {
 }
 
 #[test]
-fn bad_grants() {
+fn request_with_bad_grant_is_rejected() {
     expect(
         |_| {},
         |g| {
@@ -178,7 +178,7 @@ fn bad_grants() {
 }
 
 #[test]
-fn unknown_operations() {
+fn unknown_or_unadvertised_operation_is_not_supported() {
     expect(
         |disk| disk.discard = None,
         |g| {
@@ -195,7 +195,7 @@ fn unknown_operations() {
 }
 
 #[test]
-fn changes_of_a_read_only_disk() {
+fn write_to_read_only_disk_is_rejected_as_read_only() {
     expect(
         |disk| (disk.read_only, disk.discard) = (true, None),
         |g| {
@@ -211,7 +211,7 @@ fn changes_of_a_read_only_disk() {
 }
 
 #[test]
-fn an_engine_that_fails() {
+fn failed_engine_operation_is_counted_as_engine_error() {
     // The disk is smaller than its geometry.
     expect(
         |disk| disk.sectors = END * 2,
@@ -224,7 +224,7 @@ fn an_engine_that_fails() {
 }
 
 #[test]
-fn a_disk_that_changes_its_size_refuses_by_what_it_is_now() {
+fn resized_disk_checks_requests_against_current_size() {
     for path in PATHS {
         let engine = Mem::zeroed(SECTORS);
         let mut geometry = engine.geometry();
@@ -238,7 +238,7 @@ fn a_disk_that_changes_its_size_refuses_by_what_it_is_now() {
         assert_eq!(h.ask(&at(8)).status, Status::Okay, "{path}");
         assert!(!h.disk.resize(16) && h.disk.resize(0));
         for request in [at(0), raw(0, 1, 0, &[(g, 0, 7)]), discard(0, 1)] {
-            assert_eq!(h.ask(&request).status, Status::Error, "{path}: the drive is empty");
+            assert_eq!(h.ask(&request).status, Status::Error, "{path}: request to an empty drive");
         }
         assert_eq!(h.ask(&raw(3, 0, 0, &[])).status, Status::Okay, "{path}");
         assert_eq!(h.refused(RefusalReason::OutOfRange), 4, "{path}");

@@ -154,7 +154,7 @@ fn moves_data(disk: &mut Disk, seed: u8, count: usize, step: usize) {
 }
 
 #[test]
-fn data_of_pages_that_cannot_be_mapped_is_copied_on_every_path() {
+fn unmappable_pages_are_copied_on_every_data_path() {
     for path in PATHS {
         for status in [GrantStatus::NoDeviceSpace, GrantStatus::NoSpace] {
             let mut disk = Disk::new(path, 8, status, MappingBudget::unlimited());
@@ -172,7 +172,7 @@ fn data_of_pages_that_cannot_be_mapped_is_copied_on_every_path() {
 }
 
 #[test]
-fn nothing_can_be_mapped_but_the_ring() {
+fn data_is_transferred_if_only_ring_can_be_mapped() {
     for path in PATHS {
         let budget = MappingBudget::unlimited();
         let mut disk = Disk::new(path, 1, GrantStatus::NoSpace, budget.clone());
@@ -182,7 +182,7 @@ fn nothing_can_be_mapped_but_the_ring() {
 }
 
 #[test]
-fn bad_reference_is_an_error_whether_or_not_pages_can_be_mapped() {
+fn bad_grant_reference_fails_whether_or_not_pages_can_be_mapped() {
     for path in PATHS {
         for most in [1, 1000] {
             let unlimited = MappingBudget::unlimited();
@@ -199,7 +199,7 @@ fn bad_reference_is_an_error_whether_or_not_pages_can_be_mapped() {
 }
 
 #[test]
-fn no_more_pages_stay_mapped_than_the_budget_of_the_guest_has() {
+fn cached_mappings_of_all_queues_stay_within_guest_budget() {
     for path in [DataPath::PersistentOrMap, DataPath::PersistentOrCopy] {
         let process = MappingBudget::new(20);
         let guest = process.part(15);

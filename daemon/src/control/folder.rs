@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_of_a_namespace_is_known_by_the_number_outside() {
+    fn uid_in_user_namespace_is_mapped_to_outer_uid() {
         assert_eq!(mapped(0, "         0          0 4294967295\n"), Some(0));
         assert_eq!(mapped(1000, "         0          0 4294967295\n"), Some(1000));
         assert_eq!(mapped(0, "         0       1000          1\n"), Some(1000));

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_numbers() {
+    fn vdev_names_convert_to_numbers_and_invalid_names_are_rejected() {
         for (name, number) in [
             ("xvda", 51712),
             ("xvdb", 51728),

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_xl_says_to_a_device_model() {
+    fn device_model_command_line_of_xl_is_parsed() {
         let args = args(
             "-xen-domid 7 -no-shutdown -chardev socket,id=libxl-cmd,path=/run/xen/qmp-libxl-7,\
              server=on,wait=off -mon chardev=libxl-cmd,mode=control -chardev \
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_cannot_be() {
+    fn unsupported_device_model_command_line_is_rejected() {
         for (bad, word) in [
             ("--version", "-xen-domid"),
             ("-xen-domid 7 -machine pc-i440fx-3.1,accel=xen", "emulate"),

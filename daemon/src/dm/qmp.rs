@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_conversation_as_libxl_has_it() {
+    fn qmp_server_responds_to_libxl_commands() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qmp-libxl-7");
         std::fs::write(&path, "left behind").unwrap();

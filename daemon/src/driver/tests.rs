@@ -66,7 +66,11 @@ fn serve(
 fn becomes(session: &mut BlockingDisk<Domain, Client>, size: u64) {
     let begin = Instant::now();
     while session.size() != size {
-        assert!(begin.elapsed() < PATIENCE, "{} bytes, never {size}", session.size());
+        assert!(
+            begin.elapsed() < PATIENCE,
+            "size stays {} bytes instead of {size}",
+            session.size()
+        );
         session.queue().unwrap();
         sleep(Duration::from_millis(10));
     }
@@ -115,7 +119,7 @@ impl Machine {
 }
 
 #[test]
-fn a_disk_that_grew_and_a_medium_that_was_changed_are_noticed() {
+fn grown_image_and_changed_media_reach_guest() {
     let (mut machine, mut session) = Machine::with_disk();
     let dom0 = &mut machine.dom0;
     let addr = machine.addr;
@@ -136,14 +140,14 @@ fn a_disk_that_grew_and_a_medium_that_was_changed_are_noticed() {
 }
 
 #[test]
-fn a_guest_that_does_not_let_go_of_its_disk_is_told_of_and_waited_for() {
+fn guest_that_keeps_removed_disk_is_reported_and_waited_for() {
     let (mut machine, session) = Machine::with_disk();
     let (addr, dom0) = (machine.addr, &mut machine.dom0);
     let back = addr.backend_path();
     request_removal(dom0, addr).unwrap();
     let begin = Instant::now();
     let why = loop {
-        assert!(begin.elapsed() < PATIENCE, "nobody is told");
+        assert!(begin.elapsed() < PATIENCE, "error node was not written");
         if let Some(why) = read_error(dom0, &back).unwrap() {
             break why;
         }
@@ -155,14 +159,14 @@ fn a_guest_that_does_not_let_go_of_its_disk_is_told_of_and_waited_for() {
     session.close().unwrap();
     let begin = Instant::now();
     while read_state(dom0, &back).unwrap() != XenbusState::Closed {
-        assert!(begin.elapsed() < PATIENCE, "it does not close");
+        assert!(begin.elapsed() < PATIENCE, "device was not closed");
         sleep(Duration::from_millis(10));
     }
     machine.end();
 }
 
 #[test]
-fn a_disk_for_which_there_are_not_enough_descriptors_is_refused_and_the_others_are_served() {
+fn disk_beyond_descriptor_limit_is_rejected_and_others_are_served() {
     // Enough descriptors for the process and one disk.
     let (mut machine, mut session) = Machine::with_descriptors(Descriptors::with_limit(64 + EACH));
     let (addr, dom0) = (machine.addr, &mut machine.dom0);
@@ -171,7 +175,7 @@ fn a_disk_for_which_there_are_not_enough_descriptors_is_refused_and_the_others_a
     create_device(dom0, second, &back).unwrap();
     let begin = Instant::now();
     while read_state(dom0, &second.backend_path()).unwrap() != XenbusState::Closed {
-        assert!(begin.elapsed() < PATIENCE, "it is not refused");
+        assert!(begin.elapsed() < PATIENCE, "device was not rejected");
         sleep(Duration::from_millis(10));
     }
     let why = read_error(dom0, &second.backend_path()).unwrap().unwrap();
@@ -216,7 +220,7 @@ impl BackendClass for Restless {
         _: &mut dyn Xenstore,
         _: &BackendContext,
     ) -> Result<(), HandshakeError> {
-        Err(HandshakeError::Unwritable("a change of the test's"))
+        Err(HandshakeError::Unwritable("injected handshake error"))
     }
 
     fn disconnect(&mut self) -> Poll<()> {
@@ -235,7 +239,7 @@ impl ReportStatus for Restless {
 }
 
 #[test]
-fn a_guest_that_never_settles_spends_its_own_budget_and_no_other_guest_waits() {
+fn guest_with_endless_transitions_exhausts_only_its_own_budget() {
     let dir = tempfile::tempdir().unwrap();
     let hypervisor = Hypervisor::start(dir.path()).unwrap();
     let guests = ["one", "other"];
@@ -266,13 +270,13 @@ fn a_guest_that_never_settles_spends_its_own_budget_and_no_other_guest_waits() {
         turns += 1;
     }
     let [restless, calm] = counts.map(|count| count.get());
-    assert!(turns < 1000, "{restless} sessions, and no end");
+    assert!(turns < 1000, "{restless} sessions without an end");
     assert_eq!(calm, 1);
     assert!((1..100).contains(&restless), "{restless} sessions");
 }
 
 #[test]
-fn change_that_cannot_be_announced_to_a_guest_is_counted() {
+fn size_change_that_cannot_be_announced_is_counted() {
     let dir = tempfile::tempdir().unwrap();
     let hypervisor = Hypervisor::start(dir.path()).unwrap();
     let guest = hypervisor.create_domain(DomainConfig::new("guest")).unwrap();
@@ -297,7 +301,7 @@ fn change_that_cannot_be_announced_to_a_guest_is_counted() {
         devices.check_for_changes(&mut xs).unwrap();
         let counters = served.counters();
         unannounced = counters.first().map_or(0, |device| {
-            device["events"]["untold-changes"].as_u64().expect("the counter is shown")
+            device["events"]["untold-changes"].as_u64().expect("counter is in the statistics")
         });
         sleep(Duration::from_millis(10));
     }

@@ -93,7 +93,7 @@ mod tests {
     use pvio_xenbus::handshake::vbd::{OWN_KIND, create_device};
 
     #[test]
-    fn an_image_in_use_is_refused_unless_its_holder_is_the_same_vm() {
+    fn image_in_use_is_rejected_unless_by_same_vm() {
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Hypervisor::start(dir.path()).unwrap();
         let domain = |name| hypervisor.create_domain(DomainConfig::new(name)).unwrap();

@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_come_back_as_they_were() {
+    fn domain_status_lines_round_trip() {
         let failure = Failure::input("it \t broke\n", "mend it");
         for (message, back) in [
             (ChildMessage::Ready, ChildMessage::Ready),

@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_those_of_the_last_full_second() {
+    fn meter_rates_cover_last_full_second() {
         let mut meter = Meter::new();
         let at = Duration::from_millis;
         for i in 0..10 {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minute_later_nothing_is_left_but_the_totals() {
+    fn meter_after_window_keeps_only_totals() {
         let mut meter = Meter::new();
         meter.count(Duration::from_secs(3), 7, Duration::from_secs(100));
         let reading = meter.read(Duration::from_secs(3 + WINDOW as u64));

@@ -96,12 +96,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_the_same_every_time() {
+    fn demo_image_is_reproducible() {
         assert!(image_bytes(8 << 20).unwrap() == image_bytes(8 << 20).unwrap());
     }
 
     #[test]
-    fn what_was_written_can_be_read() {
+    fn demo_image_files_read_back() {
         let mut disk = Cursor::new(image_bytes(SIZE as usize).unwrap());
         let fs = FileSystem::new(&mut disk, FsOptions::new()).unwrap();
         for DemoFile { path, bytes } in files() {

@@ -187,7 +187,7 @@ fn fill(at: &Path) {
 }
 
 #[test]
-fn every_kind_of_ext_reads_as_linux_reads_it() {
+fn ext_of_every_variant_reads_same_as_linux() {
     for words in [
         &["-t", "ext4"][..],
         &["-t", "ext4", "-b", "1024"],
@@ -235,7 +235,7 @@ fn patch(image: &Path, at: u64, bytes: &[u8]) {
 }
 
 #[test]
-fn what_a_reader_may_ignore_keeps_no_disk_from_being_read() {
+fn ext_with_any_directory_hash_is_read() {
     let dir = tempfile::tempdir().unwrap();
     // Without a checksum of the superblock, which a changed byte would invalidate.
     let words = ["-t", "ext4", "-O", "^metadata_csum"];
@@ -256,7 +256,7 @@ fn what_a_reader_may_ignore_keeps_no_disk_from_being_read() {
 }
 
 #[test]
-fn a_journal_that_has_to_be_replayed_is_refused_with_what_to_do() {
+fn ext_with_unreplayed_journal_is_rejected_with_advice() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mut mount) = Mount::new(dir.path(), &["-t", "ext4"], 64 << 20) else { return };
     fs::write(mount.at.join("file"), b"in the journal").unwrap();
@@ -295,7 +295,7 @@ fn fat(dir: &Path, words: &[&str], mib: u64) -> Option<(PathBuf, Vec<u8>)> {
 }
 
 #[test]
-fn every_fat_that_mtools_reads_is_read() {
+fn fat_with_unusual_fields_is_read() {
     let dir = tempfile::tempdir().unwrap();
     type Damage = fn(&Path);
     let damages: [(&str, Damage); 4] = [

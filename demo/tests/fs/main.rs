@@ -147,7 +147,7 @@ fn every_file_is_equal(fs: &mut Fs, dir: &Path, under: &str) {
 }
 
 #[test]
-fn ext_reads_as_it_was_written() {
+fn ext_files_read_back_equal() {
     for (kind, more) in [
         ("ext4", &["-b", "4096"][..]),
         ("ext4", &["-b", "1024", "-O", "^metadata_csum,64bit"]),
@@ -164,7 +164,7 @@ fn ext_reads_as_it_was_written() {
 }
 
 #[test]
-fn fat_reads_as_it_was_written() {
+fn fat_files_read_back_equal() {
     for bits in ["12", "16", "32"] {
         let dir = tempfile::tempdir().unwrap();
         let from = dir.path().join("tree");
@@ -193,7 +193,7 @@ fn fat_reads_as_it_was_written() {
 }
 
 #[test]
-fn ranges_and_links_and_what_is_not_there() {
+fn ext_ranges_symlinks_and_missing_paths_are_resolved() {
     let dir = tempfile::tempdir().unwrap();
     let from = dir.path().join("tree");
     tree(&from);
@@ -213,7 +213,7 @@ fn ranges_and_links_and_what_is_not_there() {
 
     assert_eq!(fs.read_all("/relative/than/most/file.txt").unwrap(), b"found");
     assert_eq!(fs.read_all("/absolute/../than/most/./file.txt").unwrap(), b"found");
-    assert_eq!(fs.visit("/outside"), Err(FsError::NotFound), "links stay on the disk");
+    assert_eq!(fs.visit("/outside"), Err(FsError::NotFound), "symlinks cannot leave the disk");
     assert_eq!(fs.visit("/loop-a"), Err(FsError::TooFar));
     assert_eq!(fs.visit("/dangling"), Err(FsError::NotFound));
     assert_eq!(fs.visit("/long"), Err(FsError::NotFound));
@@ -241,7 +241,7 @@ fn ranges_and_links_and_what_is_not_there() {
 }
 
 #[test]
-fn what_is_no_file_system_is_named() {
+fn unsupported_disk_content_is_named_in_error() {
     let says = |bytes: Vec<u8>| {
         let error = Fs::of(MemDisk::new(bytes)).visit("/").unwrap_err();
         format!("{error}; {}", error.remedy().expect("a remedy"))
@@ -294,7 +294,7 @@ impl BlockRead for Failing {
 }
 
 #[test]
-fn a_disk_that_fails_is_an_error_and_no_more() {
+fn failed_disk_read_is_reported_as_io_error() {
     let image = pvio_demo::image::image_bytes(8 << 20).unwrap();
     let mut fs = Fs::of(Failing(MemDisk::new(image), 3));
     let mut failed = 0;
@@ -352,7 +352,7 @@ fn damaged(image: &[u8], seed: u64) -> Vec<u8> {
 }
 
 #[test]
-fn damaged_fat_is_answered() {
+fn damaged_fat_never_panics_or_hangs() {
     let image = pvio_demo::image::image_bytes(6 << 20).unwrap();
     for seed in 0..150 {
         visit_all_paths(&mut Fs::of(MemDisk::new(damaged(&image, seed))));
@@ -360,7 +360,7 @@ fn damaged_fat_is_answered() {
 }
 
 #[test]
-fn damaged_ext_is_answered() {
+fn damaged_ext_never_panics_or_hangs() {
     let dir = tempfile::tempdir().unwrap();
     tree(&dir.path().join("tree"));
     // Without checksums, damage is detected later.
@@ -373,7 +373,7 @@ fn damaged_ext_is_answered() {
 }
 
 #[test]
-fn clusters_in_a_ring_end() {
+fn circular_fat_cluster_chain_is_corrupt_error() {
     let mut image = pvio_demo::image::image_bytes(8 << 20).unwrap();
     // Every entry of both FATs refers to the same cluster, so every chain is a ring.
     let reserved = u16::from_le_bytes([image[14], image[15]]) as usize * 512;

@@ -124,7 +124,7 @@ fn refused(queue: &mut Queue<LocalDomain>, slot: SlotId, op: Op, size: u64) {
 }
 
 #[test]
-fn a_request_beyond_the_disk_never_reaches_the_ring() {
+fn request_beyond_disk_end_is_rejected_before_ring() {
     let mut world = World::new(1);
     let mut ring = world.ring();
     let queue = world.queue();
@@ -157,7 +157,7 @@ fn a_request_beyond_the_disk_never_reaches_the_ring() {
 }
 
 #[test]
-fn a_disk_that_is_resized_is_as_large_as_it_is_now_for_every_queue() {
+fn resized_disk_checks_range_by_current_size_on_every_queue() {
     let mut world = World::new(2);
     let mut out = world.driver.class_mut().take(1).unwrap();
     let out_slot = out.reserve().unwrap();
@@ -176,7 +176,7 @@ fn a_disk_that_is_resized_is_as_large_as_it_is_now_for_every_queue() {
 }
 
 #[test]
-fn what_waited_for_a_backend_whose_disk_is_smaller_is_answered_with_an_error() {
+fn request_beyond_end_of_smaller_reconnected_disk_completes_with_error() {
     let mut world = World::new(1);
     let ops = [Op::Write { sector: 0, bytes: 512 }, Op::Write { sector: SIZE - 1, bytes: 512 }];
     let queue = world.queue();
@@ -192,5 +192,5 @@ fn what_waited_for_a_backend_whose_disk_is_smaller_is_answered_with_an_error() {
     world.queue().poll(|_, op, status| answers.push((op, status))).unwrap();
     assert_eq!(answers, [(ops[1], Status::Error)]);
     assert!(ring.pop().unwrap().is_some());
-    assert!(ring.pop().unwrap().is_none(), "only what is on the disk was sent");
+    assert!(ring.pop().unwrap().is_none(), "request beyond the end of the disk was sent");
 }

@@ -7,7 +7,7 @@ use pvio_xenbus::XenbusState as S;
 use std::time::Duration;
 
 #[test]
-fn a_disk_without_a_backend_says_what_is_missing_by_the_backends_state() {
+fn no_backend_error_gives_remedy_by_backend_state() {
     for (state, sector_size, says) in [
         (S::Unknown, None, "domain is running"),
         (S::Initialising, None, "kernel module"),
@@ -19,7 +19,7 @@ fn a_disk_without_a_backend_says_what_is_missing_by_the_backends_state() {
         let backend = String::from("/local/domain/3/backend/qdisk/5/51712");
         let waited = Duration::from_secs(2);
         let error = DiskError::NoBackend { waited, state, backend, sector_size };
-        let remedy = error.remedy().expect("there is something to do");
+        let remedy = error.remedy().expect("error has a remedy");
         assert!(remedy.contains(says), "{state}: {remedy}");
         let text = error.to_string();
         assert!(text.contains("qdisk/5/51712") && text.contains(&state.to_string()), "{text}");

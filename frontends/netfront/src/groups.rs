@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_joined_and_how_many() {
+    fn join_accepts_only_multicast_addresses_and_at_most_64() {
         let mut groups = Groups::default();
         for strange in [[0; 6], [2, 0, 0, 0, 0, 1], [0xff; 6]] {
             assert_eq!(groups.join(strange), Err(GroupError::NoGroup(strange)));
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stations_of_ip_groups() {
+    fn ip_multicast_address_maps_to_mac() {
         let of = |text: &str| group_of(text.parse().unwrap());
         assert_eq!(of("224.0.0.251"), Some([1, 0, 0x5e, 0, 0, 251]));
         assert_eq!(of("239.255.255.250"), Some([1, 0, 0x5e, 0x7f, 0xff, 0xfa]));

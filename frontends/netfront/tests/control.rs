@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 #[test]
-fn every_page_of_every_queue_is_staged_and_then_used() {
+fn all_pages_of_all_queues_are_staged_and_used() {
     let mut p = pair(true);
     p.echo();
     assert_eq!(p.stats.staged(), 0);
@@ -45,7 +45,7 @@ fn every_page_of_every_queue_is_staged_and_then_used() {
 }
 
 #[test]
-fn a_backend_that_stages_nothing_is_used_as_ever() {
+fn backend_without_staging_is_used_with_grant_copies() {
     let mut p = pair(false);
     p.settle();
     assert!(p.control.is_done());
@@ -55,7 +55,7 @@ fn a_backend_that_stages_nothing_is_used_as_ever() {
 }
 
 #[test]
-fn sizes_of_all_kinds_and_what_is_asked_for_then() {
+fn staging_request_lists_at_most_advertised_number_of_pages() {
     for (size, len) in [(1, 1), (511, 511), (512, 512), (513, 512), (u32::MAX, 512)] {
         let mut h = hostile();
         let request = h.asked();
@@ -77,7 +77,7 @@ fn sizes_of_all_kinds_and_what_is_asked_for_then() {
 }
 
 #[test]
-fn a_refusal_or_a_size_of_none_ends_the_asking() {
+fn staging_stops_if_backend_rejects_it_or_reports_size_0() {
     for (status, data) in [(0, 0), (1, 5), (2, 5), (3, 5), (4, 5), (u32::MAX, 5)] {
         let mut h = hostile();
         let request = h.asked();
@@ -97,7 +97,7 @@ fn a_refusal_or_a_size_of_none_ends_the_asking() {
 }
 
 #[test]
-fn every_lie_on_the_control_ring() {
+fn malformed_control_response_is_backend_fault() {
     let lies: [fn(CtrlRequest) -> CtrlResponse; 3] = [
         |r| CtrlResponse { id: r.id.wrapping_add(1), ..good(r, 1) },
         |r| CtrlResponse { kind: 9, ..good(r, 1) },
@@ -108,7 +108,7 @@ fn every_lie_on_the_control_ring() {
         let answer = lie(h.asked());
         let fault = BackendFault::CtrlAnswer { id: answer.id, kind: answer.kind };
         assert_eq!(h.answer(answer), Err(fault));
-        assert_eq!(h.control.step(&h.queues), Err(fault), "for ever");
+        assert_eq!(h.control.step(&h.queues), Err(fault), "fault is permanent");
         assert_eq!((h.control.fault(), fault.code()), (Some(fault), "ctrl-wrong-answer"));
     }
     // The same response twice: no second request is outstanding.
@@ -135,7 +135,7 @@ fn every_lie_on_the_control_ring() {
 }
 
 #[test]
-fn pages_are_given_back_in_good_order() {
+fn unstage_releases_all_pages() {
     let mut p = pair(true);
     p.settle();
     let mapped = p.back.pages_mapped();
@@ -148,7 +148,7 @@ fn pages_are_given_back_in_good_order() {
     assert_eq!(p.back.pages_mapped(), mapped - 2 * 512);
     let before = p.stats.staged();
     p.echo();
-    assert_eq!(p.stats.staged(), before, "the classic way");
+    assert_eq!(p.stats.staged(), before, "packet is received by grant copy");
     // All data pages are released, although the backend still exists.
     let queue = p.fronts.remove(0).dismantle().unwrap_err();
     assert_eq!(p.front.pages_granted(), 2 + (2 + 512) + 2, "rings, and the other queue");
@@ -169,7 +169,7 @@ fn pages_are_given_back_in_good_order() {
 }
 
 #[test]
-fn a_backend_that_does_not_give_pages_back_is_not_asked_again() {
+fn failed_unstage_is_counted_and_not_retried() {
     type Lie = fn(&ctrl::Hostile, CtrlRequest) -> CtrlResponse;
     let cases: &[(Lie, usize)] = &[
         (|_, r| good(r, 512), 512),
@@ -211,7 +211,7 @@ fn a_backend_that_does_not_give_pages_back_is_not_asked_again() {
 }
 
 #[test]
-fn an_answer_that_never_comes_is_waited_for_so_long_and_holds_up_nothing() {
+fn missing_control_response_is_reported_after_timeout_and_blocks_nothing() {
     let mut h = hostile();
     h.control.set_clock(Duration::from_secs(100));
     let request = h.asked();
@@ -221,7 +221,7 @@ fn an_answer_that_never_comes_is_waited_for_so_long_and_holds_up_nothing() {
         assert_eq!((h.control.is_silent(), h.control.is_done()), (silent, false), "{at} ms");
     }
     assert_eq!(PATIENCE, Duration::from_secs(5));
-    assert!(h.ring.pop().unwrap().is_none(), "nothing else is asked meanwhile");
+    assert!(h.ring.pop().unwrap().is_none(), "no further request while one is outstanding");
     h.queues[0].send(&pattern(60, 1), Checksum::Unknown).unwrap();
     assert_eq!(h.queues[0].publish(), Ok(()));
     // A late response is accepted.
@@ -231,9 +231,9 @@ fn an_answer_that_never_comes_is_waited_for_so_long_and_holds_up_nothing() {
 }
 
 #[test]
-fn an_answer_wakes_who_asked_to_be_woken() {
+fn control_response_sends_event_after_final_check() {
     let mut h = hostile();
-    assert_eq!(h.control.final_check(), Ok(false), "nothing was asked");
+    assert_eq!(h.control.final_check(), Ok(false), "final check without a request");
     for round in 0..2 {
         let request = h.asked();
         let _ = h.control.channel().take();
@@ -244,15 +244,18 @@ fn an_answer_wakes_who_asked_to_be_woken() {
         h.control.step(&h.queues).unwrap();
     }
     h.page.store_u32(8, 77, Ordering::SeqCst);
-    assert!(h.control.is_done() && h.control.final_check() == Ok(false), "nobody looks");
+    assert!(
+        h.control.is_done() && h.control.final_check() == Ok(false),
+        "ring is not read after the last response"
+    );
 }
 
 #[test]
-fn split_channels_wake_each_for_itself() {
+fn split_event_channels_wake_tx_and_rx_separately() {
     let machine = LocalMachine::new();
     let (front, back) = (machine.domain(FRONT), machine.domain(BACK));
     let mut queue = Queue::with_channels(&front, BACK, true).unwrap();
-    let rx_port = queue.rx_channel().expect("its own").port();
+    let rx_port = queue.rx_channel().expect("queue has its own rx channel").port();
     let refs = pvio_netback::queue::QueueRefs {
         tx_ring: queue.tx_gref(),
         rx_ring: queue.rx_gref(),
@@ -268,7 +271,7 @@ fn split_channels_wake_each_for_itself() {
         queue.send(&pattern(60, 1), Checksum::Unknown).unwrap();
         queue.publish().unwrap();
         while peer.poll(&mut port, 8).unwrap().any() {}
-        assert!(queue.rx_channel().unwrap().is_pending(), "a packet came");
+        assert!(queue.rx_channel().unwrap().is_pending(), "event for a received packet");
         // A new ring requests one event initially (ring.h); after that no notification is armed.
         assert_eq!(queue.channel().is_pending(), round == 0);
         for channel in queue.channels() {
@@ -280,7 +283,7 @@ fn split_channels_wake_each_for_itself() {
 }
 
 #[test]
-fn a_storm_of_events_is_no_work() {
+fn event_storm_without_responses_is_no_work() {
     let mut h = common::hostile();
     assert_eq!(h.front.final_check(), Ok(false));
     for _ in 0..10_000 {

@@ -16,7 +16,7 @@ const GROUP: [u8; 6] = [1, 0, 0x5e, 1, 2, 3];
 const OTHER: [u8; 6] = [1, 0, 0x5e, 1, 2, 4];
 
 #[test]
-fn the_real_backend_sends_what_was_named_and_no_more() {
+fn netback_delivers_only_added_groups() {
     let machine = LocalMachine::new();
     let (port, mut far) = pair(64);
     let mut front = Queue::new(&machine.domain(FRONT), BACK).unwrap();
@@ -39,11 +39,15 @@ fn the_real_backend_sends_what_was_named_and_no_more() {
     let tell = |vif: &mut Vif, group, joins| {
         vif.front.tell_group(group, joins).unwrap();
         assert_eq!(vif.front.group_answer(), Ok(None));
-        assert_eq!(vif.front.tell_group(OTHER, true), Err(SendError::Full), "one at a time");
+        assert_eq!(
+            vif.front.tell_group(OTHER, true),
+            Err(SendError::Full),
+            "second request while one is outstanding"
+        );
         vif.front.publish().unwrap();
         vif.poll();
         let answer = vif.front.group_answer().unwrap();
-        assert_eq!(vif.front.group_answer(), Ok(None), "told of once");
+        assert_eq!(vif.front.group_answer(), Ok(None), "result is reported once");
         answer
     };
     assert!(!hears(&mut vif, GROUP) && hears(&mut vif, [0xff; 6]));
@@ -57,12 +61,20 @@ fn the_real_backend_sends_what_was_named_and_no_more() {
     for n in 0..63 {
         assert_eq!(tell(&mut vif, [3, 0, 0, 0, 0, n], true), Some(true));
     }
-    assert_eq!(tell(&mut vif, OTHER, true), Some(false), "it has no place for more");
+    assert_eq!(
+        tell(&mut vif, OTHER, true),
+        Some(false),
+        "backend rejects a group beyond its limit"
+    );
     assert_eq!(vif.stats.dropped(DropReason::TxGroups), 1);
     assert_eq!(tell(&mut vif, GROUP, false), Some(true));
     assert!(!hears(&mut vif, GROUP));
     let c = vif.front.counters();
-    assert_eq!((c.tx_packets, c.tx_errors), (0, 0), "none of that was a packet");
+    assert_eq!(
+        (c.tx_packets, c.tx_errors),
+        (0, 0),
+        "multicast requests are not counted as packets"
+    );
 }
 
 /// Returns a queue with an outstanding group request, which was taken off the ring.
@@ -88,7 +100,7 @@ fn answer(h: &mut Hostile, id: u16, status: i16) {
 }
 
 #[test]
-fn answers_of_all_sorts() {
+fn multicast_response_status_is_reported_and_wrong_id_is_fault() {
     for (status, done) in [
         (rsp::OKAY, true),
         (rsp::ERROR, false),
@@ -118,7 +130,7 @@ fn answers_of_all_sorts() {
 }
 
 #[test]
-fn one_that_is_never_answered_holds_up_no_packet() {
+fn multicast_request_without_response_blocks_no_packet() {
     let (mut h, _) = named();
     for _ in 0..2000 {
         assert_eq!(h.front.group_answer(), Ok(None));
@@ -135,19 +147,19 @@ fn one_that_is_never_answered_holds_up_no_packet() {
 }
 
 #[test]
-fn the_answer_wakes_who_sleeps() {
+fn multicast_response_sends_event_to_sleeping_queue() {
     let (mut h, id) = named();
     let _ = h.front.channel().take();
     assert_eq!(h.front.final_check(), Ok(false));
     answer(&mut h, id, rsp::OKAY);
     assert!(h.front.channel().is_pending());
     assert_eq!(h.front.final_check(), Ok(true));
-    assert_eq!(h.front.final_check(), Ok(false), "told of once");
+    assert_eq!(h.front.final_check(), Ok(false), "result is reported once");
     assert_eq!(h.front.group_answer(), Ok(Some(true)));
 }
 
 #[test]
-fn a_full_ring_is_back_pressure() {
+fn multicast_request_on_full_ring_is_rejected_as_full() {
     let mut h = hostile();
     while h.front.send(&pattern(60, 0), Checksum::Unknown).is_ok() {}
     assert_eq!(h.front.tell_group(GROUP, true), Err(SendError::Full));

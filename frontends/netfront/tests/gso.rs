@@ -47,7 +47,7 @@ fn echo() -> (LocalMachine, Vif) {
 }
 
 #[test]
-fn packets_of_every_number_of_slots_there_and_back() {
+fn gso_packets_of_every_slot_count_round_trip() {
     let (_machine, mut vif) = echo();
     // More slots than the rings have, so that both wrap, with extra segments at every position.
     for round in 0..40 {
@@ -66,7 +66,7 @@ fn packets_of_every_number_of_slots_there_and_back() {
 }
 
 #[test]
-fn a_ring_full_of_extra_segments_is_back_pressure() {
+fn gso_send_on_full_ring_is_rejected_as_full() {
     let (_machine, mut vif) = echo();
     let small = frame(10);
     let sent = (0..).take_while(|_| vif.front.send_gso(&small, V4).is_ok()).count();
@@ -78,7 +78,7 @@ fn a_ring_full_of_extra_segments_is_back_pressure() {
 }
 
 #[test]
-fn what_was_not_agreed_is_not_sent() {
+fn gso_not_negotiated_or_invalid_is_not_sent() {
     let (_machine, mut vif) = echo();
     let frame = frame(2000);
     for gso in [Gso { kind: GsoKind::TcpV6, ..V4 }, Gso { size: 0, ..V4 }] {
@@ -93,7 +93,7 @@ fn what_was_not_agreed_is_not_sent() {
 }
 
 #[test]
-fn what_was_not_agreed_is_not_taken() {
+fn received_gso_not_negotiated_is_backend_fault() {
     let mut h = hostile();
     h.front.set_features(Features { takes_gso_v6: false, ..ALL });
     for (kind, taken) in [(GsoKind::TcpV4, true), (GsoKind::TcpV6, false)] {

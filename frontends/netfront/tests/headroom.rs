@@ -8,7 +8,7 @@ use pvio_ring::proto::netif::{Extra, ExtraKind, RxFlags, RxResponse, rsp};
 use pvio_ring::shm::Region;
 
 #[test]
-fn packets_of_every_size_with_as_much_room_as_was_asked_for() {
+fn packets_of_every_size_arrive_with_requested_headroom() {
     for headroom in [1, 256, HEADROOM_MAX] {
         let (_machine, mut vif) = echo();
         vif.front.take_headroom(headroom);
@@ -63,21 +63,25 @@ fn says(asked: u16, at: (u16, i16), headroom: u16) -> Result<Option<(usize, usiz
     let _ = h.rx.publish();
     let got = h.front.receive_packet(|packet| (packet.headroom(), packet.frame().len()));
     if let Err(fault) = got {
-        assert_eq!(h.front.receive(|_, _| ()), Err(fault), "for ever");
+        assert_eq!(h.front.receive(|_, _| ()), Err(fault), "fault is permanent");
     }
     got
 }
 
 #[test]
-fn every_lie_about_room() {
+fn invalid_headroom_of_received_packet_is_backend_fault() {
     let lie = |headroom, offset| Err(BackendFault::RxHeadroom { headroom, offset });
     assert_eq!(says(256, (256, 60), 256), Ok(Some((256, 60))));
-    assert_eq!(says(256, (256, 60), 100), Ok(Some((100, 60))), "less than was asked for");
+    assert_eq!(says(256, (256, 60), 100), Ok(Some((100, 60))), "less headroom than requested");
     assert_eq!(says(256, (256, 60), 0), Ok(Some((0, 60))));
     // More than was requested; more than there is before the data.
     assert_eq!(says(256, (300, 60), 257), lie(257, 300));
     assert_eq!(says(2048, (2049, 60), u16::MAX), lie(u16::MAX, 2049));
-    assert_eq!(says(u16::MAX, (2049, 60), 2049), lie(2049, 2049), "more than can be asked for");
+    assert_eq!(
+        says(u16::MAX, (2049, 60), 2049),
+        lie(2049, 2049),
+        "more headroom than can be requested"
+    );
     assert_eq!(says(256, (255, 60), 256), lie(256, 255));
     assert_eq!(says(256, (1, 400), 256), lie(256, 1));
     // Included in the length, so that no Ethernet header is left.
@@ -120,7 +124,7 @@ fn every_lie_about_room() {
 }
 
 #[test]
-fn linux_counts_the_room_in() {
+fn headroom_counted_in_length_as_by_linux_netback_is_accepted() {
     // Linux's netback reports offset 0, and the length of every slot includes the headroom.
     let mut h = hostile();
     h.front.take_headroom(256);
@@ -149,7 +153,7 @@ fn linux_counts_the_room_in() {
     let got = h.front.receive_packet(|mut packet| {
         assert!(packet.frame() == frame);
         assert_eq!(packet.headroom(), 256);
-        assert_eq!(packet.with_headroom()[..256], [0; 256], "what its page held is nobody's");
+        assert_eq!(packet.with_headroom()[..256], [0; 256], "headroom is zeroed");
     });
     assert_eq!(got, Ok(Some(())));
     // The next packet may have no headroom: the change is in progress.

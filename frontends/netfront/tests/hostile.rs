@@ -43,12 +43,12 @@ fn good(id: u16, size: i16, flags: RxFlags) -> RxResponse {
 }
 
 #[test]
-fn every_lie_about_a_received_packet() {
+fn malformed_rx_response_is_backend_fault() {
     use BackendFault as F;
     let none = RxFlags::empty();
     let lies: &[(&str, Vec<RxResponse>, F)] = &[
         ("another's id", vec![good(1, 60, none)], F::RxId { expected: 0, got: 1 }),
-        ("an id that is none", vec![good(999, 60, none)], F::RxId { expected: 0, got: 999 }),
+        ("id out of range", vec![good(999, 60, none)], F::RxId { expected: 0, got: 999 }),
         (
             "the same id twice",
             vec![good(0, 60, MORE), good(0, 60, none)],
@@ -76,12 +76,12 @@ fn every_lie_about_a_received_packet() {
             F::RxTooLong,
         ),
         (
-            "a packet of empty slots without end",
+            "endless packet of empty slots",
             (0..30).map(|id| good(id, if id == 0 { 60 } else { 0 }, MORE)).collect(),
             F::RxSlots,
         ),
         (
-            "a broken packet without end",
+            "endless failed packet",
             (0..30).map(|id| good(id, rsp::ERROR, MORE)).collect(),
             F::RxSlots,
         ),
@@ -95,7 +95,7 @@ fn every_lie_about_a_received_packet() {
 }
 
 #[test]
-fn xsa_522_a_first_slot_shorter_than_an_ethernet_header_ends_the_device() {
+fn xsa_522_first_slot_shorter_than_ethernet_header_is_backend_fault() {
     for size in 0..14 {
         for rest in [RxFlags::empty(), MORE] {
             let mut h = hostile();
@@ -112,7 +112,7 @@ fn xsa_522_a_first_slot_shorter_than_an_ethernet_header_ends_the_device() {
 }
 
 #[test]
-fn extra_segments_that_were_never_asked_for() {
+fn extra_segment_not_negotiated_is_backend_fault() {
     let gso = Extra { kind: ExtraKind::Gso { size: 9, kind: GsoKind::TcpV4 }, more: false };
     let hash = ExtraKind::Hash { kind: 1, algorithm: 1, value: 7 };
     let cases: &[(Vec<[u8; 8]>, BackendFault)] = &[
@@ -142,7 +142,7 @@ fn extra_segments_that_were_never_asked_for() {
 }
 
 #[test]
-fn a_packet_may_come_in_pieces_and_a_broken_one_is_dropped() {
+fn packet_received_in_parts_is_joined_and_failed_one_is_dropped() {
     let mut h = hostile();
     answer(&mut h, &[good(0, 4096, MORE)]);
     assert_eq!(receive(&mut h), Ok(None));
@@ -162,14 +162,14 @@ fn a_packet_may_come_in_pieces_and_a_broken_one_is_dropped() {
 }
 
 #[test]
-fn every_lie_about_a_sent_packet() {
+fn malformed_tx_response_is_backend_fault() {
     type Lie = (&'static str, &'static [(u16, i16)], BackendFault);
     let answers: &[Lie] = &[
-        ("an id never used", &[(77, rsp::OKAY)], BackendFault::TxId(77)),
+        ("id never used", &[(77, rsp::OKAY)], BackendFault::TxId(77)),
         ("an id out of range", &[(256, rsp::OKAY)], BackendFault::TxId(256)),
         ("the largest id", &[(u16::MAX, rsp::ERROR)], BackendFault::TxId(u16::MAX)),
         ("the same id twice", &[(0, rsp::OKAY), (0, rsp::OKAY)], BackendFault::TxId(0)),
-        ("no answer as an answer", &[(0, rsp::NULL)], BackendFault::TxId(0)),
+        ("NULL response to a packet", &[(0, rsp::NULL)], BackendFault::TxId(0)),
     ];
     for (name, answers, fault) in answers {
         let mut h = hostile();
@@ -189,7 +189,7 @@ fn every_lie_about_a_sent_packet() {
 }
 
 #[test]
-fn errors_are_counted_and_free_the_page() {
+fn tx_error_response_is_counted_and_frees_page() {
     let mut h = hostile();
     let mut slots = 0;
     while h.front.send(&pattern(5000, 0), Checksum::Unknown).is_ok() {
@@ -209,7 +209,7 @@ fn errors_are_counted_and_free_the_page() {
 }
 
 #[test]
-fn producers_that_cannot_be() {
+fn response_producer_overflow_is_backend_fault() {
     const RSP_PROD: usize = 8;
     for prod in [257, 1 << 31, u32::MAX] {
         let mut h = hostile();
@@ -230,7 +230,7 @@ fn producers_that_cannot_be() {
 }
 
 #[test]
-fn the_slots_of_a_sent_packet() {
+fn sent_packet_has_total_size_in_first_slot_and_zeroed_padding() {
     // The first slot has the total size, later ones their own; each page contains only packet data.
     let mut h = hostile();
     let frame = pattern(9000, 3);
@@ -258,7 +258,7 @@ fn the_slots_of_a_sent_packet() {
 }
 
 #[test]
-fn a_vanished_backend_is_no_panic() {
+fn vanished_backend_never_panics_frontend() {
     let mut h = hostile();
     h.machine.kill(common::BACK);
     for _ in 0..300 {
@@ -267,12 +267,12 @@ fn a_vanished_backend_is_no_panic() {
     assert_eq!(h.front.publish(), Ok(()));
     assert_eq!(receive(&mut h), Ok(None));
     let front = h.machine.domain(common::FRONT);
-    h.front.dismantle().expect("the dead hold nothing");
+    h.front.dismantle().expect("dead backend has no mapping");
     assert_eq!((front.pages_granted(), front.pages_allocated()), (0, 0));
 }
 
 #[test]
-fn whatever_a_backend_writes_is_a_packet_a_fault_or_nothing() {
+fn random_backend_slots_yield_packet_fault_or_nothing() {
     use proptest::prelude::*;
     // Random bytes as slots, with ids that are usually correct, and in batches.
     let slot = (any::<[u8; 8]>(), 0_u8..4, 0_u8..6);

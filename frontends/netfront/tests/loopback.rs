@@ -19,7 +19,7 @@ fn receive_all(vif: &mut Vif) -> Vec<(Vec<u8>, Checksum)> {
 }
 
 #[test]
-fn every_size_from_the_least_to_the_largest() {
+fn packets_of_every_size_round_trip() {
     let (_machine, mut vif) = echo();
     // Every size near each slot boundary, and a sample of the others: together many more slots than
     // the rings have, so that both wrap several times.
@@ -40,7 +40,7 @@ fn every_size_from_the_least_to_the_largest() {
 }
 
 #[test]
-fn order_is_kept_and_a_full_ring_is_back_pressure() {
+fn packet_order_is_kept_and_full_ring_is_back_pressure() {
     let (_machine, mut vif) = echo();
     let mut sent = 0_u32;
     let mut got = 0_u32;
@@ -69,7 +69,7 @@ fn order_is_kept_and_a_full_ring_is_back_pressure() {
 }
 
 #[test]
-fn checksum_flags_survive_the_way() {
+fn checksum_flags_round_trip() {
     let (_machine, mut vif) = echo();
     // TCP over IPv4 whose checksum the receiver has to complete.
     let mut frame = pattern(14 + 20 + 20 + 33, 1);
@@ -86,7 +86,7 @@ fn checksum_flags_survive_the_way() {
 }
 
 #[test]
-fn what_was_not_negotiated_is_not_sent() {
+fn packet_with_feature_not_negotiated_is_not_sent() {
     let (_machine, mut vif) = echo();
     vif.front.set_features(Features::default());
     assert_eq!(vif.front.send(&pattern(4097, 0), Checksum::Unknown), Err(SendError::Size(4097)));
@@ -103,7 +103,7 @@ fn what_was_not_negotiated_is_not_sent() {
 }
 
 #[test]
-fn each_end_sleeps_until_the_other_wakes_it() {
+fn frontend_and_backend_sleep_until_notified_once_per_batch() {
     let (machine, mut vif) = echo();
     let (front, back) = (machine.domain(FRONT), machine.domain(BACK));
     let at_back = |vif: &Vif| vif.back.channels().next().unwrap().take().unwrap();
@@ -118,7 +118,7 @@ fn each_end_sleeps_until_the_other_wakes_it() {
     vif.poll();
     assert_eq!(vif.front.channel().take(), Ok(true));
     assert!(vif.front.has_work().unwrap());
-    assert!(vif.front.final_check().unwrap(), "a packet is there");
+    assert!(vif.front.final_check().unwrap(), "final check with a received packet");
     assert_eq!(receive_all(&mut vif).len(), 1);
     assert!(!vif.front.final_check().unwrap());
     assert!(!vif.back.final_check().unwrap());
@@ -135,7 +135,7 @@ fn each_end_sleeps_until_the_other_wakes_it() {
 }
 
 #[test]
-fn a_full_sender_is_woken_when_there_is_room() {
+fn full_tx_ring_is_notified_when_there_is_room() {
     let (_machine, mut vif) = echo();
     let _ = vif.front.channel().take();
     // While the ring is not full, completed requests need no notification.
@@ -149,7 +149,7 @@ fn a_full_sender_is_woken_when_there_is_room() {
 }
 
 #[test]
-fn everything_is_given_back() {
+fn dismantled_queue_releases_all_grants_pages_and_ports() {
     let machine = LocalMachine::new();
     let mut vif = Vif::on(&machine, FRONT, loopback(16));
     let front = machine.domain(FRONT);
@@ -168,12 +168,12 @@ fn everything_is_given_back() {
 }
 
 #[test]
-fn memory_still_mapped_is_never_freed() {
+fn rings_mapped_by_backend_at_drop_are_leaked_not_reused() {
     let machine = LocalMachine::new();
     let vif = Vif::on(&machine, FRONT, loopback(16));
     let front = machine.domain(FRONT);
     drop(vif.front);
     assert_eq!(front.pages_allocated(), 2, "the rings");
     drop(vif.back);
-    assert_eq!(front.pages_allocated(), 2, "leaked for good, not reused");
+    assert_eq!(front.pages_allocated(), 2, "mapped rings are leaked and not reused");
 }

@@ -92,7 +92,7 @@ const OFFLOAD: Features = common::FRONT_FEATURES;
 const NONE: Features = common::NO_FEATURES;
 
 #[test]
-fn tcp_with_and_without_offload_over_both_ips() {
+fn tcp_with_and_without_offload_passes_over_ipv4_and_ipv6() {
     for v6 in [false, true] {
         for features in [[OFFLOAD, OFFLOAD], [NONE, NONE], [OFFLOAD, NONE], [NONE, OFFLOAD]] {
             let (a, b) = transfer(v6, features, 1500);
@@ -102,7 +102,7 @@ fn tcp_with_and_without_offload_over_both_ips() {
 }
 
 #[test]
-fn tcp_in_packets_of_several_pages() {
+fn tcp_with_large_mtu_uses_packets_of_several_pages() {
     let (a, _b) = transfer(false, [OFFLOAD, OFFLOAD], 16_000);
     let c = *a.phy.counters();
     assert!(c.tx_bytes / c.tx_packets > 4096, "{c:?}");
@@ -125,7 +125,7 @@ fn on_the_wire(features: Features) -> Vec<(Vec<u8>, Offload)> {
 }
 
 #[test]
-fn a_checksum_is_blank_only_if_somebody_completes_it() {
+fn sent_checksum_is_blank_only_if_offload_was_negotiated() {
     let sent = on_the_wire(OFFLOAD);
     let (frame, offload) = &sent[0];
     assert_eq!(offload.checksum, port::Checksum::Partial { start: 34, offset: 6 });
@@ -157,7 +157,7 @@ fn reaches(frame: &[u8], checksum: port::Checksum) -> bool {
 }
 
 #[test]
-fn nothing_unverified_gets_past() {
+fn packet_with_wrong_checksum_is_dropped_unless_validated() {
     let mut frame = pattern(14 + 20 + 8 + 33, 1);
     frame[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 61, 0, 0, 0, 0, 64, 17]);
     frame[40..42].copy_from_slice(&[0, 0]);
@@ -166,7 +166,7 @@ fn nothing_unverified_gets_past() {
     Transport::of(&frame).unwrap().fill(&mut frame);
     assert!(reaches(&frame, Unknown));
     frame[60] ^= 1;
-    assert!(!reaches(&frame, Unknown), "wrong, and nobody vouches for it");
+    assert!(!reaches(&frame, Unknown), "wrong checksum without validation");
     assert!(reaches(&frame, Validated));
     assert!(reaches(&frame, Partial { start: 34, offset: 6 }));
     // A fragment's checksum covers data that is not in this frame.
@@ -185,7 +185,7 @@ fn nothing_unverified_gets_past() {
 }
 
 #[test]
-fn smoltcp_is_told_the_frame_size_not_the_packets() {
+fn smoltcp_capabilities_report_frame_size_and_checksum_offload() {
     let (_machine, vif) = echo();
     let mut phy = vif.front;
     let capabilities = phy.capabilities();
@@ -200,7 +200,7 @@ fn smoltcp_is_told_the_frame_size_not_the_packets() {
 }
 
 #[test]
-fn a_frame_longer_than_told_is_not_sent() {
+fn frame_longer_than_mtu_is_not_sent() {
     let (_machine, vif) = echo();
     let mut phy = vif.front;
     phy.transmit(Instant::ZERO).unwrap().consume(1515, |frame| frame.fill(1));
@@ -211,7 +211,7 @@ fn a_frame_longer_than_told_is_not_sent() {
 }
 
 #[test]
-fn without_room_to_answer_nothing_is_taken() {
+fn receive_with_full_tx_ring_returns_none() {
     let (_machine, vif) = echo();
     let mut phy = vif.front;
     while phy.send(&[1; 60], Checksum::Unknown).is_ok() {}

@@ -83,11 +83,15 @@ fn steer(p: &mut Pair, steering: Option<Steering>) {
 }
 
 #[test]
-fn packets_come_on_the_queue_that_the_table_says_and_say_their_hash() {
+fn steered_packets_arrive_on_queue_of_table_with_their_hash() {
     let mut p = pair(true);
     let frames: Vec<_> = (0..32).map(tcp).collect();
     let plain = received(&mut p, &frames);
-    assert_eq!((plain[0].len(), plain[1].len()), (32, 0), "each where it came to");
+    assert_eq!(
+        (plain[0].len(), plain[1].len()),
+        (32, 0),
+        "packets stay on their queue without steering"
+    );
     assert!(plain[0].iter().all(|(_, hash)| hash.is_none()));
 
     // All queues evenly; then one table after another, while packets arrive.
@@ -124,16 +128,16 @@ fn packets_come_on_the_queue_that_the_table_says_and_say_their_hash() {
 }
 
 #[test]
-fn what_no_backend_can_do_is_not_asked_of_any() {
+fn invalid_steering_is_rejected_without_request() {
     assert_eq!(Steering::new(HashTypes::empty(), &KEY), Err(SteeringError::NoTypes));
     assert_eq!(Steering::new(ALL, &[0; 41]), Err(SteeringError::Key(41)));
     assert_eq!(steering().with_table(&[]), Err(SteeringError::Table(0)));
     assert_eq!(steering().with_table(&[0; 1025]), Err(SteeringError::Table(1025)));
-    assert!(!format!("{:?}", steering()).contains("102, 111"), "the key is nobody's business");
+    assert!(!format!("{:?}", steering()).contains("102, 111"), "key is not shown by Debug");
     let mut p = pair(true);
     steer(&mut p, Some(steering().with_table(&[0, 1, 2]).unwrap()));
     assert_eq!(p.control.steering(), State::NoQueue(2));
-    assert_eq!(p.stats.controls(CtrlStatus::Success), 4, "staging alone");
+    assert_eq!(p.stats.controls(CtrlStatus::Success), 4, "only staging requests were sent");
     // A table that is longer than this backend supports is abandoned.
     steer(&mut p, Some(steering().with_table(&[0; 129]).unwrap()));
     assert_eq!(p.control.steering(), State::NoEntries(128));
@@ -169,7 +173,7 @@ fn plain(request: CtrlRequest) -> CtrlResponse {
 }
 
 #[test]
-fn what_is_asked_in_which_order() {
+fn steering_requests_are_sent_in_order() {
     let mut h = asked_to(steering().with_table(&[0, 0, 0]).unwrap());
     for kind in STEPS {
         assert_eq!(h.control.steering(), State::Pending);
@@ -194,7 +198,7 @@ fn what_is_asked_in_which_order() {
 }
 
 #[test]
-fn a_refusal_of_any_request_ends_in_no_steering_and_says_so() {
+fn rejected_steering_request_disables_steering_and_is_reported() {
     for (at, refused) in STEPS.into_iter().enumerate() {
         for status in [1, 2, 3, 4, u32::MAX] {
             let mut h = asked_to(steering());
@@ -220,7 +224,7 @@ fn a_refusal_of_any_request_ends_in_no_steering_and_says_so() {
 }
 
 #[test]
-fn sizes_and_kinds_of_all_sorts() {
+fn steering_adapts_to_advertised_table_size_and_hash_types() {
     // (maximum size, then requested size)
     for (most, size) in [(0, 0), (1, 1), (127, 127), (128, 128), (129, 128), (u32::MAX, 128)] {
         let mut h = asked_to(steering());
@@ -255,7 +259,7 @@ fn sizes_and_kinds_of_all_sorts() {
 }
 
 #[test]
-fn what_is_wanted_may_change_at_any_step() {
+fn steering_changed_at_any_step_restarts_sequence() {
     for steps in 0..STEPS.len() {
         for wanted in [None, Some(Steering::new(HashTypes::IPV4, &[7]).unwrap())] {
             let mut h = asked_to(steering());
@@ -284,7 +288,7 @@ fn what_is_wanted_may_change_at_any_step() {
 }
 
 #[test]
-fn what_a_backend_says_of_a_hash_is_believed_only_as_far_as_it_was_asked() {
+fn received_hash_of_type_not_requested_is_ignored() {
     use pvio_ring::proto::netif::{Extra, ExtraKind, RxFlags, RxResponse};
     let told = |types: HashTypes, extras: &[(u8, u8)]| {
         let mut h = common::hostile();
@@ -319,6 +323,6 @@ fn what_a_backend_says_of_a_hash_is_believed_only_as_far_as_it_was_asked() {
     ] {
         assert_eq!(told(types, &[extra]), Ok(None), "{types:?}, {extra:?}");
     }
-    assert_eq!(told(ALL, &[(0, 1); 4]), hash(HashKind::V4), "the last counts");
-    assert_eq!(told(ALL, &[(0, 1); 5]), Err(BackendFault::RxSlots), "without end");
+    assert_eq!(told(ALL, &[(0, 1); 4]), hash(HashKind::V4), "last hash applies");
+    assert_eq!(told(ALL, &[(0, 1); 5]), Err(BackendFault::RxSlots), "too many extra segments");
 }

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn as_a_map_of_the_same_does() {
+    fn table_behaves_as_bounded_map() {
         let mut seed = 1_u32;
         let mut random = |below: u32| {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -237,14 +237,14 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_not_used_since_goes_and_no_more_than_asked_for() {
+    fn retire_removes_only_entries_unused_since_and_at_most_limit() {
         let mut keep = GrantCache::new(8);
         (0..8).for_each(|gref| put(&mut keep, gref).unwrap());
         assert_eq!(put(&mut keep, 8), Err(8), "no room");
         keep.set_now(5);
         assert_eq!([2, 3].map(|gref| get(&mut keep, gref)), [Some(2), Some(3)]);
         keep.set_now(4);
-        assert_eq!(keep.now(), 5, "time does not go back");
+        assert_eq!(keep.now(), 5, "clock is monotonic");
         assert_eq!(keep.retire(4, 2, |_| true), 2);
         assert_eq!((keep.len(), keep.is_full()), (6, false));
         // Removes 0, and 7, which moved to its position; then those of 1, 4, 5 and 6 that may be
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_and_strides_are_found_quickly() {
+    fn table_hash_chains_stay_short_for_strided_references() {
         for stride in [1, 2, 3, 8, 11, 64, 512, 4096] {
             let mut keep = GrantCache::new(1024);
             (0..1024).for_each(|n| put(&mut keep, 8 + n * stride).unwrap());
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn no_room_at_all() {
+    fn table_of_capacity_0_rejects_insert() {
         let mut keep = GrantCache::new(0);
         assert_eq!((put(&mut keep, 1), get(&mut keep, 1)), (Err(1), None));
         assert_eq!(keep.retire(9, 9, |_| true), 0);

@@ -88,9 +88,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted() {
+    fn group_filter_when_enabled_passes_added_groups_broadcast_and_unicast() {
         let groups = Groups::default();
-        assert!(groups.wants(&group(1)), "nothing was chosen");
+        assert!(groups.wants(&group(1)), "filter is disabled");
         groups.set_filter(true);
         assert!(!groups.wants(&group(1)));
         assert!(groups.add(group(1)) && groups.wants(&group(1)) && !groups.wants(&group(2)));
@@ -103,17 +103,23 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_there_is_place_for() {
+    fn group_filter_rejects_65th_group_and_persists_in_its_section() {
         let section = HeapMemory::pages(1);
         let groups = Groups::new(section.clone());
         assert!((0..64).all(|n| groups.add(group(n))));
-        assert!(!groups.add(group(64)) && groups.add(group(63)), "one that is there stays");
+        assert!(
+            !groups.add(group(64)) && groups.add(group(63)),
+            "group that is already present is accepted"
+        );
         groups.remove(group(7));
         assert!(groups.add(group(64)) && !groups.add(group(65)));
         groups.set_filter(true);
         assert!((0..66).filter(|n| groups.wants(&group(*n))).eq((0..65).filter(|n| *n != 7)));
         let others = Groups::new(section);
         others.set_filter(true);
-        assert!(others.wants(&group(64)) && !others.wants(&group(7)), "they stay in their section");
+        assert!(
+            others.wants(&group(64)) && !others.wants(&group(7)),
+            "groups are restored from their section"
+        );
     }
 }

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_and_then_the_rate() {
+    fn rate_limit_permits_one_burst_and_then_the_rate() {
         let limit = RateLimit::default();
         limit.set(Some(VifRate { bytes: 50_000, usec: 50_000 }));
         let all = sent(&limit, STEP, Duration::from_secs(10));
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_late_gets_the_rate_all_the_same() {
+    fn rate_limit_checked_late_still_reaches_rate() {
         let limit = RateLimit::default();
         limit.set(Some(VifRate { bytes: 50_000, usec: 50_000 }));
         let (mut now, mut sent) = (STEP, 0_u64);
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_granted_at_once_may_be_more_than_the_least_burst_or_less_than_a_packet() {
+    fn rate_limit_with_credit_above_burst_or_below_packet_keeps_rate() {
         let limit = RateLimit::default();
         limit.set(Some(VifRate { bytes: 1 << 20, usec: 1_000_000 }));
         assert!(sent(&limit, STEP, STEP) >= 1 << 20);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn queues_have_the_rate_together_and_a_debt_of_another_rate_is_forgiven() {
+    fn rate_limit_of_several_queues_holds_in_total_and_new_rate_clears_debt() {
         let limit = RateLimit::default();
         let rate = VifRate { bytes: 50_000, usec: 50_000 };
         limit.set(Some(rate));
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_comes_and_goes() {
+    fn rate_limit_set_or_removed_takes_effect_immediately() {
         let limit = RateLimit::default();
         assert_eq!(limit.check(STEP), Ok(()));
         limit.set(Some(VifRate { bytes: 1, usec: u32::MAX }));

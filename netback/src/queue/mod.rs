@@ -380,7 +380,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_recycled_list_keeps_its_memory() {
+    fn recycled_copy_list_keeps_capacity() {
         let ops: Vec<CopyOp<'_>> = Vec::with_capacity(256);
         let (at, capacity) = (ops.as_ptr().addr(), ops.capacity());
         let ops = recycle_ops(ops);

@@ -152,7 +152,7 @@ mod tests {
     use pvio_ring::shm::HeapMemory;
 
     #[test]
-    fn setup_is_read_as_it_was_committed() {
+    fn setup_log_reads_back_committed_setup_and_rejects_corruption() {
         let memory = HeapMemory::pages(SetupLog::<HeapMemory>::section_len(2).div_ceil(4096));
         let mut log = SetupLog::new(memory.clone(), 2).unwrap();
         let mut setup = Setup::new(2, 7);

@@ -354,7 +354,7 @@ mod tests {
     use pvio_grant_table::GrantRef;
 
     #[test]
-    fn whole_pages_lie_in_pages_where_there_is_space() {
+    fn placement_aligns_full_pages_if_buffer_has_space() {
         let pieces = |sizes: &[u16]| {
             let piece =
                 |&size: &u16| Piece { gref: GrantRef(8), id: 0, offset: 0, size, failed: false };
@@ -363,13 +363,13 @@ mod tests {
         let at = |sizes: &[u16], buffer| place(&pieces(sizes), 10, buffer);
         assert_eq!(at(&[66, 1448], 2048), 64);
         assert_eq!(at(&[1984], 2048), 64);
-        assert_eq!(at(&[1985], 2048), 10, "no space to choose");
+        assert_eq!(at(&[1985], 2048), 10, "no space for alignment");
         assert_eq!(at(&[4096], 70_000), 4096);
         assert_eq!(at(&[66, 4096, 4096, 5], 70_000), 4096 - 66);
         // Headers, then the rest of a page, before the first full one.
         assert_eq!(at(&[66, 3000, 4096], 70_000), 4096 - 3066);
         assert_eq!(at(&[4095, 10, 4096], 70_000), 8192 - 4105);
-        assert_eq!(at(&[66, 4096], 66 + 4096 + 10), 10, "no space to choose");
+        assert_eq!(at(&[66, 4096], 66 + 4096 + 10), 10, "no space for alignment");
         for policy in super::super::Policy::ALL {
             assert_eq!(policy.as_str().parse(), Ok(policy));
         }

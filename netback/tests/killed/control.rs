@@ -94,7 +94,7 @@ impl Control {
         while let Some(mut slot) = self.ring.pop().unwrap() {
             let response = CtrlResponse::read(&mut slot).unwrap();
             let (id, status) = (self.answered, CtrlStatus::Success as u32);
-            assert!(id < self.asked, "a response to nothing");
+            assert!(id < self.asked, "response without a request");
             let data = match id {
                 6 => TAKEN_BACK as u32,
                 7 => pvio_netback::queue::STAGED_MAX as u32,

@@ -169,8 +169,9 @@ impl Guest {
         for frame in &wire.sent[self.seen..] {
             let number = u64::from_le_bytes(frame[6..14].try_into().unwrap());
             let open = self.packets.get_mut(&number);
-            let (packet, count) = open.unwrap_or_else(|| panic!("packet {number} is not open"));
-            assert!(frame == packet, "packet {number} left with other contents");
+            let (packet, count) =
+                open.unwrap_or_else(|| panic!("packet {number} is not outstanding"));
+            assert!(frame == packet, "packet {number} was sent with other contents");
             *count += 1;
         }
         self.seen = wire.sent.len();
@@ -193,7 +194,7 @@ impl Guest {
                         .iter()
                         .any(|other| matches!(other, Expected::Sent(_, other) if *other == number));
                     let (_, count) = self.packets[&number];
-                    assert!((1..=3).contains(&count), "packet {number} left {count} times");
+                    assert!((1..=3).contains(&count), "packet {number} was sent {count} times");
                     if last {
                         self.packets.remove(&number);
                     }
@@ -249,7 +250,7 @@ impl Guest {
     pub fn came(&mut self, frame: &[u8]) {
         let number = u64::from_le_bytes(frame[6..14].try_into().unwrap());
         let sent = self.incoming.remove(&number).or_else(|| self.doubtful.remove(&number));
-        assert!(sent.as_deref() == Some(frame), "frame {number} comes as it was sent, and once");
+        assert!(sent.as_deref() == Some(frame), "frame {number} is received unchanged and once");
     }
 
     /// Makes the newest packet end every process that sends it.

@@ -180,7 +180,7 @@ fn live(kind: Kind, ends: &[usize]) -> usize {
     let mut left = ends.next().unwrap_or(usize::MAX);
     let mut total = 0;
     for round in 0.. {
-        assert!(round < 60, "the guest waits for ever");
+        assert!(round < 60, "the guest does not finish");
         if round < ROUNDS {
             world.guest(round);
         } else if world.is_done() {
@@ -213,7 +213,7 @@ fn live(kind: Kind, ends: &[usize]) -> usize {
         world.guests[0].inject([1, 0, 0x5e, 9, 9, 9], 80);
         (0..3).for_each(|_| world.poll());
         world.take();
-        assert_eq!(world.guests[to].received, before + 1, "the group that it named, and no other");
+        assert_eq!(world.guests[to].received, before + 1, "only the joined group is received");
         world.guests[0].drop_unheard();
     }
     if let Some(control) = &world.control {
@@ -237,22 +237,22 @@ fn every_step(kind: Kind) {
 }
 
 #[test]
-fn one_queue_killed_at_every_step_loses_and_invents_nothing() {
+fn queue_killed_at_every_step_loses_no_packet_and_adds_none() {
     every_step(Kind { queues: 1, split: false, control: false, start: 0 });
 }
 
 #[test]
-fn split_event_channels_and_wrapping_indices_killed_at_every_step_lose_nothing() {
+fn split_channels_and_index_wrap_killed_at_every_step_lose_no_packet() {
     every_step(Kind { queues: 1, split: true, control: false, start: u32::MAX - 6 });
 }
 
 #[test]
-fn queues_and_control_ring_killed_at_every_step_keep_what_the_guest_set_up() {
+fn queues_killed_at_every_step_keep_control_ring_settings() {
     every_step(Kind { queues: 2, split: false, control: true, start: u32::MAX - 6 });
 }
 
 #[test]
-fn packet_that_ends_two_processes_is_answered_with_an_error() {
+fn packet_that_crashes_two_processes_gets_error_response() {
     let kind = Kind { queues: 1, split: false, control: false, start: 0 };
     let mut world = World::new(kind);
     let poll = |world: &mut World| run(usize::MAX, || world.poll()).0.is_some();
@@ -267,10 +267,10 @@ fn packet_that_ends_two_processes_is_answered_with_an_error() {
         world.bury();
         world.connect();
     }
-    assert!(poll(&mut world), "the process goes on without the packets");
+    assert!(poll(&mut world), "the process continues without the packets");
     world.take();
     let guest = &mut world.guests[0];
-    assert_eq!(guest.given_up, [3, 0], "all that were in flight");
+    assert_eq!(guest.given_up, [3, 0], "all packets in flight fail with an error");
     assert_eq!(world.served[0].0.stats().dropped(DropReason::TxDeaths), 3);
     assert!(guest.is_done() && guest.wire.borrow().sent.is_empty());
     // Later packets are sent, and the group is selected.

@@ -35,7 +35,7 @@ fn send(w: &mut World) {
 }
 
 #[test]
-fn nic_whose_backend_dies_at_any_moment_of_connecting_has_one_session_that_works() {
+fn backend_killed_at_any_step_of_connecting_leaves_one_working_session() {
     for frontend in [Frontend::Pvio, Frontend::Linux] {
         let (mut left, mut moment) = (Vec::new(), 0);
         loop {
@@ -73,7 +73,7 @@ fn nic_whose_backend_dies_at_any_moment_of_connecting_has_one_session_that_works
 }
 
 #[test]
-fn nic_whose_session_is_lost_is_not_connected_again_before_its_guest_starts_over() {
+fn nic_with_lost_session_is_not_connected_before_guest_restarts() {
     let mut w = World::new(QUEUES, all);
     w.settle();
     w.forget_records();
@@ -88,7 +88,7 @@ fn nic_whose_session_is_lost_is_not_connected_again_before_its_guest_starts_over
 }
 
 #[test]
-fn port_whose_script_ran_for_a_dead_process_is_attached_by_its_successor() {
+fn port_set_up_by_script_of_dead_process_is_attached_by_successor() {
     // The backend ends while it connects, in a session, and in a session whose record is lost.
     for (connected, lost) in [(false, false), (true, false), (true, true)] {
         let mut w = World::new(1, |nic| nic).with_script();

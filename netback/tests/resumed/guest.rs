@@ -197,7 +197,7 @@ impl Guest {
         for page in ungranted() {
             let mut bytes = [0; PAGE_SIZE];
             self.memory.page(page).read_bytes(0, &mut bytes).unwrap();
-            assert!(bytes == [GUARD; PAGE_SIZE], "page {page} was granted to nobody");
+            assert!(bytes == [GUARD; PAGE_SIZE], "page {page} was not granted");
         }
     }
 
@@ -310,8 +310,9 @@ impl Guest {
         }
         self.read_wire();
         for (queue, number) in done {
-            let (_, times) = self.lanes[queue].open.remove(&number).expect("answered once");
-            assert!(times > 0, "packet {number} was answered and not sent");
+            let (_, times) =
+                self.lanes[queue].open.remove(&number).expect("request gets one response");
+            assert!(times > 0, "packet {number} has a response but was not sent");
         }
         (0..QUEUES).for_each(|queue| self.receive(queue));
     }
@@ -323,17 +324,18 @@ impl Guest {
             let life = u64::from_le_bytes(head[..8].try_into().unwrap());
             let (lane, number) = (&mut self.lanes[usize::from(head[8])], number_of(frame));
             let open = lane.open.get_mut(&number);
-            let (packet, times) = open.unwrap_or_else(|| panic!("packet {number} is not open"));
-            assert!(frame == packet, "packet {number} left with other contents");
+            let (packet, times) =
+                open.unwrap_or_else(|| panic!("packet {number} is not outstanding"));
+            assert!(frame == packet, "packet {number} was sent with other contents");
             *times += 1;
             let (last, by) = lane.last;
             let next = (last + 1..).find(|number| !lane.failed.contains(number)).unwrap();
             if life == by {
-                assert_eq!(number, next, "packets of a process leave in order, each once");
+                assert_eq!(number, next, "packets of a process are sent in order and once");
             } else {
-                assert!(life > by, "a packet of a process that is dead leaves late");
-                assert!(number <= next, "packet {next} was left out");
-                assert!(number + BATCH >= next, "more than one batch leaves again");
+                assert!(life > by, "packet of a dead process was sent late");
+                assert!(number <= next, "packet {next} was not sent");
+                assert!(number + BATCH >= next, "more than one batch was sent again");
             }
             self.repeated += u64::from(number < next);
             lane.last = (number, life);
@@ -373,10 +375,10 @@ impl Guest {
         let (to, lane, number) = (&bytes[..6], usize::from(bytes[22]), number_of(bytes));
         assert!(to != OTHER_GROUP, "the groups were lost");
         let from = &mut self.lanes[lane];
-        assert!((from.came + 1..=from.injected).contains(&number), "in order, each once");
+        assert!((from.came + 1..=from.injected).contains(&number), "frames in order and once");
         from.came = number;
         let sent = frame(to.try_into().unwrap(), lane, number, bytes.len());
-        assert!(bytes == sent, "frame {number} comes as it was sent");
+        assert!(bytes == sent, "frame {number} is received unchanged");
         if self.goes_on {
             assert_eq!((to, bytes.len()), (&incoming(number).0[..], incoming(number).1));
         }

@@ -202,7 +202,7 @@ mod tests {
     use crate::{DomainConfig, Hypervisor};
 
     #[test]
-    fn a_kick_wakes_whoever_has_a_port_that_somebody_else_left_pending() {
+    fn kick_of_peer_wakes_owner_of_port_left_pending() {
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Hypervisor::start(dir.path()).unwrap();
         let [front, back, third] = ["front", "back", "third"].map(|name| {
@@ -225,7 +225,11 @@ mod tests {
             let kick = Request::Kick(back.id(), theirs.port());
             who.inner().connection.call::<0>(kick).unwrap().0.status
         };
-        assert_eq!(kick(&third), Status::BadPort, "a stranger wakes nobody");
+        assert_eq!(
+            kick(&third),
+            Status::BadPort,
+            "kick by a domain that is not the peer is rejected"
+        );
         assert!(!readable());
         assert_eq!(kick(&front), Status::Done);
         assert!(readable() && theirs.take().unwrap());

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_are_not_to_share_are_never_reached() {
+    fn grant_of_unsharable_frame_is_bad_page() {
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Hypervisor::start(dir.path()).unwrap();
         let [front, back] = two(&hypervisor);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_had_only_of_who_granted_something() {
+    fn memory_request_without_any_grant_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Hypervisor::start(dir.path()).unwrap();
         let [front, back] = two(&hypervisor);

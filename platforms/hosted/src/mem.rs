@@ -259,7 +259,7 @@ mod tests {
     use pvio_ring::shm::Region;
 
     #[test]
-    fn only_sealed_files_long_enough_are_mapped() {
+    fn unsealed_or_short_memfd_is_not_mapped() {
         let open = rustix::fs::memfd_create("open", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&open, 8192).unwrap();
         assert!(Mapped::front(&open, 4096).is_err());
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn stitched_pages_are_the_pages_of_the_file_in_the_order_asked_for() {
+    fn stitched_mapping_has_file_pages_in_requested_order() {
         let fd = sealed_memfd("stitched", 4 * PAGE_SIZE).unwrap();
         let flat = Mapped::front(&fd, 4 * PAGE_SIZE).unwrap();
         for page in 0..4_u8 {
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_stay_inside() {
+    fn slice_outside_mapping_is_none() {
         let fd = sealed_memfd("slices", PAGE_SIZE).unwrap();
         let page = Mapped::front(&fd, PAGE_SIZE).unwrap();
         assert!(page.slice(4088, 8).is_some());

@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_are_joined_again_in_whatever_order_they_return() {
+    fn free_runs_returned_in_any_order_are_merged() {
         let mut free = FreeRuns::default();
         free.give_back(9, 8);
         let taken: Vec<u32> = (0..4).map(|_| free.take(2).unwrap()).collect();

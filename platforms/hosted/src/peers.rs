@@ -279,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_survive_threads() {
+    fn use_count_is_correct_under_concurrent_threads() {
         let uses = Uses::default();
         std::thread::scope(|scope| {
             for _ in 0..2 {

@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_come_back_as_they_went() {
+    fn requests_round_trip() {
         for request in [
             Request::Join(DomId(0x7fef)),
             Request::Memory(DomId(1)),
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_told_from_a_request() {
+    fn malformed_request_bytes_are_rejected() {
         let good = Request::Close(Port(5)).to_wire();
         for (at, byte) in [(0, 0), (4, 0), (4, 8), (5, 1), (6, 1), (8, 0), (12, 1)] {
             let mut bad = good;
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_come_back_as_they_went() {
+    fn replies_round_trip() {
         let reply = Reply { status: Status::Done, results: [7, u32::MAX] };
         assert_eq!(Reply::from_wire(&reply.to_wire()), Ok(reply));
         let reply = Reply::from(Status::NoResources);

@@ -16,12 +16,12 @@ fn readable(channel: &impl AsFd) -> bool {
 }
 
 #[test]
-fn an_event_wakes_once_and_is_taken_once() {
+fn event_wakes_once_and_is_taken_once() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let a = front.alloc_unbound(back.id()).unwrap();
     let b = back.bind_interdomain(front.id(), a.port()).unwrap();
-    assert!(readable(&b) && b.take().unwrap(), "one is pending from the start");
+    assert!(readable(&b) && b.take().unwrap(), "event is pending after bind");
     assert!(!readable(&b) && !b.take().unwrap());
     for _ in 0..3 {
         a.notify().unwrap();
@@ -34,7 +34,7 @@ fn an_event_wakes_once_and_is_taken_once() {
 }
 
 #[test]
-fn only_the_named_domain_binds_and_only_once() {
+fn unbound_port_is_bound_only_by_named_domain_and_once() {
     let host = Host::new();
     let [front, back, third] = ["front", "back", "third"].map(|name| host.domain(name));
     let a = front.alloc_unbound(back.id()).unwrap();
@@ -52,7 +52,7 @@ fn only_the_named_domain_binds_and_only_once() {
 }
 
 #[test]
-fn a_closed_end_swallows_events_and_can_be_bound_again() {
+fn closed_channel_peer_ignores_events_and_can_be_rebound() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let a = front.alloc_unbound(back.id()).unwrap();
@@ -83,7 +83,7 @@ fn a_closed_end_swallows_events_and_can_be_bound_again() {
 }
 
 #[test]
-fn a_dead_domains_ends_are_closed() {
+fn channels_of_destroyed_domain_are_closed() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let a = front.alloc_unbound(back.id()).unwrap();
@@ -98,7 +98,7 @@ fn a_dead_domains_ends_are_closed() {
 }
 
 #[test]
-fn a_domain_may_talk_to_itself() {
+fn domain_binds_channel_to_itself() {
     let host = Host::new();
     let alone = host.domain("alone");
     let a = alone.alloc_unbound(alone.id()).unwrap();
@@ -109,7 +109,7 @@ fn a_domain_may_talk_to_itself() {
 }
 
 #[test]
-fn ports_are_as_many_as_were_asked_for_and_come_back() {
+fn ports_are_limited_by_configuration_and_reused_last() {
     let host = Host::new();
     let few =
         host.join(host.hypervisor.create_domain(DomainConfig::new("few").max_ports(3)).unwrap());
@@ -127,7 +127,7 @@ fn ports_are_as_many_as_were_asked_for_and_come_back() {
 }
 
 #[test]
-fn no_wake_up_is_lost_between_threads() {
+fn no_wakeup_is_lost_between_threads() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let page = front.alloc_pages(1).unwrap();
@@ -142,7 +142,7 @@ fn no_wake_up_is_lost_between_threads() {
 }
 
 #[test]
-fn no_wake_up_is_lost_in_a_crowd() {
+fn no_wakeup_is_lost_with_more_threads_than_cpus() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let page = front.alloc_pages(4).unwrap();
@@ -160,7 +160,7 @@ fn no_wake_up_is_lost_in_a_crowd() {
 }
 
 #[test]
-fn no_wake_up_is_lost_while_ends_come_and_go() {
+fn no_wakeup_is_lost_while_channel_is_rebound() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let a = front.alloc_unbound(back.id()).unwrap();
@@ -175,7 +175,7 @@ fn no_wake_up_is_lost_while_ends_come_and_go() {
         for _ in 0..2_000 {
             let b = back.bind_interdomain(front.id(), a.port()).unwrap();
             assert!(b.wait(Some(LOST)).unwrap(), "the first event");
-            assert!(b.wait(Some(LOST)).unwrap(), "one of the stream");
+            assert!(b.wait(Some(LOST)).unwrap(), "event of a later notification");
         }
         stop.store(true, SeqCst);
     });

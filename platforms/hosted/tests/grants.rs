@@ -11,7 +11,7 @@ use pvio_ring::shm::{PAGE_SIZE, Region, SharedMemory};
 use support::Host;
 
 #[test]
-fn a_granted_page_is_the_same_memory_for_both() {
+fn granted_page_is_same_memory_in_both_domains() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let pages = front.alloc_pages(3).unwrap();
@@ -26,7 +26,7 @@ fn a_granted_page_is_the_same_memory_for_both() {
 }
 
 #[test]
-fn a_page_is_busy_until_its_last_use_ends() {
+fn granted_page_is_busy_until_last_mapping_is_dropped() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let page = front.alloc_pages(1).unwrap();
@@ -45,7 +45,7 @@ fn a_page_is_busy_until_its_last_use_ends() {
 }
 
 #[test]
-fn a_read_only_grant_is_not_written() {
+fn read_only_grant_cannot_be_mapped_writable() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let page = front.alloc_pages(2).unwrap();
@@ -58,13 +58,13 @@ fn a_read_only_grant_is_not_written() {
         let mapping = back.map(front.id(), grefs, Access::ReadOnly).unwrap();
         assert!(!mapping.writable());
         assert!(mapping.write_bytes(0, &[1]).is_none());
-        assert!(mapping.range_mut(0, 1).is_none(), "nor by the kernel");
+        assert!(mapping.range_mut(0, 1).is_none(), "no mutable range of a read-only mapping");
     }
     grefs.into_iter().for_each(|gref| front.end_access(gref).unwrap());
 }
 
 #[test]
-fn scattered_pages_lie_one_behind_the_other() {
+fn scattered_grants_map_contiguously_in_order() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let pages = front.alloc_pages(6).unwrap();
@@ -91,7 +91,7 @@ fn scattered_pages_lie_one_behind_the_other() {
 }
 
 #[test]
-fn of_several_pages_all_are_mapped_or_none() {
+fn map_of_several_grants_with_bad_one_maps_none() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let pages = front.alloc_pages(2).unwrap();
@@ -102,11 +102,11 @@ fn of_several_pages_all_are_mapped_or_none() {
         assert_eq!(mapped.err(), Some(GrantStatus::BadGrantRef));
     }
     assert_eq!(back.map(front.id(), &[], Access::ReadOnly).err(), Some(GrantStatus::NoSpace));
-    assert_eq!(front.end_access(good), Ok(()), "the good one is not left pinned");
+    assert_eq!(front.end_access(good), Ok(()), "valid grant is not left in use");
 }
 
 #[test]
-fn map_each_tells_of_each() {
+fn map_each_reports_status_per_grant() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let pages = front.alloc_pages(2).unwrap();
@@ -126,7 +126,7 @@ fn map_each_tells_of_each() {
 }
 
 #[test]
-fn copies_stay_within_a_page_and_each_has_a_status() {
+fn grant_copies_stay_within_page_and_report_status_each() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let pages = front.alloc_pages(2).unwrap();
@@ -159,13 +159,13 @@ fn copies_stay_within_a_page_and_each_has_a_status() {
     assert_eq!(&buf, b"from the front");
     let mut last = [0; 2];
     pages.read_bytes(4095, &mut last).unwrap();
-    assert_eq!(last, [b'x', 0], "and nothing in the next page");
+    assert_eq!(last, [b'x', 0], "copy does not reach the next page");
     front.end_access(gref).unwrap();
     front.end_access(fixed).unwrap();
 }
 
 #[test]
-fn granted_pages_are_not_reused_until_the_grant_is_taken_back() {
+fn freed_pages_are_reused_only_after_grant_ends_and_zeroed() {
     let host = Host::new();
     let id = host.hypervisor.create_domain(DomainConfig::new("small").memory_pages(2)).unwrap();
     let (front, back) = (host.join(id), host.domain("back"));
@@ -189,7 +189,7 @@ fn granted_pages_are_not_reused_until_the_grant_is_taken_back() {
 }
 
 #[test]
-fn only_own_pages_are_granted_and_only_as_many_as_there_are_entries() {
+fn grant_of_foreign_page_or_beyond_table_size_fails() {
     let host = Host::new();
     let config = DomainConfig::new("small").memory_pages(2).grant_frames(1);
     let front = host.join(host.hypervisor.create_domain(config).unwrap());
@@ -209,7 +209,7 @@ fn only_own_pages_are_granted_and_only_as_many_as_there_are_entries() {
 }
 
 #[test]
-fn uses_of_one_page_from_two_threads_leave_it_free() {
+fn concurrent_mappings_of_page_leave_it_unused() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let page = front.alloc_pages(1).unwrap();
@@ -219,7 +219,7 @@ fn uses_of_one_page_from_two_threads_leave_it_free() {
             scope.spawn(|| {
                 for _ in 0..50_000 {
                     let mapping = back.map(front.id(), &[gref], Access::ReadWrite).unwrap();
-                    assert_eq!(front.end_access(gref), Err(Busy(gref)), "mapped, yet not in use");
+                    assert_eq!(front.end_access(gref), Err(Busy(gref)), "mapped page is busy");
                     drop(mapping);
                 }
             });
@@ -229,7 +229,7 @@ fn uses_of_one_page_from_two_threads_leave_it_free() {
 }
 
 #[test]
-fn what_is_mapped_of_a_dead_domain_stays_readable() {
+fn mapping_of_dead_domain_stays_readable() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let id = front.id();
@@ -258,11 +258,11 @@ fn what_is_mapped_of_a_dead_domain_stays_readable() {
     mapping.read_bytes(0, &mut seen).unwrap();
     assert_eq!(&seen, b"new");
     drop((ring, one));
-    assert_eq!(front.end_access(gref), Err(Busy(gref)), "the dead one's uses are not its");
+    assert_eq!(front.end_access(gref), Err(Busy(gref)), "uses of the dead domain are not counted");
 }
 
 #[test]
-fn a_dead_user_lets_go_of_everything() {
+fn destroyed_domain_releases_its_mappings_of_peers() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let page = front.alloc_pages(1).unwrap();
@@ -272,7 +272,7 @@ fn a_dead_user_lets_go_of_everything() {
     drop(back);
     assert!(
         host.hypervisor.domains().iter().any(|domain| domain.id == id),
-        "it lives while it has something mapped"
+        "domain exists while it has a mapping"
     );
     host.hypervisor.destroy_domain(id).unwrap();
     front.end_access(gref).unwrap();

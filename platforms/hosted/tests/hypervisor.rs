@@ -17,7 +17,7 @@ use std::path::Path;
 use support::{Host, LOST};
 
 #[test]
-fn two_hypervisors_do_not_share_a_directory() {
+fn second_hypervisor_in_same_directory_is_rejected() {
     let host = Host::new();
     let second = Hypervisor::start(host.dir.path()).unwrap_err();
     assert!(matches!(&second, StartError::Running(dir) if dir == host.dir.path()));
@@ -26,7 +26,7 @@ fn two_hypervisors_do_not_share_a_directory() {
 }
 
 #[test]
-fn a_stopped_hypervisor_leaves_no_socket() {
+fn stopped_hypervisor_removes_its_sockets() {
     let Host { hypervisor, dir } = Host::new();
     drop(hypervisor);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -35,7 +35,7 @@ fn a_stopped_hypervisor_leaves_no_socket() {
 }
 
 #[test]
-fn the_socket_of_a_dead_one_is_replaced() {
+fn stale_socket_of_dead_hypervisor_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("hypervisor.sock");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
@@ -50,14 +50,14 @@ fn the_socket_of_a_dead_one_is_replaced() {
 }
 
 #[test]
-fn a_directory_with_too_long_a_path_is_told_so() {
+fn directory_with_too_long_path_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let deep = dir.path().join("d".repeat(120));
     assert!(matches!(Hypervisor::start(&deep), Err(StartError::PathTooLong(_))));
 }
 
 #[test]
-fn names_and_numbers_are_taken_once() {
+fn domain_name_or_id_in_use_is_rejected() {
     let host = Host::new();
     let id = host.create("guest");
     assert_eq!(id, DomId(1));
@@ -69,11 +69,11 @@ fn names_and_numbers_are_taken_once() {
     assert_eq!(host.hypervisor.create_domain(control).unwrap(), DomId::DOM0);
     host.hypervisor.destroy_domain(id).unwrap();
     assert!(matches!(host.hypervisor.destroy_domain(id), Err(DomainError::NoDomain(_))));
-    assert_eq!(host.create("guest"), DomId(2), "a number comes again as late as can be");
+    assert_eq!(host.create("guest"), DomId(2), "domain numbers are reused as late as possible");
 }
 
 #[test]
-fn configurations_are_checked() {
+fn invalid_domain_configuration_is_rejected() {
     let host = Host::new();
     let long = "x".repeat(65);
     for name in ["", "a/b", "a b", "a\0", "é", long.as_str()] {
@@ -99,7 +99,7 @@ fn configurations_are_checked() {
 }
 
 #[test]
-fn one_process_is_a_domain_at_a_time() {
+fn domain_is_joined_by_one_process_at_a_time() {
     let host = Host::new();
     let id = host.create("guest");
     assert!(matches!(Domain::join(host.dir.path(), DomId(9)), Err(JoinError::NoDomain(_))));
@@ -119,7 +119,7 @@ fn one_process_is_a_domain_at_a_time() {
 }
 
 #[test]
-fn without_its_hypervisor_a_domain_keeps_what_it_has() {
+fn domain_keeps_mappings_and_channels_after_hypervisor_stops() {
     let Host { hypervisor, dir } = Host::new();
     let [front, back] = ["front", "back"].map(|name| {
         Domain::join(dir.path(), hypervisor.create_domain(DomainConfig::new(name)).unwrap())
@@ -143,7 +143,7 @@ fn without_its_hypervisor_a_domain_keeps_what_it_has() {
     assert_eq!(
         front.map(back.id(), &[gref], Access::ReadOnly).err(),
         Some(GrantStatus::GeneralError),
-        "these two have not met"
+        "memory of a peer that was never mapped is not available"
     );
 }
 
@@ -165,7 +165,7 @@ fn answer(socket: &OwnedFd) -> Option<Vec<u8>> {
     match recv(socket, &mut bytes, RecvFlags::empty()) {
         Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => None,
         Ok((got, _)) => Some(bytes[..got].to_vec()),
-        Err(why) => panic!("neither an answer nor an end: {why}"),
+        Err(why) => panic!("neither a response nor a closed connection: {why}"),
     }
 }
 
@@ -179,7 +179,7 @@ fn packet(op: u16, domain: u16, port: u32) -> Vec<u8> {
 }
 
 #[test]
-fn nonsense_closes_that_one_connection() {
+fn malformed_packet_closes_only_its_connection() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let guest = host.create("guest").0;
@@ -210,7 +210,7 @@ fn nonsense_closes_that_one_connection() {
 }
 
 #[test]
-fn nonsense_of_a_domain_is_its_death() {
+fn malformed_packet_of_joined_domain_destroys_it() {
     let host = Host::new();
     for bad in [packet(1, 1, 0), packet(9, 0, 0), Vec::from(*b"hello")] {
         let id = host.create("guest");
@@ -224,7 +224,7 @@ fn nonsense_of_a_domain_is_its_death() {
 }
 
 #[test]
-fn a_domain_closes_only_its_own_ports() {
+fn domain_cannot_close_or_kick_foreign_ports() {
     let host = Host::new();
     let (front, back) = (host.domain("front"), host.domain("back"));
     let a = front.alloc_unbound(back.id()).unwrap();
@@ -238,35 +238,39 @@ fn a_domain_closes_only_its_own_ports() {
     let bad_port = 4;
     assert_eq!(ask(packet(5, 0, a.port().0)), bad_port);
     assert_eq!(ask(packet(5, 0, 4096)), bad_port);
-    assert_eq!(ask(packet(6, front.id().0, a.port().0)), bad_port, "nor kicks a stranger's");
+    assert_eq!(
+        ask(packet(6, front.id().0, a.port().0)),
+        bad_port,
+        "kick of a port of other domains"
+    );
     back.bind_interdomain(front.id(), a.port()).unwrap();
 }
 
 #[test]
-fn a_flood_without_reading_closes_that_one_connection() {
+fn flooding_client_that_never_reads_is_disconnected() {
     let host = Host::new();
     let id = host.create("guest");
     let socket = knock(host.dir.path());
     send(&socket, &packet(1, id.0, 0), SendFlags::empty()).unwrap();
     let flooded =
         (0..1_000_000).any(|_| send(&socket, &packet(6, 0, 1), SendFlags::NOSIGNAL).is_err());
-    assert!(flooded, "it was never hung up on");
+    assert!(flooded, "flooding connection was not closed");
     host.wait_death(id);
     host.domain("still-served");
 }
 
 #[test]
-fn strangers_do_not_keep_others_out() {
+fn idle_connections_do_not_block_new_ones() {
     let host = Host::new();
     let id = host.create("guest");
     let strangers: Vec<_> = (0..200).map(|_| knock(host.dir.path())).collect();
     let guest = host.join(id);
-    assert_eq!(answer(&strangers[0]), None, "the oldest was hung up on");
+    assert_eq!(answer(&strangers[0]), None, "oldest connection was closed");
     guest.alloc_unbound(id).unwrap();
 }
 
 #[test]
-fn other_users_are_kept_out() {
+fn connection_of_other_user_is_rejected() {
     let host = Host::new();
     let id = host.create("guest");
     if !rustix::process::getuid().is_root() {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use support::{Host, mapped_memfds, open_fds};
 
 #[test]
-fn nothing_is_left_open_or_mapped() {
+fn dropped_hypervisor_and_domains_leak_no_descriptor_or_mapping() {
     let once = || {
         let host = Host::new();
         let front = host.domain("front");
@@ -90,5 +90,5 @@ fn settled_switches() -> BTreeMap<String, u64> {
             return first;
         }
     }
-    panic!("they never sleep for 20 ms");
+    panic!("threads do not stay asleep for 20 ms");
 }

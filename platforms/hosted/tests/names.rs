@@ -9,7 +9,7 @@ use pvio_xenbus::{Xenstore, XsError};
 use support::{Host, LOST};
 
 #[test]
-fn a_domain_finds_its_home() {
+fn domain_reads_and_writes_its_xenstore_home() {
     let host = Host::new();
     let guest = host.domain("guest");
     let mut xs = guest.xenstore().unwrap();
@@ -24,7 +24,7 @@ fn a_domain_finds_its_home() {
 }
 
 #[test]
-fn a_domain_does_not_read_another_ones() {
+fn domain_cannot_read_home_of_other_domain() {
     let host = Host::new();
     let (guest, other) = (host.domain("guest"), host.domain("other"));
     guest.xenstore().unwrap().write("data/mine", b"1").unwrap();
@@ -36,7 +36,7 @@ fn a_domain_does_not_read_another_ones() {
 }
 
 #[test]
-fn tools_reach_the_same_store_with_all_rights() {
+fn tool_connection_has_dom0_access_to_same_store() {
     let host = Host::new();
     let guest = host.create("guest");
     let path = format!("/local/domain/{guest}/device/vbd/51712/state");
@@ -47,7 +47,7 @@ fn tools_reach_the_same_store_with_all_rights() {
 }
 
 #[test]
-fn a_domains_names_go_with_it_and_its_death_is_told() {
+fn domain_death_removes_its_nodes_and_fires_release_watch() {
     let host = Host::new();
     let guest = host.domain("guest");
     let id = guest.id();
@@ -55,7 +55,11 @@ fn a_domains_names_go_with_it_and_its_death_is_told() {
     theirs.write("data/mine", b"1").unwrap();
     let mut xs = host.hypervisor.xenstore().unwrap();
     xs.watch("@releaseDomain", "death").unwrap();
-    assert_eq!(xs.wait_event(Some(LOST)).unwrap().unwrap().token, "death", "the first, at once");
+    assert_eq!(
+        xs.wait_event(Some(LOST)).unwrap().unwrap().token,
+        "death",
+        "first event of the watch"
+    );
     assert_eq!(xs.poll_event().unwrap(), None);
     drop(guest);
     assert_eq!(xs.wait_event(Some(LOST)).unwrap().unwrap().token, "death");
@@ -65,7 +69,7 @@ fn a_domains_names_go_with_it_and_its_death_is_told() {
 }
 
 #[test]
-fn the_name_is_free_again_and_the_home_new() {
+fn recreated_domain_gets_its_name_and_empty_home() {
     let host = Host::new();
     for _ in 0..3 {
         let guest: Domain = host.domain("guest");
@@ -80,7 +84,7 @@ fn the_name_is_free_again_and_the_home_new() {
 }
 
 #[test]
-fn a_domain_gets_some_connections_and_not_more() {
+fn xenstore_connections_of_domain_are_limited() {
     let host = Host::new();
     let (greedy, other) = (host.domain("greedy"), host.domain("other"));
     let mut held: Vec<_> = std::iter::from_fn(|| greedy.xenstore().ok()).take(10_000).collect();

@@ -14,18 +14,33 @@ fn main() {
         return;
     }
     let tests: [(&str, fn()); 9] = [
-        ("pages_are_shared_and_busy_while_they_are", pages_are_shared_and_busy_while_they_are),
-        ("scattered_pages_lie_one_behind_the_other", scattered_pages_lie_one_behind_the_other),
-        ("who_is_killed_lets_go_of_what_it_mapped", who_is_killed_lets_go_of_what_it_mapped),
-        ("who_is_killed_amid_a_mapping_lets_go", who_is_killed_amid_a_mapping_lets_go),
-        ("what_was_mapped_of_who_is_killed_stays", what_was_mapped_of_who_is_killed_stays),
-        ("no_wake_up_is_lost", no_wake_up_is_lost),
         (
-            "a_killed_domains_ports_are_not_its_successors",
-            a_killed_domains_ports_are_not_its_successors,
+            "page_shared_between_processes_is_busy_while_mapped",
+            page_shared_between_processes_is_busy_while_mapped,
         ),
-        ("two_hypervisors_do_not_share_a_directory", two_hypervisors_do_not_share_a_directory),
-        ("a_killed_hypervisor_is_succeeded", a_killed_hypervisor_is_succeeded),
+        (
+            "scattered_grants_map_contiguously_between_processes",
+            scattered_grants_map_contiguously_between_processes,
+        ),
+        ("killed_process_releases_its_mappings", killed_process_releases_its_mappings),
+        (
+            "process_killed_during_map_releases_its_mappings",
+            process_killed_during_map_releases_its_mappings,
+        ),
+        ("mapping_of_killed_process_stays_usable", mapping_of_killed_process_stays_usable),
+        ("no_wakeup_is_lost_between_processes", no_wakeup_is_lost_between_processes),
+        (
+            "ports_of_killed_domain_are_not_inherited_by_successor",
+            ports_of_killed_domain_are_not_inherited_by_successor,
+        ),
+        (
+            "second_hypervisor_process_in_same_directory_is_rejected",
+            second_hypervisor_process_in_same_directory_is_rejected,
+        ),
+        (
+            "killed_hypervisor_is_replaced_in_its_directory",
+            killed_hypervisor_is_replaced_in_its_directory,
+        ),
     ];
     let trial = |(name, test): (&str, fn())| {
         Trial::test(name, move || {
@@ -72,7 +87,7 @@ impl Pair {
     }
 }
 
-fn pages_are_shared_and_busy_while_they_are() {
+fn page_shared_between_processes_is_busy_while_mapped() {
     let mut pair = Pair::new();
     let [gref] = pair.share(1, &[0]).try_into().unwrap();
     assert_eq!(pair.front.ask("write 10 ping"), "done");
@@ -86,7 +101,7 @@ fn pages_are_shared_and_busy_while_they_are() {
     assert_eq!(pair.back.ask(again), "grant-bad-reference");
 }
 
-fn scattered_pages_lie_one_behind_the_other() {
+fn scattered_grants_map_contiguously_between_processes() {
     let mut pair = Pair::new();
     pair.share(8, &[7, 2, 3, 0]);
     assert_eq!(pair.front.ask(format!("write {} seventh", 7 * 4096)), "done");
@@ -98,7 +113,7 @@ fn scattered_pages_lie_one_behind_the_other() {
     assert_eq!(pair.front.ask(format!("read {} 3", 2 * 4096)), "oss");
 }
 
-fn who_is_killed_lets_go_of_what_it_mapped() {
+fn killed_process_releases_its_mappings() {
     let mut pair = Pair::new();
     let grefs = pair.share(4, &[3, 1]);
     let mut xs = pair.host.hypervisor.xenstore().unwrap();
@@ -115,7 +130,7 @@ fn who_is_killed_lets_go_of_what_it_mapped() {
     assert_eq!(xs.read_opt(&home).unwrap(), None);
 }
 
-fn who_is_killed_amid_a_mapping_lets_go() {
+fn process_killed_during_map_releases_its_mappings() {
     let host = Host::new();
     let front_id = host.create("front");
     let mut front = Process::domain(host.dir.path(), front_id);
@@ -133,7 +148,7 @@ fn who_is_killed_amid_a_mapping_lets_go() {
     }
 }
 
-fn what_was_mapped_of_who_is_killed_stays() {
+fn mapping_of_killed_process_stays_usable() {
     let mut pair = Pair::new();
     let grefs = pair.share(4, &[2, 0]);
     assert_eq!(pair.front.ask(format!("write {} last-words", 2 * 4096)), "done");
@@ -146,7 +161,7 @@ fn what_was_mapped_of_who_is_killed_stays() {
     assert_eq!(pair.back.ask("unmap"), "done");
 }
 
-fn no_wake_up_is_lost() {
+fn no_wakeup_is_lost_between_processes() {
     let mut pair = Pair::new();
     pair.share(1, &[0]);
     pair.bind();
@@ -158,7 +173,7 @@ fn no_wake_up_is_lost() {
     }
 }
 
-fn a_killed_domains_ports_are_not_its_successors() {
+fn ports_of_killed_domain_are_not_inherited_by_successor() {
     let mut pair = Pair::new();
     let port = pair.bind();
     assert_eq!(pair.front.ask("notify"), "done");
@@ -178,14 +193,14 @@ fn a_killed_domains_ports_are_not_its_successors() {
     assert_eq!(back.ask("wait"), "done");
 }
 
-fn two_hypervisors_do_not_share_a_directory() {
+fn second_hypervisor_process_in_same_directory_is_rejected() {
     let host = Host::new();
     let (_second, answer) = Process::hypervisor(host.dir.path());
     assert_eq!(answer, "hosted-running");
     host.domain("still-served").xenstore().unwrap().read("name").unwrap();
 }
 
-fn a_killed_hypervisor_is_succeeded() {
+fn killed_hypervisor_is_replaced_in_its_directory() {
     let dir = tempfile::tempdir().unwrap();
     let (first, answer) = Process::hypervisor(dir.path());
     assert_eq!(answer, "running");

@@ -140,13 +140,13 @@ fn walk(order: Order) -> (usize, Option<State>) {
 }
 
 #[test]
-fn no_wake_up_is_lost() {
+fn wakeup_model_with_current_order_loses_no_wakeup() {
     let (states, lost) = walk(Order::Ours);
     assert_eq!(lost, None);
     assert!(states > 1000, "only {states} states");
 }
 
 #[test]
-fn clearing_before_draining_would_lose_one() {
+fn wakeup_model_that_clears_before_draining_loses_wakeup() {
     assert!(walk(Order::ClearBeforeDrain).1.is_some());
 }

@@ -309,7 +309,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     #[test]
-    fn bytes_to_be_read_instead_are_found_wherever_a_read_begins_and_nowhere_else() {
+    fn read_substitution_applies_exactly_to_its_byte_range() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 64], 0).unwrap();
         let options = StorageOpenOptions::new();

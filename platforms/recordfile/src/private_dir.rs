@@ -205,7 +205,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
-    fn a_directory_is_made_for_this_user_alone() {
+    fn private_dir_is_created_with_mode_0700() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
         assert!(matches!(PrivateDir::open(&path), Err(DirError::Io { .. })));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symbolic_link_is_refused_wherever_a_user_can_make_one() {
+    fn private_dir_path_with_symlink_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let (real, link) = (dir.path().join("real"), dir.path().join("link"));
         std::fs::create_dir(&real).unwrap();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_own_or_write_in_is_refused() {
+    fn directory_owned_or_writable_by_others_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         for mode in [0o770, 0o707, 0o1777] {
             set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_made_in_the_directory_and_never_through_a_link() {
+    fn private_dir_files_never_follow_symlinks_and_survive_rename() {
         let dir = tempfile::tempdir().unwrap();
         let private = PrivateDir::create(&dir.path().join("state")).unwrap();
         let victim = dir.path().join("victim");
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(text, "newer");
         assert_eq!(std::fs::read_to_string(private.by_descriptor("x")).unwrap(), "newer");
         assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
-        assert!(private.remove_empty().is_err(), "its path leads nowhere");
+        assert!(private.remove_empty().is_err(), "renamed directory cannot be removed by its path");
         private.remove("x").unwrap();
         private.remove("x").unwrap();
     }

@@ -11,18 +11,18 @@ use std::time::Duration;
 const LONG: Duration = Duration::from_secs(60);
 
 #[test]
-fn fence_is_passed_once_every_write_end_is_closed() {
+fn fence_is_passed_when_every_write_end_is_closed() {
     let parent = tempfile::tempdir().unwrap();
     let dir = RecordDir::open(&parent.path().join("records")).unwrap();
     let first = dir.fence("disk.fence").unwrap();
-    assert!(first.wait(Duration::ZERO).unwrap(), "nobody was there");
+    assert!(first.wait(Duration::ZERO).unwrap(), "new fence is passed");
     let held = first.hold().unwrap();
     let copy = held.try_clone().unwrap();
     let next = dir.fence("disk.fence").unwrap();
     assert!(!next.is_passed().unwrap());
     assert!(!next.wait(Duration::from_millis(1)).unwrap());
     drop(held);
-    assert!(!next.is_passed().unwrap(), "there is a copy of it");
+    assert!(!next.is_passed().unwrap(), "copy of the write end holds the fence");
     let waiting = thread::spawn(move || next.wait(LONG).unwrap());
     drop(copy);
     assert!(waiting.join().unwrap());
@@ -32,7 +32,7 @@ fn fence_is_passed_once_every_write_end_is_closed() {
     let held = again.hold().unwrap();
     dir.fence("disk.fence").unwrap().remove().unwrap();
     let path = parent.path().join("records/disk.fence");
-    assert!(fs::metadata(&path).unwrap().file_type().is_fifo(), "somebody holds it");
+    assert!(fs::metadata(&path).unwrap().file_type().is_fifo(), "fence in use is not removed");
     dir.sweep().unwrap();
     assert!(path.exists());
     drop(held);
@@ -41,7 +41,7 @@ fn fence_is_passed_once_every_write_end_is_closed() {
 }
 
 #[test]
-fn fence_is_not_inherited_by_a_program_that_is_started() {
+fn fence_is_not_inherited_by_spawned_program() {
     let parent = tempfile::tempdir().unwrap();
     let dir = RecordDir::open(&parent.path().join("records")).unwrap();
     let held = dir.fence("disk.fence").unwrap().hold().unwrap();
@@ -57,7 +57,7 @@ fn fence_is_not_inherited_by_a_program_that_is_started() {
 }
 
 #[test]
-fn file_that_is_no_fifo_is_an_error() {
+fn fence_file_that_is_no_fifo_is_an_error() {
     let parent = tempfile::tempdir().unwrap();
     let dir = RecordDir::open(&parent.path().join("records")).unwrap();
     fs::write(parent.path().join("records/disk.fence"), b"").unwrap();
@@ -65,7 +65,7 @@ fn file_that_is_no_fifo_is_an_error() {
 }
 
 #[test]
-fn fence_that_another_daemon_sweeps_away_before_it_is_held_holds_all_the_same() {
+fn fence_swept_by_other_daemon_before_hold_still_holds() {
     let parent = tempfile::tempdir().unwrap();
     let path = parent.path().join("records");
     let dir = RecordDir::open(&path).unwrap();
@@ -74,7 +74,7 @@ fn fence_that_another_daemon_sweeps_away_before_it_is_held_holds_all_the_same() 
     dir.sweep().unwrap();
     assert!(!path.join("disk.fence").exists());
     let held = fence.hold().unwrap();
-    assert!(!dir.fence("disk.fence").unwrap().is_passed().unwrap(), "the next one waits");
+    assert!(!dir.fence("disk.fence").unwrap().is_passed().unwrap(), "next fence is not passed");
     drop(held);
     // The sweep may run at any moment of `hold`.
     struct Stop<'a>(&'a AtomicBool);
@@ -95,7 +95,7 @@ fn fence_that_another_daemon_sweeps_away_before_it_is_held_holds_all_the_same() 
         for _ in 0..3000 {
             let held = dir.fence("disk.fence").unwrap().hold().unwrap();
             let next = dir.fence("disk.fence").unwrap();
-            assert!(!next.is_passed().unwrap(), "the next one does not wait");
+            assert!(!next.is_passed().unwrap(), "next fence is passed although one is held");
             drop(held);
         }
     });

@@ -16,12 +16,12 @@ fn dir() -> (tempfile::TempDir, RecordDir) {
 }
 
 #[test]
-fn created_file_is_zero_allocated_and_found_again() {
+fn created_record_file_is_zeroed_allocated_and_reopened() {
     let (parent, dir) = dir();
     let first = dir.create("disk", LEN).unwrap();
     assert_eq!((first.len(), first.load_u64(LEN - 8, Relaxed)), (LEN, Some(0)));
     let meta = fs::metadata(parent.path().join("records/disk")).unwrap();
-    assert!(meta.blocks() * 512 >= LEN as u64, "a page that is missing is a SIGBUS later");
+    assert!(meta.blocks() * 512 >= LEN as u64, "file is not fully allocated");
     assert_eq!(meta.mode() & 0o777, 0o600);
     first.clone().store_u64(LEN - 8, 5, Relaxed);
     assert_eq!(dir.existing("disk", LEN).unwrap().load_u64(LEN - 8, Relaxed), Some(5));
@@ -35,7 +35,7 @@ fn created_file_is_zero_allocated_and_found_again() {
 }
 
 #[test]
-fn sparse_file_that_is_found_is_allocated() {
+fn existing_sparse_record_file_is_allocated() {
     let (parent, dir) = dir();
     let path = parent.path().join("records/disk");
     fs::File::create(&path).unwrap().set_len(LEN as u64).unwrap();
@@ -45,7 +45,7 @@ fn sparse_file_that_is_found_is_allocated() {
 }
 
 #[test]
-fn short_or_strange_file_is_an_error() {
+fn short_record_file_or_invalid_name_is_an_error() {
     let (parent, dir) = dir();
     let path = parent.path().join("records/disk");
     fs::write(&path, vec![1; LEN - 1]).unwrap();
@@ -65,7 +65,7 @@ fn short_or_strange_file_is_an_error() {
 }
 
 #[test]
-fn directory_that_others_can_use_or_a_link_to_one_is_an_error() {
+fn record_dir_accessible_by_others_or_symlink_is_an_error() {
     let parent = tempfile::tempdir().unwrap();
     let path = parent.path().join("records");
     fs::create_dir(&path).unwrap();

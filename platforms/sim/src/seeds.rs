@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_is_a_run_and_another_seed_another() {
+    fn seed_determines_run() {
         let run = |sim: &mut Sim| {
             for _ in 0..100 {
                 sim.tick();
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_tells_its_seed_and_its_last_decisions() {
+    fn failed_run_reports_seed_and_last_decisions() {
         let failing = |sim: &mut Sim| {
             sim.note("the last straw");
             assert!(sim.seed() < 3, "the back broke");

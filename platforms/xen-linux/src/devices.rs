@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told_with_what_to_do() {
+    fn missing_xen_device_is_reported_with_advice() {
         let dir = tempfile::tempdir().unwrap();
         let devices = places(&dir);
         let says = |error: OpenError| {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_pv_domain_is_one() {
+    fn is_pv_is_true_only_for_pv_guest_type() {
         let dir = tempfile::tempdir().unwrap();
         let devices = places(&dir);
         assert!(!devices.is_pv());
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_limit_bounds_a_batch() {
+    fn gntdev_batch_is_bounded_by_kernel_limit() {
         let dir = tempfile::tempdir().unwrap();
         let devices = places(&dir);
         std::fs::create_dir(dir.path().join("dev")).unwrap();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_no_domain_has_is_refused() {
+    fn invalid_domid_from_xenstore_is_rejected() {
         use std::io::{Read, Write};
         for (value, good) in [("7", true), ("0", true), ("32752", false), ("x", false), ("", false)]
         {

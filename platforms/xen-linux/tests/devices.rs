@@ -20,7 +20,7 @@ fn backend<T: BackendClass>() {}
 fn frontend<T: FrontendClass>() {}
 
 #[test]
-fn devices_run_on_it() {
+fn xen_domain_implements_all_device_traits() {
     thread_safe::<XenDomain>();
     thread_safe::<Channel>();
     thread_safe::<Mapping>();

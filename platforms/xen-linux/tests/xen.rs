@@ -6,7 +6,7 @@ use checks::run_alone;
 use pvio_xen_linux::XenDomain;
 
 #[test]
-fn everything_holds_in_one_domain() {
+fn all_checks_pass_within_one_domain() {
     let me = match XenDomain::open() {
         Ok(me) => me,
         Err(error) => {

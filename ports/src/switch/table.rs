@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn stations_are_known_move_and_are_forgotten() {
+    fn mac_table_learns_moves_and_expires_stations() {
         let table = Table::default();
         assert_eq!(table.find(station(1), 5), None);
         table.learn(station(1), 7, 5);
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn who_claims_a_million_addresses_does_not_make_it_forget_all_others() {
+    fn mac_table_flooded_by_one_member_keeps_other_stations() {
         let table = Table::default();
         (0..100).for_each(|n| table.learn(station(n), 3, 10));
         (1000..1_000_000).for_each(|n| table.learn(station(n), 4, 11));

@@ -455,7 +455,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names() {
+    fn tap_with_invalid_name_is_rejected() {
         for good in ["vif7.0", "a", "fifteen-bytes-x"] {
             assert_eq!(check_name(good), Ok(()), "{good}");
         }
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_as_large_as_the_kernel_reads() {
+    fn ifreq_has_size_of_kernel_struct_and_terminated_name() {
         assert_eq!(size_of::<IfReq>(), 40);
         assert_eq!(IfReq::new("a-name-that-is-too-long").name[15], 0);
     }

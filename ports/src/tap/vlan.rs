@@ -74,12 +74,12 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_tag_stays_whole() {
+    fn gso_packet_without_vlan_tag_is_not_cut() {
         assert!(VlanSegments::of(packet(&[], &[1; 3000])).is_err());
     }
 
     #[test]
-    fn what_has_a_tag_is_cut_into_segments_with_their_own_checksums() {
+    fn gso_packet_with_vlan_tag_is_cut_into_segments_with_checksums() {
         let data: Vec<u8> = (0..3500_u32).map(|i| (i % 251) as u8).collect();
         let mut segments = VlanSegments::of(packet(&[0x81, 0, 0, 5], &data)).ok().unwrap();
         let mut all = Vec::new();

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_into_a_header_is_read_from_it() {
+    fn vnet_header_round_trips_offload() {
         let partial = Checksum::Partial { start: 34, offset: 16 };
         for (checksum, gso) in [
             (Checksum::Unknown, None),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_the_kernels() {
+    fn vnet_header_bytes_match_kernel_layout() {
         let checksum = Checksum::Partial { start: 34, offset: 16 };
         let gso = Some(Gso { size: 1448, kind: GsoKind::TcpV4 });
         let words: Vec<u16> = [34 + 32, 1448, 34, 16].to_vec();
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_without_a_whole_header_is_none() {
+    fn packet_shorter_than_vnet_header_is_rejected() {
         let buf = || PrivateBuf::page_aligned(8192);
         assert!(parse(buf(), FRAME_AT, VNET_HEADER - 1).is_err());
         assert_eq!(parse(buf(), FRAME_AT, VNET_HEADER).unwrap().len, 0);

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn who_wakes_up_first_has_no_more_than_others() {
+    fn shared_rate_gives_equal_parts_whichever_wakes_first() {
         let [first, second] = taken(20);
         assert!((11_900_000..12_300_000).contains(&(first + second)), "{first} {second}");
         assert!(first.abs_diff(second) <= QUANTUM + 64_000, "{first} {second}");

@@ -213,7 +213,7 @@ pub fn wait_for<T>(mut ask: impl FnMut() -> Option<T>) -> T {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(begin.elapsed() < PATIENCE, "waited in vain");
+        assert!(begin.elapsed() < PATIENCE, "timeout");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -90,8 +90,8 @@ fn pass(from: (&mut Nic, u8), to: (&mut Nic, u8)) {
 }
 
 #[test]
-fn frames_pass_both_ways_byte_by_byte_for_one_guest_after_another() {
-    let name = "afxdp::frames_pass_both_ways_byte_by_byte_for_one_guest_after_another";
+fn afxdp_port_passes_frames_unchanged_both_ways_for_successive_guests() {
+    let name = "afxdp::afxdp_port_passes_frames_unchanged_both_ways_for_successive_guests";
     if !entered(name, &[]) {
         return;
     }
@@ -115,12 +115,12 @@ fn frames_pass_both_ways_byte_by_byte_for_one_guest_after_another() {
     }
     rig.remove();
     let shown = ip("-o link show dev x0").unwrap();
-    assert!(!shown.contains("xdp"), "gone with its vif: {shown}");
+    assert!(!shown.contains("xdp"), "XDP program is still attached: {shown}");
 }
 
 #[test]
-fn a_guest_that_takes_nothing_holds_little_and_is_not_a_reason_to_stay_awake() {
-    let name = "afxdp::a_guest_that_takes_nothing_holds_little_and_is_not_a_reason_to_stay_awake";
+fn afxdp_guest_without_rx_buffers_holds_bounded_frames_and_worker_sleeps() {
+    let name = "afxdp::afxdp_guest_without_rx_buffers_holds_bounded_frames_and_worker_sleeps";
     if !entered(name, &[]) {
         return;
     }
@@ -150,7 +150,7 @@ fn a_guest_that_takes_nothing_holds_little_and_is_not_a_reason_to_stay_awake() {
     let woken = stats.wakeups();
     std::thread::sleep(Duration::from_millis(500));
     let woken = stats.wakeups() - woken;
-    assert!(woken < 100, "woken {woken} times for packets that nobody takes");
+    assert!(woken < 100, "{woken} wakeups for packets without rx buffers");
     let ours = |frame: &[u8]| frame.get(12..14) == Some(&[0x88, 0xb5]);
     let queue = guest.driver.class_mut().queue().unwrap();
     let mut taken = 0;
@@ -170,13 +170,12 @@ fn a_guest_that_takes_nothing_holds_little_and_is_not_a_reason_to_stay_awake() {
         None
     });
     // One ring of the guest, one of the socket, and the frames in between.
-    assert!((256..=256 + 256 + 64).contains(&taken), "{taken} of 4000 were kept");
+    assert!((256..=256 + 256 + 64).contains(&taken), "{taken} of 4000 packets were buffered");
 }
 
 #[test]
-fn a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_right() {
-    let name =
-        "afxdp::a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_right";
+fn afxdp_segments_gso_packets_with_valid_checksums() {
+    let name = "afxdp::afxdp_segments_gso_packets_with_valid_checksums";
     if !entered_with(name, &[("iperf3", "iperf3"), ("ethtool", "ethtool")]) {
         return;
     }
@@ -211,7 +210,7 @@ fn a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_rig
     let out = guest.space.run("iperf3 -c 192.0.2.1 -u -b 20M -n 1M -J");
     assert!(!out.contains("\"error\""), "{out}");
     let cut: u64 = stats.iter().map(|s| s.tx_gso_packets()).sum();
-    assert!(cut > 100, "came unsegmented: {cut}");
+    assert!(cut > 100, "GSO packets of the guest: {cut}");
     let lost: u64 = stats.iter().map(|s| s.dropped(DropReason::TxPort)).sum();
     assert_eq!(lost, 0);
     for file in ["/proc/net/snmp", "/proc/net/snmp6"] {
@@ -230,8 +229,8 @@ fn a_guests_kernel_and_another_talk_with_every_packet_cut_and_every_checksum_rig
 }
 
 #[test]
-fn an_interface_that_is_missing_or_taken_is_refused_in_words() {
-    let name = "afxdp::an_interface_that_is_missing_or_taken_is_refused_in_words";
+fn afxdp_on_missing_or_busy_interface_is_rejected_with_reason() {
+    let name = "afxdp::afxdp_on_missing_or_busy_interface_is_rejected_with_reason";
     if !entered(name, &[]) {
         return;
     }

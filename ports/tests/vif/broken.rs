@@ -38,7 +38,7 @@ impl GrantMapper for Panicky {
 
 impl GrantCopier for Panicky {
     fn copy(&self, ops: &mut [CopyOp<'_>]) {
-        assert!(ops.is_empty(), "a bug in the worker, for a test");
+        assert!(ops.is_empty(), "injected panic in the worker");
     }
 }
 
@@ -71,7 +71,7 @@ fn assert_closed(rig: &mut Rig, code: &str) {
 }
 
 #[test]
-fn worker_that_panics_closes_its_device_with_a_reason() {
+fn panicked_worker_closes_device_with_reason() {
     let mut rig = Rig::on(Panicky, NicConfig::default(), Arc::default(), options("loopback"));
     let mut guest = rig.guest();
     let queue = guest.driver.class_mut().queue().unwrap();
@@ -81,8 +81,8 @@ fn worker_that_panics_closes_its_device_with_a_reason() {
 }
 
 #[test]
-fn uplink_that_ends_closes_the_nics_of_its_switch_with_a_reason() {
-    let name = "broken::uplink_that_ends_closes_the_nics_of_its_switch_with_a_reason";
+fn removed_uplink_closes_nics_of_its_switch_with_reason() {
+    let name = "broken::removed_uplink_closes_nics_of_its_switch_with_reason";
     if !entered(name, &[]) {
         return;
     }
@@ -92,7 +92,7 @@ fn uplink_that_ends_closes_the_nics_of_its_switch_with_a_reason() {
     let nic = || Rig::within(NicConfig::default(), Arc::clone(&shared), options("switch=lan"));
     let mut rig = nic();
     let _guest = rig.guest();
-    ip("link del up0").expect("the uplink's interface");
+    ip("link del up0").expect("delete the interface of the uplink");
     assert_closed(&mut rig, "tap-lost");
     // A NIC that is attached now gets a new uplink.
     let again = nic();
@@ -101,8 +101,8 @@ fn uplink_that_ends_closes_the_nics_of_its_switch_with_a_reason() {
 }
 
 #[test]
-fn tap_that_a_dead_process_has_for_a_moment_is_waited_for() {
-    let name = "broken::tap_that_a_dead_process_has_for_a_moment_is_waited_for";
+fn tap_still_held_by_exiting_process_is_waited_for() {
+    let name = "broken::tap_still_held_by_exiting_process_is_waited_for";
     if !entered(name, &[]) {
         return;
     }
@@ -119,7 +119,7 @@ fn tap_that_a_dead_process_has_for_a_moment_is_waited_for() {
 /// After the end of a process, the kernel may still access memory of this type, which is not shared
 /// with a guest. A port that did I/O with other memory would not compile here.
 #[test]
-fn ports_do_io_with_private_memory_alone() {
+fn ports_do_io_only_with_private_memory() {
     fn private<N: NetPort<Buf = PrivateBuf>>() {}
     private::<TapPort>();
     private::<AfXdpPort>();

@@ -60,8 +60,8 @@ fn options() -> NicConfig {
 }
 
 #[test]
-fn tcp_both_ways_over_both_ips_with_checksums_left_blank() {
-    if !entered("kernel::tcp_both_ways_over_both_ips_with_checksums_left_blank", &[]) {
+fn tcp_with_blank_checksums_passes_both_ways_over_ipv4_and_ipv6() {
+    if !entered("kernel::tcp_with_blank_checksums_passes_both_ways_over_ipv4_and_ipv6", &[]) {
         return;
     }
     let rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
@@ -84,8 +84,8 @@ fn tcp_both_ways_over_both_ips_with_checksums_left_blank() {
 }
 
 #[test]
-fn the_kernel_leaves_checksums_blank_for_a_guest_that_takes_them() {
-    if !entered("kernel::the_kernel_leaves_checksums_blank_for_a_guest_that_takes_them", &[]) {
+fn kernel_leaves_checksum_blank_for_guest_with_offload() {
+    if !entered("kernel::kernel_leaves_checksum_blank_for_guest_with_offload", &[]) {
         return;
     }
     let rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
@@ -106,8 +106,8 @@ fn the_kernel_leaves_checksums_blank_for_a_guest_that_takes_them() {
 }
 
 #[test]
-fn a_worker_without_work_sleeps_until_the_guest_wakes_it() {
-    if !entered("kernel::a_worker_without_work_sleeps_until_the_guest_wakes_it", &[]) {
+fn worker_without_work_sleeps_until_guest_notifies() {
+    if !entered("kernel::worker_without_work_sleeps_until_guest_notifies", &[]) {
         return;
     }
     let rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
@@ -126,8 +126,8 @@ fn a_worker_without_work_sleeps_until_the_guest_wakes_it() {
 }
 
 #[test]
-fn jumbo_packets_of_several_slots() {
-    if !entered("kernel::jumbo_packets_of_several_slots", &[]) {
+fn jumbo_packets_span_several_slots() {
+    if !entered("kernel::jumbo_packets_span_several_slots", &[]) {
         return;
     }
     let rig = Rig::new(options(), |vif| vif.mtu = Some(9000));
@@ -141,8 +141,8 @@ fn jumbo_packets_of_several_slots() {
 }
 
 #[test]
-fn a_guest_closes_attaches_again_and_the_tap_stays_until_the_end() {
-    if !entered("kernel::a_guest_closes_attaches_again_and_the_tap_stays_until_the_end", &[]) {
+fn tap_persists_while_guest_reattaches_and_is_removed_with_device() {
+    if !entered("kernel::tap_persists_while_guest_reattaches_and_is_removed_with_device", &[]) {
         return;
     }
     let mut rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));
@@ -155,7 +155,7 @@ fn a_guest_closes_attaches_again_and_the_tap_stays_until_the_end() {
 
     guest.close();
     let gone = wait_for(|| ip("-o link show dev v0").filter(|l| l.contains("NO-CARRIER")));
-    assert_eq!(index(&gone), index(&first), "the same interface");
+    assert_eq!(index(&gone), index(&first), "interface index is unchanged");
     // As a kernel that is booted by another one.
     let domain = guest.domain.clone();
     let mut stack = Stack::new(Guest::attach(&domain, rig.addr, Nic::new(domain.clone())));
@@ -170,8 +170,8 @@ fn a_guest_closes_attaches_again_and_the_tap_stays_until_the_end() {
 }
 
 #[test]
-fn a_tap_that_cannot_be_made_is_told_to_the_operator() {
-    if !entered("kernel::a_tap_that_cannot_be_made_is_told_to_the_operator", &[]) {
+fn failed_tap_creation_closes_device_with_error_and_hotplug_status() {
+    if !entered("kernel::failed_tap_creation_closes_device_with_error_and_hotplug_status", &[]) {
         return;
     }
     let mut rig = Rig::new(options(), |vif| vif.bridge = Some("nope".into()));
@@ -183,14 +183,14 @@ fn a_tap_that_cannot_be_made_is_told_to_the_operator() {
     // The reason is written before the state.
     let begin = Instant::now();
     while read_state(&mut rig.tools, &back).unwrap() != XenbusState::Closed {
-        assert!(begin.elapsed() < Duration::from_secs(20), "the device does not close");
+        assert!(begin.elapsed() < Duration::from_secs(20), "device was not closed");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
 #[test]
-fn a_guest_that_breaks_the_protocol_is_cut_off_and_told_why() {
-    if !entered("kernel::a_guest_that_breaks_the_protocol_is_cut_off_and_told_why", &[]) {
+fn guest_protocol_violation_closes_device_with_reason() {
+    if !entered("kernel::guest_protocol_violation_closes_device_with_reason", &[]) {
         return;
     }
     let mut rig = Rig::new(options(), |vif| vif.vifname = Some("v0".into()));

@@ -23,7 +23,7 @@ fn rig() -> Rig {
 fn hears(guest: &mut Guest<Nic<Domain>>, host: &UdpSocket, to: &str, word: &[u8]) {
     wait_for(|| {
         host.send_to(word, to).unwrap();
-        let queue = guest.driver.class_mut().queue().expect("it is connected");
+        let queue = guest.driver.class_mut().queue().expect("NIC is connected");
         let got = queue.receive(|frame, _| frame.ends_with(word)).unwrap();
         queue.publish().unwrap();
         got.filter(|heard| *heard)
@@ -31,8 +31,8 @@ fn hears(guest: &mut Guest<Nic<Domain>>, host: &UdpSocket, to: &str, word: &[u8]
 }
 
 #[test]
-fn a_guest_reconfigures_its_headroom_as_often_as_it_likes() {
-    if !entered("live::a_guest_reconfigures_its_headroom_as_often_as_it_likes", &[]) {
+fn guest_reconfigures_headroom_repeatedly_while_connected() {
+    if !entered("live::guest_reconfigures_headroom_repeatedly_while_connected", &[]) {
         return;
     }
     let mut rig = rig();
@@ -60,8 +60,8 @@ fn a_guest_reconfigures_its_headroom_as_often_as_it_likes() {
 }
 
 #[test]
-fn a_guest_chooses_its_groups_while_it_is_connected() {
-    if !entered("live::a_guest_chooses_its_groups_while_it_is_connected", &[]) {
+fn guest_enables_multicast_filter_while_connected() {
+    if !entered("live::guest_enables_multicast_filter_while_connected", &[]) {
         return;
     }
     let rig = rig();
@@ -85,8 +85,8 @@ fn a_guest_chooses_its_groups_while_it_is_connected() {
 }
 
 #[test]
-fn our_nic_asks_for_all_of_that_and_each_packet_shows_it() {
-    if !entered("live::our_nic_asks_for_all_of_that_and_each_packet_shows_it", &[]) {
+fn nic_requests_all_features_and_each_packet_shows_them() {
+    if !entered("live::nic_requests_all_features_and_each_packet_shows_them", &[]) {
         return;
     }
     let address = Some(([192, 0, 2, 1].into(), 24));
@@ -131,13 +131,16 @@ fn our_nic_asks_for_all_of_that_and_each_packet_shows_it() {
                 got.unwrap().flatten()
             })
         });
-        let (kind, value) = expected.expect("it is IPv4");
+        let (kind, value) = expected.expect("frame is IPv4");
         assert_eq!((hash, room), (Some(Hash { kind, value }), 256));
         assert_eq!(queue, value as usize % 128 % 3);
         used[queue] += 1;
     }
     assert!(used.iter().all(|count| *count > 0), "{used:?}");
-    assert!(all_stats.iter().map(|stats| stats.steered()).sum::<u64>() > 0, "none came astray");
+    assert!(
+        all_stats.iter().map(|stats| stats.steered()).sum::<u64>() > 0,
+        "no packet was steered to another queue"
+    );
     // A group that the guest has not joined, and then joins.
     ip("route add 224.0.0.0/4 dev v0").unwrap();
     let dropped = || all_stats.iter().map(|s| s.dropped(DropReason::RxGroup)).sum::<u64>();

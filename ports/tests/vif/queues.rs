@@ -105,9 +105,8 @@ fn every_queue_works(queues: &mut [Queue<Domain>]) {
 }
 
 #[test]
-fn any_number_of_queues_up_to_what_is_offered_and_another_the_next_time() {
-    if !entered("queues::any_number_of_queues_up_to_what_is_offered_and_another_the_next_time", &[])
-    {
+fn guest_uses_any_number_of_queues_up_to_advertised_maximum() {
+    if !entered("queues::guest_uses_any_number_of_queues_up_to_advertised_maximum", &[]) {
         return;
     }
     let rig = rig();
@@ -125,8 +124,8 @@ fn any_number_of_queues_up_to_what_is_offered_and_another_the_next_time() {
 }
 
 #[test]
-fn our_nic_takes_every_queue_and_has_its_pages_staged() {
-    if !entered("queues::our_nic_takes_every_queue_and_has_its_pages_staged", &[]) {
+fn nic_uses_all_queues_with_and_without_staged_pages() {
+    if !entered("queues::nic_uses_all_queues_with_and_without_staged_pages", &[]) {
         return;
     }
     let rig = rig();
@@ -158,8 +157,8 @@ fn our_nic_takes_every_queue_and_has_its_pages_staged() {
 }
 
 #[test]
-fn a_queue_that_cannot_be_attached_takes_the_others_with_it() {
-    if !entered("queues::a_queue_that_cannot_be_attached_takes_the_others_with_it", &[]) {
+fn failed_attach_of_one_queue_releases_all_queues() {
+    if !entered("queues::failed_attach_of_one_queue_releases_all_queues", &[]) {
         return;
     }
     let mut rig = rig();

@@ -70,7 +70,7 @@ fn collect(len: usize, mut next: impl FnMut() -> Option<(Vec<u8>, bool)>) -> Vec
     while all.len() < len {
         let (frame, blank) = wait_for(&mut next);
         let Some((seq, _, _, data)) = parse(&frame) else { continue };
-        assert_eq!(seq as usize, 7 + all.len(), "in order");
+        assert_eq!(seq as usize, 7 + all.len(), "segments in order");
         assert_eq!(data.len(), usize::from(MSS).min(len - all.len()));
         assert!(checksum_holds(&frame, blank));
         all.extend_from_slice(data);
@@ -79,8 +79,8 @@ fn collect(len: usize, mut next: impl FnMut() -> Option<(Vec<u8>, bool)>) -> Vec
 }
 
 #[test]
-fn what_a_guest_leaves_unsegmented_the_kernel_segments() {
-    if !entered("segments::what_a_guest_leaves_unsegmented_the_kernel_segments", &[]) {
+fn kernel_segments_gso_packets_of_guest() {
+    if !entered("segments::kernel_segments_gso_packets_of_guest", &[]) {
         return;
     }
     let (rig, mut wire) = on_bridge();
@@ -95,7 +95,7 @@ fn what_a_guest_leaves_unsegmented_the_kernel_segments() {
             queue(&mut guest).publish().unwrap();
             let got = collect(len, || {
                 let (frame, offload) = wire.receive()?;
-                assert_eq!(offload.gso, None, "the wire takes none");
+                assert_eq!(offload.gso, None, "interface without GSO received a GSO packet");
                 Some((frame, matches!(offload.checksum, port::Checksum::Partial { .. })))
             });
             assert!(got == data);
@@ -156,8 +156,8 @@ fn stream_to_the_kernel(guest: &mut Guest<Nic<Domain>>, v6: bool, kind: GsoKind)
 }
 
 #[test]
-fn a_socket_of_the_kernel_reads_what_a_guest_left_unsegmented() {
-    if !entered("segments::a_socket_of_the_kernel_reads_what_a_guest_left_unsegmented", &[]) {
+fn kernel_socket_reads_gso_packets_of_guest() {
+    if !entered("segments::kernel_socket_reads_gso_packets_of_guest", &[]) {
         return;
     }
     let address = Some(([192, 0, 2, 1].into(), 24));
@@ -174,8 +174,8 @@ fn a_socket_of_the_kernel_reads_what_a_guest_left_unsegmented() {
 }
 
 #[test]
-fn what_the_kernel_leaves_unsegmented_reaches_a_guest_that_takes_it() {
-    if !entered("segments::what_the_kernel_leaves_unsegmented_reaches_a_guest_that_takes_it", &[]) {
+fn kernel_gso_packets_reach_guest_whole_only_if_negotiated() {
+    if !entered("segments::kernel_gso_packets_reach_guest_whole_only_if_negotiated", &[]) {
         return;
     }
     let (rig, mut wire) = on_bridge();
@@ -225,8 +225,8 @@ fn what_the_kernel_leaves_unsegmented_reaches_a_guest_that_takes_it() {
 }
 
 #[test]
-fn lies_about_segmentation_cost_a_packet_each() {
-    if !entered("segments::lies_about_segmentation_cost_a_packet_each", &[]) {
+fn malformed_gso_packets_are_dropped_individually() {
+    if !entered("segments::malformed_gso_packets_are_dropped_individually", &[]) {
         return;
     }
     let (rig, mut wire) = on_bridge();
@@ -264,9 +264,8 @@ fn lies_about_segmentation_cost_a_packet_each() {
 }
 
 #[test]
-fn a_kernel_socket_sends_few_large_packets_to_a_guest_that_takes_them() {
-    if !entered("segments::a_kernel_socket_sends_few_large_packets_to_a_guest_that_takes_them", &[])
-    {
+fn kernel_socket_sends_large_packets_to_guest_with_gso() {
+    if !entered("segments::kernel_socket_sends_large_packets_to_guest_with_gso", &[]) {
         return;
     }
     let address = Some(([192, 0, 2, 1].into(), 24));

@@ -44,7 +44,7 @@ fn frame(from: [u8; 6], to: [u8; 6], len: usize) -> Vec<u8> {
 impl Member {
     fn send(&mut self, frame: &[u8], offload: Offload) {
         self.queue.set_clock(Duration::from_secs(1));
-        let buf = self.queue.reserve().expect("nobody holds a sender's buffers");
+        let buf = self.queue.reserve().expect("buffers of the sender are returned");
         let mut buf = self.queue.fit(buf, frame.len());
         buf.as_mut_slice()[..frame.len()].copy_from_slice(frame);
         self.queue.send(Packet { buf, start: 0, len: frame.len(), offload }).unwrap();
@@ -61,7 +61,7 @@ impl Member {
 }
 
 #[test]
-fn packets_go_where_their_station_was_last_heard_and_else_to_all_others() {
+fn switch_forwards_to_learned_port_and_floods_unknown_destinations() {
     let switch = Switch::new();
     let mut members = [(); 3].map(|()| join(&switch, (true, true)));
     let mut count = |from: usize, frame: &[u8]| {
@@ -70,12 +70,20 @@ fn packets_go_where_their_station_was_last_heard_and_else_to_all_others() {
         assert!(got.iter().flatten().all(|(other, _)| other == frame));
         got.map(|frames| frames.len())
     };
-    assert_eq!(count(0, &frame(station(0), station(1), 60)), [0, 1, 1], "not known");
+    assert_eq!(
+        count(0, &frame(station(0), station(1), 60)),
+        [0, 1, 1],
+        "unknown destination is flooded"
+    );
     assert_eq!(count(1, &frame(station(1), station(0), 60)), [1, 0, 0]);
     assert_eq!(count(0, &frame(station(0), station(1), 9000)), [0, 1, 0]);
     assert_eq!(count(2, &frame(station(2), ALL, 60)), [1, 1, 0]);
     assert_eq!(count(2, &frame(station(2), GROUP, 9000)), [1, 1, 0]);
-    assert_eq!(count(0, &frame(station(0), station(0), 60)), [0, 0, 0], "it is there already");
+    assert_eq!(
+        count(0, &frame(station(0), station(0), 60)),
+        [0, 0, 0],
+        "frame to the sender itself is not forwarded"
+    );
     // The station has moved. A group address is never learned.
     assert_eq!(count(2, &frame(station(1), ALL, 60)), [1, 1, 0]);
     assert_eq!(count(0, &frame(GROUP, station(1), 60)), [0, 0, 1]);
@@ -88,7 +96,7 @@ fn packets_go_where_their_station_was_last_heard_and_else_to_all_others() {
 }
 
 #[test]
-fn a_member_that_takes_nothing_loses_its_own_and_delays_nobody() {
+fn switch_member_that_never_receives_loses_only_its_own_packets() {
     let switch = Switch::new();
     let [mut a, mut b, mut c] = [(); 3].map(|()| join(&switch, (true, true)));
     b.send(&frame(station(1), ALL, 60), Offload::default());
@@ -131,7 +139,7 @@ fn tcp(v6: bool, vlan: bool, data: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn who_takes_it_whole_gets_it_whole_and_others_in_segments_that_are_right() {
+fn switch_delivers_gso_packet_whole_or_as_valid_segments() {
     let data: Vec<u8> = (0..20_000_u32).map(|n| (n * 7 + n / 256) as u8).collect();
     for (v6, vlan, kind) in [
         (false, false, GsoKind::TcpV4),
@@ -194,7 +202,7 @@ fn guests<const N: usize>(
 }
 
 #[test]
-fn guests_hear_each_other_and_one_that_takes_nothing_holds_nobody_up() {
+fn switched_guests_communicate_despite_one_that_never_receives() {
     let [(_a, mut a), (b, mut b_guest), (_c, mut c)] = guests::<3>("");
     let stats = b.stats();
     let quiet = b_guest.driver.class_mut().queue().unwrap();
@@ -231,7 +239,7 @@ fn guests_hear_each_other_and_one_that_takes_nothing_holds_nobody_up() {
 }
 
 #[test]
-fn nobody_is_woken_without_a_packet() {
+fn idle_switched_guests_are_not_woken() {
     let [(a, mut first), (b, mut second)] = guests::<2>("");
     let (stats, others) = (a.stats(), b.stats());
     let queue = first.driver.class_mut().queue().unwrap();
@@ -259,7 +267,7 @@ fn nobody_is_woken_without_a_packet() {
 }
 
 #[test]
-fn a_loopback_gives_back_what_was_sent_and_files_keep_and_bring_it() {
+fn loopback_returns_frames_and_file_port_records_and_replays() {
     let dir = tempfile::tempdir().unwrap();
     let [record, again] = ["a.pcapng", "b.pcapng"].map(|name| dir.path().join(name));
     let sent: Vec<Vec<u8>> = (60..300).map(|len| frame(station(0), ALL, len)).collect();
@@ -306,8 +314,8 @@ fn a_loopback_gives_back_what_was_sent_and_files_keep_and_bring_it() {
 }
 
 #[test]
-fn an_uplink_leads_out_and_what_the_kernel_leaves_unsegmented_is_cut_for_a_guest_that_takes_none() {
-    let name = "switch::an_uplink_leads_out_and_what_the_kernel_leaves_unsegmented_is_cut_for_a_guest_that_takes_none";
+fn uplink_connects_switch_and_segments_kernel_gso_for_guest_without_gso() {
+    let name = "switch::uplink_connects_switch_and_segments_kernel_gso_for_guest_without_gso";
     if !entered(name, &[]) {
         return;
     }

@@ -82,8 +82,8 @@ fn frames() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn what_a_guest_sends_is_on_the_wire_byte_by_byte_and_in_the_vifs_own_capture() {
-    let name = "wire::what_a_guest_sends_is_on_the_wire_byte_by_byte_and_in_the_vifs_own_capture";
+fn sent_frames_are_unchanged_on_tap_and_in_vif_capture() {
+    let name = "wire::sent_frames_are_unchanged_on_tap_and_in_vif_capture";
     if !entered_with(name, &[TSHARK, ("tcpdump", "tcpdump")]) {
         return;
     }
@@ -229,9 +229,8 @@ impl Route {
 }
 
 #[test]
-fn a_guests_kernel_and_a_far_one_talk_through_a_router_and_every_checksum_is_right() {
-    let name =
-        "wire::a_guests_kernel_and_a_far_one_talk_through_a_router_and_every_checksum_is_right";
+fn routed_traffic_of_guest_kernel_has_valid_checksums() {
+    let name = "wire::routed_traffic_of_guest_kernel_has_valid_checksums";
     if !entered_with(name, &[("iperf3", "iperf3"), ("ethtool", "ethtool"), TSHARK]) {
         return;
     }
@@ -259,7 +258,7 @@ fn a_guests_kernel_and_a_far_one_talk_through_a_router_and_every_checksum_is_rig
             stats.iter().map(|s| s.tx_gso_packets()).sum(),
             stats.iter().map(|s| s.rx_gso_packets()).sum(),
         );
-        assert!(gso.0 > 100 && gso.1 > 100, "to be segmented, both ways: {gso:?}");
+        assert!(gso.0 > 100 && gso.1 > 100, "GSO packets in both directions: {gso:?}");
         assert_eq!(route.checksum_errors(), 0);
         for reason in
             [DropReason::TxChecksum, DropReason::TxGso, DropReason::RxGso, DropReason::TxSpoofIp]
@@ -275,8 +274,8 @@ fn a_guests_kernel_and_a_far_one_talk_through_a_router_and_every_checksum_is_rig
 }
 
 #[test]
-fn a_tap_is_made_in_the_namespace_it_is_to_be_in() {
-    let name = "wire::a_tap_is_made_in_the_namespace_it_is_to_be_in";
+fn tap_is_created_in_configured_network_namespace() {
+    let name = "wire::tap_is_created_in_configured_network_namespace";
     if !entered_with(name, &[]) {
         return;
     }
@@ -286,7 +285,7 @@ fn a_tap_is_made_in_the_namespace_it_is_to_be_in() {
     let rig =
         Rig::new(options, |vif| (vif.vifname, vif.options) = (Some("v0".into()), Some(words)));
     let mut guest = rig.guest();
-    assert!(ip("link show dev v0").is_none(), "not here");
+    assert!(ip("link show dev v0").is_none(), "tap is not in the default namespace");
     let there = ip(&format!("-n {} -o link show dev v0", space.0)).unwrap();
     assert!(there.contains("LOWER_UP"), "{there}");
     // Packets pass: requests of that kernel reach the guest.
@@ -304,12 +303,15 @@ fn a_tap_is_made_in_the_namespace_it_is_to_be_in() {
     assert!(Transport::of(&frame).unwrap().udp);
     guest.close();
     rig.remove();
-    assert!(ip(&format!("-n {} link show dev v0", space.0)).is_none(), "gone with its vif");
+    assert!(
+        ip(&format!("-n {} link show dev v0", space.0)).is_none(),
+        "tap was not removed with its vif"
+    );
 }
 
 #[test]
-fn a_tap_joins_a_bridge_of_open_vswitch_and_leaves_it() {
-    let name = "wire::a_tap_joins_a_bridge_of_open_vswitch_and_leaves_it";
+fn tap_joins_and_leaves_open_vswitch_bridge() {
+    let name = "wire::tap_joins_and_leaves_open_vswitch_bridge";
     let run = tempfile::tempdir().unwrap();
     let needs = ["ovs-vsctl", "ovsdb-tool", "ovsdb-server", "ovs-vswitchd"];
     let needs = needs.map(|program| (program, "openvswitch-switch"));

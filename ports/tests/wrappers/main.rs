@@ -116,7 +116,7 @@ fn neighbour(kind: u8, target: [u8; 16], option: u8, mac: [u8; 6]) -> Vec<u8> {
 }
 
 #[test]
-fn a_guard_lets_through_what_is_the_vifs_and_nothing_else() {
+fn guard_passes_only_frames_with_addresses_of_vif() {
     use DropReason::{TxSpoofArp, TxSpoofIp, TxSpoofMac, TxSpoofNeighbour, TxSpoofProtocol};
     let networks = ["192.0.2.2", "198.51.100.0/24", "fd00::2"].map(|n| n.parse().unwrap());
     let ip = Rules { mac: Some(MAC), addresses: Some(networks.to_vec()) };
@@ -180,7 +180,7 @@ fn a_guard_lets_through_what_is_the_vifs_and_nothing_else() {
 }
 
 #[test]
-fn networks_are_read_and_hold_what_they_say() {
+fn network_parses_and_contains_its_addresses() {
     let has = |net: &str, ip: &str| net.parse::<Network>().unwrap().has(ip.parse().unwrap());
     assert!(has("0.0.0.0/0", "192.0.2.1") && has("::/0", "fd00::1") && has("fd00::/8", "fd01::1"));
     assert!(!has("0.0.0.0/0", "fd00::1") && !has("192.0.2.0/31", "192.0.2.2"));
@@ -190,7 +190,7 @@ fn networks_are_read_and_hold_what_they_say() {
 }
 
 #[test]
-fn a_guard_is_changed_while_packets_pass_and_gives_every_buffer_back() {
+fn guard_changed_at_run_time_applies_and_leaks_no_buffer() {
     let (port, mut wire) = pair(4);
     let guards = Guards::default();
     let mut port = guards.wrap(port);
@@ -235,7 +235,7 @@ fn through(plan: FaultPlan, count: u32, out: bool) -> (Vec<u32>, usize, Arc<Stat
 }
 
 #[test]
-fn faults_happen_as_often_as_planned_both_ways_and_the_same_for_the_same_seed() {
+fn network_faults_occur_at_planned_rate_and_are_deterministic_by_seed() {
     let none = FaultPlan { seed: 7, ..FaultPlan::default() };
     let of = |part: usize, percent: usize| (part * 95..=part * 105).contains(&(percent * 100));
     for out in [true, false] {
@@ -258,13 +258,13 @@ fn faults_happen_as_often_as_planned_both_ways_and_the_same_for_the_same_seed() 
         assert!((50..150).contains(&passed), "{passed}");
         let mut sorted = mixed.clone();
         sorted.sort_unstable();
-        assert_eq!(sorted, (0..1000).collect::<Vec<_>>(), "and none is lost");
+        assert_eq!(sorted, (0..1000).collect::<Vec<_>>(), "no packet is lost");
         assert!(mixed.iter().enumerate().all(|(at, n)| at.abs_diff(*n as usize) <= 4));
     }
 }
 
 #[test]
-fn a_delayed_packet_comes_in_time_and_holds_back_no_more_than_there_is_room_for() {
+fn delayed_packets_arrive_at_deadline_and_are_bounded_by_buffers() {
     let plan = FaultPlan { delay: 10 * MS, ..FaultPlan::default() };
     let (mut port, mut wire, _) = faulty(plan, 8);
     port.set_clock(MS);
@@ -283,13 +283,13 @@ fn a_delayed_packet_comes_in_time_and_holds_back_no_more_than_there_is_room_for(
 }
 
 #[test]
-fn what_passes_is_captured_whole_marked_and_in_a_file_that_others_read() {
+fn capture_writes_whole_marked_packets_to_readable_pcapng() {
     let (port, mut wire) = pair(4);
     let probe = Probe::default();
     let mut port = probe.wrap(port);
     send(&mut port, &numbered(0, 60)).unwrap();
     let reader = probe.open(usize::MAX).unwrap();
-    assert!(probe.open(100).is_err(), "once at a time");
+    assert!(probe.open(100).is_err(), "second capture is rejected");
     port.set_clock(MS);
     let gso = Gso { size: 1448, kind: GsoKind::TcpV4 };
     let offload = Offload { checksum: Checksum::Partial { start: 34, offset: 16 }, gso: Some(gso) };
@@ -343,7 +343,7 @@ fn what_passes_is_captured_whole_marked_and_in_a_file_that_others_read() {
 }
 
 #[test]
-fn words_set_every_wrapper_and_what_makes_no_sense_changes_nothing() {
+fn nic_options_set_all_wrappers_and_invalid_ones_change_nothing() {
     let (port, mut wire) = pair(4);
     let settings = RuntimeSettings::default();
     let mut port = settings.wrap(port, Arc::default(), 0);
@@ -375,7 +375,7 @@ fn words_set_every_wrapper_and_what_makes_no_sense_changes_nothing() {
     }
     assert_eq!(set("loss=100", None), (Ok(()), true, 0));
     assert_eq!(set("share=up", None), (Ok(()), true, 1));
-    assert_eq!(set("share=up", None), (Ok(()), false, 0), "a byte a second");
+    assert_eq!(set("share=up", None), (Ok(()), false, 0), "rate of one byte per second");
     assert_eq!(set("tx=1/1", None), (Ok(()), true, 1));
     assert_eq!(set("", None), (Ok(()), true, 1));
 }

@@ -17,7 +17,7 @@ fn bytes_in(
             port.send(Packet { buf, start: 0, len, offload: Offload::default() }).unwrap();
             sent += received(wire).iter().map(Vec::len).sum::<usize>();
         }
-        let deadline = port.deadline().expect("it is shut");
+        let deadline = port.deadline().expect("port is blocked");
         assert!(deadline > now && deadline <= now + 100 * MS);
         now += step;
     }
@@ -25,7 +25,7 @@ fn bytes_in(
 }
 
 #[test]
-fn a_shaper_keeps_to_bytes_and_packets_a_second_and_holds_the_rest_back() {
+fn shaper_limits_bytes_and_packets_and_delays_excess() {
     let (port, mut wire) = pair(4);
     let shapes = Shapes::default();
     let mut port = shapes.wrap(port);
@@ -52,7 +52,7 @@ fn a_shaper_keeps_to_bytes_and_packets_a_second_and_holds_the_rest_back() {
             wire.send(Packet { buf, start: 0, len: 60 + n, offload: Offload::default() }).unwrap();
         }
     }
-    assert_eq!(got, 11, "a burst and one, all at one time");
+    assert_eq!(got, 11, "a burst and one packet at the same time");
     assert!(wire.reserve().is_err() && port.deadline().is_some());
     shapes.set(&Shape::default());
     port.set_clock(30_001 * MS);
@@ -68,7 +68,7 @@ fn tcp4(data: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_shaper_counts_the_frames_that_a_packet_is_segmented_into_both_ways() {
+fn shaper_charges_gso_packet_as_its_segments_both_ways() {
     let frame = tcp4(20_000);
     let gso = Some(Gso { size: 100, kind: GsoKind::TcpV4 });
     let offload = Offload { checksum: Checksum::Partial { start: 34, offset: 16 }, gso };
@@ -107,7 +107,7 @@ fn a_shaper_counts_the_frames_that_a_packet_is_segmented_into_both_ways() {
 }
 
 #[test]
-fn vifs_that_share_a_rate_get_the_same_of_it_however_eager_they_are() {
+fn vifs_with_shared_rate_get_equal_parts_at_any_polling_rate() {
     let share = SharedRate::new(BucketRate::per_second(10_000_000, 100_000));
     let shapes: [Shapes; 3] = Default::default();
     shapes

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn record_of_the_same_session_is_opened() {
+    fn record_of_same_session_is_opened() {
         let memory = HeapMemory::pages(1);
         memory.fill(0, 4096, 0xff).unwrap();
         let record = Record::create(memory.clone(), key(5)).unwrap();
@@ -202,11 +202,11 @@ mod tests {
         assert_eq!((first.len(), second.len()), (128, 64));
         assert!(opened.section(2).is_none());
         assert_eq!(first.base().addr().get() + 128, second.base().addr().get());
-        assert_eq!(first.load_u64(0, Relaxed), Some(0), "nothing is left of what was there");
+        assert_eq!(first.load_u64(0, Relaxed), Some(0), "new record is zeroed");
     }
 
     #[test]
-    fn record_of_another_session_is_refused() {
+    fn record_of_other_session_or_version_is_rejected() {
         let memory = HeapMemory::pages(1);
         let record = Record::create(memory.clone(), key(5)).unwrap();
         record.commit();

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_udp_checksum() {
+    fn known_udp_checksum_is_computed_and_verified() {
         // Computed by hand: 192.168.0.31 → 192.168.0.30, ports 20 → 10, "Hi": checksum 0x35c5.
         let udp = [0, 20, 0, 10, 0, 10, 0, 0, b'H', b'i'];
         let mut frame = ipv4(UDP, &udp, 0);
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn blanking_and_completing_is_filling() {
+    fn blank_then_complete_equals_fill() {
         for len in [20, 21, 22, 23, 1460] {
             let tcp: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
             let mut filled = ipv4(TCP, &tcp, 0);
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_is_not_summed() {
+    fn ethernet_padding_is_not_summed() {
         let mut frame = ipv4(TCP, &[9; 21], 19);
         let t = Transport::of(&frame).unwrap();
         t.fill(&mut frame);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_with_extensions_and_vlan() {
+    fn ipv6_with_extension_headers_and_vlan_is_parsed() {
         let udp = [0, 1, 0, 2, 0, 9, 0, 0, 7];
         let mut f = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x81, 0, 0, 5, 0x86, 0xdd].to_vec();
         f.extend([0x60, 0, 0, 0, 0, 8 + 16 + 9, 0, 64]);
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_transport_says_why() {
+    fn frame_without_transport_header_returns_reason() {
         let of = |f: &[u8]| Transport::of(f).unwrap_err();
         assert_eq!(of(&[]), NoTransport::NotIp);
         assert_eq!(of(&[0; 60]), NoTransport::NotIp);
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn completing_outside_the_frame_is_refused() {
+    fn complete_outside_frame_is_rejected() {
         let mut frame = [0; 40];
         for (start, offset) in [(40, 0), (0, 39), (39, 0), (usize::MAX, 1), (41, 0)] {
             assert!(!complete(&mut frame, start, offset), "{start}+{offset}");

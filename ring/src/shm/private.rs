@@ -163,7 +163,7 @@ mod tests {
     use alloc::vec::Vec;
 
     #[test]
-    fn pages_are_aligned_zeroed_and_do_not_overlap() {
+    fn private_pages_are_aligned_zeroed_and_do_not_overlap() {
         let mut pages: Vec<PrivatePage> = PrivatePage::pool(5).collect();
         for (n, page) in pages.iter_mut().enumerate() {
             assert_eq!(page.number(), n);
@@ -175,11 +175,11 @@ mod tests {
         drop(pages);
         let mut seen = [0; PAGE_SIZE];
         last.read_bytes(0, &mut seen).unwrap();
-        assert_eq!(seen, [5; PAGE_SIZE], "the others left it alone, and it outlives them");
+        assert_eq!(seen, [5; PAGE_SIZE], "page is unchanged after other pages were dropped");
     }
 
     #[test]
-    fn a_stretch_is_of_pages_that_there_are() {
+    fn stretch_beyond_pool_is_none() {
         let pages: Vec<PrivatePage> = PrivatePage::pool(5).collect();
         let [_, second, .., last] = pages.as_slice() else { panic!("five") };
         let stretch = second.stretch(4).unwrap();
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_copied_in_is_what_is_lent() {
+    fn private_page_returns_written_bytes() {
         let mut page = PrivatePage::pool(1).next().unwrap();
         page.write_bytes(4000, &[7; 96]).unwrap();
         assert_eq!(page.bytes().get(4000..), Some(&[7; 96][..]));

@@ -224,7 +224,7 @@ mod tests {
 
     /// Every length and alignment, both implementations: exactly the requested bytes are copied.
     #[test]
-    fn exactly_the_bytes_asked_for_move() {
+    fn word_copies_move_exactly_requested_bytes() {
         let source: [u8; 160] = core::array::from_fn(|i| i as u8 ^ 0x5a);
         type Copy = unsafe fn(*const u8, *mut u8, usize);
         for copy in [load_words as Copy, store_words, portable::load_words, portable::store_words] {

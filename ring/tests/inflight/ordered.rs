@@ -53,7 +53,7 @@ impl Guest {
 
     /// Records that a packet was sent, or a buffer was filled.
     fn execute(&mut self, request: u64, with: u64) {
-        assert!(request > self.answered && request <= self.made, "{request} is none that is open");
+        assert!(request > self.answered && request <= self.made, "{request} is not outstanding");
         let count = self.done.get(&request).map_or(0, |(_, count)| *count);
         self.done.insert(request, (with, count + 1));
     }
@@ -66,12 +66,12 @@ impl search::Guest for Guest {
             assert_eq!(found >> 32, ANSWERED >> 32, "a slot without a response was published");
             self.answered += 1;
             let (number, with) = (found >> 16 & 0xffff, found & 0xffff);
-            assert_eq!(number, self.answered, "answered in order, each once");
+            assert_eq!(number, self.answered, "responses not in order and once");
             let done = self.done.remove(&number).map(|(with, _)| with);
             assert_eq!(
                 done,
                 Some(with),
-                "request {number} is answered, and was not carried out so"
+                "request {number} has a response but was not executed accordingly"
             );
             self.consumed = self.consumed.wrapping_add(1);
         }
@@ -256,16 +256,16 @@ where
 }
 
 #[test]
-fn packets_killed_at_any_store_every_one_is_sent_and_answered() {
+fn packets_of_backend_killed_at_any_store_are_all_sent_and_completed() {
     assert!(run(&Transmit, 4, &[1, 3, 2, 4, 1], 3, 0).complete > 0);
 }
 
 #[test]
-fn packets_indices_wrap_and_a_killed_backend_is_resumed() {
+fn packets_of_killed_backend_are_resumed_across_index_wrap() {
     assert!(run(&Transmit, 2, &[2, 1, 2], 1, u32::MAX - 1).complete > 0);
 }
 
 #[test]
-fn buffers_killed_at_any_store_each_is_used_once() {
+fn rx_buffers_of_backend_killed_at_any_store_are_used_once() {
     assert!(run(&Receive, 4, &[2, 3, 1, 1], 3, 0).complete > 0);
 }

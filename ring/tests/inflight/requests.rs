@@ -40,7 +40,7 @@ impl search::Guest for Guest {
         while self.consumed != self.ring.load_u32(8, Acquire).unwrap() {
             let found = self.ring.load_u64(self.slot(self.consumed), Relaxed).unwrap();
             assert_eq!(found & ANSWERED, ANSWERED, "a slot without a response was published");
-            assert!(self.open.remove(&(found & !ANSWERED)), "{found:x} answered, not asked for");
+            assert!(self.open.remove(&(found & !ANSWERED)), "response {found:x} without a request");
             self.consumed = self.consumed.wrapping_add(1);
         }
         let mut produced = self.ring.load_u32(0, Relaxed).unwrap();
@@ -141,12 +141,12 @@ fn run(slots: u32, requests: u64, kills: u32, start: u32) -> Found {
 }
 
 #[test]
-fn indices_wrap_and_a_killed_backend_is_resumed() {
+fn requests_of_killed_backend_are_resumed_across_index_wrap() {
     assert!(run(2, 3, 1, u32::MAX - 1).complete > 0);
 }
 
 #[test]
-fn two_slots_killed_at_any_store_every_request_is_answered_once() {
+fn requests_of_backend_killed_at_any_store_are_completed_once() {
     let Found { states, complete } = run(2, 4, 3, 0);
     println!("{states} states, {complete} with every request answered");
     assert!(complete > 0);

@@ -65,14 +65,17 @@ impl Peer {
         let mut says = String::new();
         self.says.read_to_string(&mut says).expect("what the peer says");
         let status = self.child.lock().unwrap().wait().expect("the peer's end");
-        assert!(!self.stuck.load(Ordering::SeqCst), "a notification was lost: the peer slept on");
+        assert!(
+            !self.stuck.load(Ordering::SeqCst),
+            "notification was lost: the peer did not wake up"
+        );
         assert!(status.success(), "the peer failed: {says}");
         says
     }
 
     fn complaint(&mut self) -> String {
         if self.stuck.load(Ordering::SeqCst) {
-            return format!("a notification was lost: both ends slept for {STUCK:?}");
+            return format!("notification was lost: both sides slept for {STUCK:?}");
         }
         let mut says = String::new();
         let _ = self.says.read_to_string(&mut says);

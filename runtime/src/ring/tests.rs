@@ -4,7 +4,7 @@ use pvio_ring::shm::{HeapMemory, PAGE_SIZE, PrivatePage, Region};
 use std::io;
 
 #[test]
-fn vectored_write_and_read_back_through_shared_memory() {
+fn vectored_write_reads_back_through_shared_memory() {
     let mut uring = Uring::new(4).unwrap();
     let file = uring.add_file(tempfile::tempfile().unwrap().into());
     let page = HeapMemory::pages(1);
@@ -23,7 +23,7 @@ fn vectored_write_and_read_back_through_shared_memory() {
 }
 
 #[test]
-fn a_segment_outside_its_buffer_fails_and_touches_nothing() {
+fn segment_outside_its_buffer_fails_with_efault() {
     let mut uring = Uring::new(4).unwrap();
     let file = uring.add_file(tempfile::tempfile().unwrap().into());
     uring.write(file, 0, [whole(PrivateBuf::zeroed(8192))], 0).unwrap();
@@ -36,7 +36,7 @@ fn a_segment_outside_its_buffer_fails_and_touches_nothing() {
 }
 
 #[test]
-fn what_was_moved_already_is_skipped() {
+fn write_rest_skips_bytes_already_written() {
     let mut uring = Uring::new(4).unwrap();
     let file = uring.add_file(tempfile::tempfile().unwrap().into());
     let page = HeapMemory::pages(1);
@@ -49,7 +49,7 @@ fn what_was_moved_already_is_skipped() {
     uring.wait(None).unwrap();
     uring.reap(|d| {
         assert_eq!(d.result, Ok(768));
-        assert_eq!(d.segments.len(), 3, "all come back");
+        assert_eq!(d.segments.len(), 3, "all segments are returned");
     });
     uring.read(file, 0, [IoSeg { buf: page.clone(), offset: 3072, len: 768 }], 2).unwrap();
     uring.wait(None).unwrap();
@@ -60,7 +60,7 @@ fn what_was_moved_already_is_skipped() {
 }
 
 #[test]
-fn more_stretches_than_the_kernel_takes_are_a_short_transfer() {
+fn write_with_more_than_1024_segments_is_short_transfer() {
     let mut uring = Uring::new(2).unwrap();
     let file = uring.add_file(tempfile::tempfile().unwrap().into());
     let page = HeapMemory::pages(1);
@@ -82,7 +82,7 @@ fn more_stretches_than_the_kernel_takes_are_a_short_transfer() {
 }
 
 #[test]
-fn slots_are_bounded_and_come_back() {
+fn poll_beyond_free_slots_is_rejected() {
     let mut uring = Uring::<PrivateBuf>::new(2).unwrap();
     let (read, _write) = io::pipe().unwrap();
     let pipe = uring.add_file(read.into());
@@ -107,7 +107,7 @@ fn poll_finds_what_became_ready_without_waiting() {
 }
 
 #[test]
-fn dropping_with_a_read_in_flight_waits_for_the_kernel() {
+fn drop_with_read_in_flight_waits_for_kernel() {
     let mut uring = Uring::new(2).unwrap();
     let (read, _write) = io::pipe().unwrap();
     let pipe = uring.add_file(read.into());
@@ -119,7 +119,7 @@ fn dropping_with_a_read_in_flight_waits_for_the_kernel() {
 }
 
 #[test]
-fn a_polled_ring_refuses_what_cannot_be_polled_and_its_wait_ends() {
+fn polled_ring_rejects_unpollable_operations_and_wait_returns() {
     let mut uring = Uring::polled(4).unwrap();
     // The page cache cannot be polled.
     let file = uring.add_file(tempfile::tempfile().unwrap().into());
@@ -134,7 +134,7 @@ fn a_polled_ring_refuses_what_cannot_be_polled_and_its_wait_ends() {
 }
 
 #[test]
-fn a_main_file_does_what_others_do_and_there_is_one() {
+fn main_file_is_registered_once_and_works_as_any_file() {
     let mut uring = Uring::new(4).unwrap();
     let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
     let (main, second) = (files[0].try_clone().unwrap(), files[1].try_clone().unwrap());
@@ -168,7 +168,7 @@ fn a_main_file_does_what_others_do_and_there_is_one() {
 }
 
 #[test]
-fn a_lock_on_a_main_file_ends_with_the_ring() {
+fn lock_on_main_file_is_released_with_ring() {
     let file = tempfile::NamedTempFile::new().unwrap();
     for round in 0..50 {
         let locked = std::fs::File::open(file.path()).unwrap();
@@ -193,7 +193,7 @@ fn one<B: IoBuf>(
 }
 
 #[test]
-fn one_stretch_of_registered_memory_is_used_as_such_and_all_else_as_before() {
+fn registered_buffer_is_used_for_contiguous_segments_inside_it() {
     let mut uring = Uring::new(4).unwrap();
     let file = uring.add_file(tempfile::tempfile().unwrap().into());
     let mut pages: Vec<PrivatePage> = PrivatePage::pool(8).collect();
@@ -241,7 +241,7 @@ fn one_stretch_of_registered_memory_is_used_as_such_and_all_else_as_before() {
 }
 
 #[test]
-fn registered_memory_outlives_who_made_it_and_goes_with_the_ring() {
+fn registered_memory_outlives_its_pool_until_ring_is_dropped() {
     let mut uring = Uring::new(4).unwrap();
     let file = uring.add_file(tempfile::tempfile().unwrap().into());
     let mut pages = PrivatePage::pool(2);
@@ -255,7 +255,7 @@ fn registered_memory_outlives_who_made_it_and_goes_with_the_ring() {
 }
 
 #[test]
-fn a_read_is_tried_and_ends_at_once() {
+fn try_read_completes_immediately_with_eagain_or_data() {
     for mut uring in [Uring::new(4).unwrap(), Uring::gathering(4).unwrap()] {
         let (read, mut write) = io::pipe().unwrap();
         let pipe = uring.add_file(read.into());
@@ -273,7 +273,7 @@ fn a_read_is_tried_and_ends_at_once() {
 }
 
 #[test]
-fn waiting_for_several_goes_on_until_the_time_is_over() {
+fn wait_for_several_completions_ends_at_count_or_timeout() {
     for mut uring in [Uring::<PrivateBuf>::new(4).unwrap(), Uring::gathering(4).unwrap()] {
         let (read, mut write) = io::pipe().unwrap();
         let pipe = uring.add_file(read.into());
@@ -300,7 +300,7 @@ fn what_a_gathering_ring_has_left_is_finished_by_a_flush_or_a_poll() {
         uring.flush().unwrap();
         if flushes {
             io::Write::write_all(&mut write, b"x").unwrap();
-            assert!(!uring.has_done(), "nobody has asked the kernel");
+            assert!(!uring.has_done(), "completion before the kernel was entered");
             uring.flush().unwrap();
         }
         assert!(uring.poll().unwrap());
@@ -314,7 +314,7 @@ const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
 
 #[test]
-fn transient_error_of_the_kernel_delays_operations_and_loses_none() {
+fn transient_kernel_error_delays_operations_and_loses_none() {
     for errno in [EAGAIN, ENOMEM, EBUSY, 4] {
         for failures in [1, 6] {
             let mut uring = Uring::new(4).unwrap();
@@ -340,7 +340,7 @@ fn transient_error_of_the_kernel_delays_operations_and_loses_none() {
 }
 
 #[test]
-fn transient_errors_that_go_on_are_paused_for_and_never_fatal() {
+fn persistent_transient_errors_back_off_and_are_never_fatal() {
     let mut uring = Uring::<PrivateBuf>::new(4).unwrap();
     let (read, _write) = io::pipe().unwrap();
     let pipe = uring.add_file(read.into());
@@ -359,7 +359,7 @@ fn transient_errors_that_go_on_are_paused_for_and_never_fatal() {
 }
 
 #[test]
-fn pause_after_a_transient_error_is_no_longer_than_the_wait_and_none_with_something_to_reap() {
+fn backoff_after_transient_error_is_bounded_by_wait_and_skipped_with_completions() {
     let mut uring = Uring::<PrivateBuf>::new(4).unwrap();
     (0..20).for_each(|_| assert!(uring.backoff.pause_for_ever() < STUCK));
     uring.failures = vec![EBUSY; 2];
@@ -378,7 +378,7 @@ fn pause_after_a_transient_error_is_no_longer_than_the_wait_and_none_with_someth
 }
 
 #[test]
-fn error_that_is_not_transient_is_reported() {
+fn permanent_kernel_error_is_reported() {
     let mut uring = Uring::<PrivateBuf>::new(4).unwrap();
     uring.failures = vec![EINVAL; 2];
     assert_eq!(uring.wait(None).unwrap_err().raw_os_error(), Some(EINVAL));

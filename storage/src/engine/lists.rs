@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_in_use_and_kept_are_bounded_by_what_operations_need() {
+    fn spare_lists_are_bounded_by_operation_size_and_reused() {
         let mut spare = SpareLists::default();
         for count in [4096, 1000, 17, 1, 300] {
             let lists: Vec<_> = (0..64).map(|_| spare.list(&mut segments(count))).collect();
@@ -90,7 +90,7 @@ mod tests {
         }
         let kept = spare.large.len();
         let list = spare.list(&mut segments(300));
-        assert_eq!(spare.large.len(), kept - 1, "one that is kept is used");
+        assert_eq!(spare.large.len(), kept - 1, "spare list is reused");
         drop(list);
     }
 }

@@ -191,20 +191,20 @@ mod tests {
     }
 
     #[test]
-    fn fence_that_is_not_passed_is_the_reason_whatever_else_has_a_deadline() {
+    fn fence_timeout_is_reported_before_other_deadlines() {
         let (_dir, records, _held) = held();
         let (fence, opening) = (Duration::from_secs(2), Duration::from_millis(1500));
         // The image must not be in use at all, as with busy-timeout=0s.
         let deadlines = Deadlines { fence, busy: Duration::ZERO, opening };
         let pass = move || fence::pass(&records, "disk", fence);
-        let open = |_: &OwnedFd| panic!("the image is opened");
+        let open = |_: &OwnedFd| panic!("image was opened before the fence was passed");
         let pending = Pending::begin("disk", deadlines, None, pass, open, Arc::new(|| ()));
         let fault = pending.unwrap().wait().err().unwrap();
         assert_eq!(fault.code, "image-fence");
     }
 
     #[test]
-    fn time_for_a_busy_image_begins_when_the_fence_is_passed() {
+    fn busy_timeout_starts_after_fence_is_passed() {
         let (_dir, records, held) = held();
         let busy = Duration::from_secs(2);
         let deadlines = Deadlines { fence: LONG, busy, opening: LONG };

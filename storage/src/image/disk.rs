@@ -132,7 +132,7 @@ mod tests {
     use alloc::string::ToString;
 
     #[test]
-    fn options_come_before_what_it_is_kept_in() {
+    fn disk_with_options_before_spec_parses_and_round_trips() {
         let disk: Disk = "[iops=5/5,ro]qcow2:/a,b]c".parse().unwrap();
         assert_eq!(disk.options.read_only, Some(true));
         assert_eq!(disk.spec.to_string(), "qcow2:/a,b]c");

@@ -53,7 +53,7 @@ mod tests {
     use alloc::vec::Vec;
 
     #[test]
-    fn any_two_names_are_shown_differently_and_nothing_moves_the_cursor() {
+    fn displayed_names_are_unique_and_escape_control_bytes() {
         let shown = |bytes: &[u8]| EscapedPath(bytes).to_string();
         assert_eq!(shown("/srv/gäst 1.img".as_bytes()), "/srv/gäst 1.img");
         assert_eq!(shown(b"/srv/\xff\\\n.img"), "/srv/\\xff\\\\\\x0a.img");

@@ -160,7 +160,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     #[test]
-    fn handle_whose_path_is_taken_by_another_file_opens_the_file_that_was_checked() {
+    fn file_handle_after_path_was_replaced_opens_checked_file() {
         let dir = tempfile::tempdir().unwrap();
         let (path, secret) = (dir.path().join("a"), dir.path().join("secret"));
         std::fs::write(&path, "mine").unwrap();

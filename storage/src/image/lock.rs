@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_that_is_about_to_go_is_waited_for() {
+    fn lock_of_exiting_holder_is_waited_for() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let open = || File::options().read(true).write(true).open(file.path()).unwrap();
         for (theirs, ours) in [(Use::Write, Use::Write), (Use::Read, Use::Write)] {

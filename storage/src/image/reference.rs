@@ -257,14 +257,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernel_without_openat2_refuses_references() {
+    fn reference_on_kernel_without_openat2_is_rejected() {
         for errno in [Errno::NOSYS, Errno::PERM] {
             assert!(matches!(explained(errno), ReferenceProblem::NoOpenat2), "{errno}");
         }
     }
 
     #[test]
-    fn extent_names_derive_from_their_descriptors() {
+    fn extent_name_must_derive_from_descriptor_name() {
         for (image, name, derives) in [
             ("/s/a.vmdk", "a-flat.vmdk", true),
             ("/s/a.vmdk", "/s/a-flat.vmdk", true),

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn no_remedy_destroys_data_or_loses_a_parent() {
+    fn remedies_never_suggest_data_loss_or_dropping_parent_image() {
         for text in remedies() {
             // Commands that change an image in place, or create an empty one in place of a missing
             // one.

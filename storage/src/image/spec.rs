@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_says_its_format() {
+    fn format_is_taken_from_prefix_or_file_extension() {
         assert_eq!(parse("/srv/a.img"), Spec::file(Format::Raw, "/srv/a.img"));
         assert_eq!(parse("/srv/a.qcow2"), Spec::file(Format::Qcow2, "/srv/a.qcow2"));
         assert_eq!(parse("A.VHD"), Spec::file(Format::Vhd, "A.VHD"));
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_sizes_and_wrappers() {
+    fn nbd_ram_and_overlay_specs_parse() {
         let tcp = |host: &str, port, export: &str| {
             Spec::Nbd(NbdSpec { server: NbdServer::Tcp(host.into(), port), export: export.into() })
         };
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn spec_text_round_trips() {
         for text in [
             "raw:/a b",
             "qcow2@s:/a",
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_bytes() {
+    fn spec_with_non_utf8_path_round_trips() {
         let bytes: Vec<u8> = (1..=255).collect();
         let path = Path::new(OsStr::from_bytes(&bytes));
         for format in [Format::Raw, Format::Qcow2, Format::Vmdk, Format::Vhd] {
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_disk_is_refused() {
+    fn invalid_spec_is_rejected() {
         for text in [
             "",
             "raw:",

@@ -51,17 +51,17 @@ impl Drop for Loop {
 }
 
 #[test]
-fn a_device_forgets_what_a_guest_discards_and_its_file_gives_the_room_back() {
+fn discard_on_loop_device_punches_holes_in_its_file() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let file = dir.path().join("a.img");
     std::fs::write(&file, vec![7; BYTES]).unwrap();
     let Some(device) = Loop::over(&file) else { return };
 
     let image = Image::open_disk(&device.0.parse::<Spec>().unwrap(), ImageOptions::default());
-    let offered = image.unwrap().geometry().discard.expect("a loop device discards");
+    let offered = image.unwrap().geometry().discard.expect("loop device supports discard");
     assert_eq!(offered.granularity, device.says("queue/discard_granularity").max(512));
     assert_eq!(offered.alignment, device.says("discard_alignment"));
-    assert!(!offered.secure, "what lies in a file is not wiped");
+    assert!(!offered.secure, "secure discard is not advertised for a file");
 
     let mut guest = Machine::new().disk(&format!("raw:{}", device.0), Mode::ReadWrite);
     guest.one(Deed::Discard(0, 4096));
@@ -80,12 +80,12 @@ fn a_device_forgets_what_a_guest_discards_and_its_file_gives_the_room_back() {
     assert!(guest.everything() == model);
     guest.close();
     tool("blockdev", &["--flushbufs", &device.0]);
-    assert!(std::fs::read(&file).unwrap() == model, "the file holds something else");
+    assert!(std::fs::read(&file).unwrap() == model, "file contents differ");
 }
 
 /// A read-only device has no discard, and its driver is not queried.
 #[test]
-fn a_device_that_is_only_read_offers_no_discard() {
+fn read_only_device_does_not_advertise_discard() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.img");
     std::fs::write(&file, vec![7; 1 << 20]).unwrap();

@@ -64,7 +64,7 @@ fn use_it(guest: &mut Guest, model: &mut [u8]) {
 }
 
 #[test]
-fn device_of_4096_byte_sectors_is_served_to_its_end_in_sectors_of_4096() {
+fn device_with_4096_byte_sectors_is_served_to_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let medium = dir.path().join("medium");
     let mut model = noise(1, (4 << 20) + 4096);
@@ -82,7 +82,7 @@ fn device_of_4096_byte_sectors_is_served_to_its_end_in_sectors_of_4096() {
 }
 
 #[test]
-fn file_on_4096_byte_sectors_is_served_to_its_end_or_refused_with_a_way_out() {
+fn file_on_4096_byte_sectors_is_served_to_its_end_or_rejected_with_advice() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mounted) = Mounted::new(dir.path()) else { return };
     let path = mounted.at.join("a.img");
@@ -111,7 +111,7 @@ fn file_on_4096_byte_sectors_is_served_to_its_end_or_refused_with_a_way_out() {
 }
 
 #[test]
-fn image_of_every_format_on_4096_byte_sectors_is_served_to_its_end_with_o_direct() {
+fn image_of_every_format_on_4096_byte_sectors_is_served_with_o_direct() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -143,7 +143,7 @@ fn image_of_every_format_on_4096_byte_sectors_is_served_to_its_end_with_o_direct
 }
 
 #[test]
-fn image_on_a_device_of_4096_byte_sectors_is_read_and_written_in_sectors_of_512() {
+fn image_on_device_with_4096_byte_sectors_is_served_in_512_byte_sectors() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }

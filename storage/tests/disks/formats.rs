@@ -18,7 +18,7 @@ fn converted(format: &str, image: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_vhd_is_read_and_written_as_qemu_does() {
+fn vhd_written_by_guest_matches_qemu_img_conversion() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -45,7 +45,7 @@ fn a_vhd_is_read_and_written_as_qemu_does() {
 }
 
 #[test]
-fn sectors_a_block_does_not_hold_read_as_zeroes() {
+fn vhd_sectors_unset_in_block_bitmap_read_as_zeroes() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -76,7 +76,7 @@ fn vmdk(kind: &str, source: &Path, image: &Path) {
 }
 
 #[test]
-fn a_vmdk_is_read_and_written_as_qemu_does() {
+fn vmdk_written_by_guest_matches_qemu_img_conversion() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -99,7 +99,7 @@ fn a_vmdk_is_read_and_written_as_qemu_does() {
             let mut guest = Machine::new().disk(&format!("vmdk:{}", text(&image)), Mode::ReadWrite);
             assert_eq!(guest.session().size(), model.len() as u64);
             assert!(guest.everything() == model, "{kind}");
-            assert_eq!(id(), before, "read, and not changed");
+            assert_eq!(id(), before, "content id is unchanged by reads");
             workload(&mut guest, &mut model, seed, 40, true);
             assert!(guest.everything() == model, "{kind}");
             guest.close();
@@ -117,7 +117,7 @@ fn a_vmdk_is_read_and_written_as_qemu_does() {
 }
 
 #[test]
-fn a_vmdk_of_more_than_one_extent() {
+fn vmdk_with_several_extents_is_written_across_their_boundaries() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -158,7 +158,7 @@ fn a_vmdk_of_more_than_one_extent() {
 }
 
 #[test]
-fn a_compressed_vmdk_is_read() {
+fn stream_optimized_vmdk_is_read_and_not_writable() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -199,7 +199,7 @@ fn a_compressed_vmdk_is_read() {
 }
 
 #[test]
-fn grains_of_zeroes_and_tables_that_are_not_there() {
+fn vmdk_with_zeroed_grains_and_missing_tables_is_read_and_written() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -233,7 +233,7 @@ fn grains_of_zeroes_and_tables_that_are_not_there() {
 }
 
 #[test]
-fn a_vmdk_that_says_too_much_is_refused() {
+fn malformed_vmdk_is_rejected_with_error_code() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -293,7 +293,7 @@ fn a_vmdk_that_says_too_much_is_refused() {
 }
 
 #[test]
-fn what_is_discarded_of_a_raw_disk_is_a_hole() {
+fn discard_on_raw_image_punches_hole() {
     use std::os::unix::fs::MetadataExt;
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("a.img");
@@ -310,7 +310,7 @@ fn what_is_discarded_of_a_raw_disk_is_a_hole() {
     guest.close();
     assert!(std::fs::read(&image).unwrap() == model);
     let given_back = before - room();
-    assert!(given_back >= 2 << 20, "{given_back} bytes are given back");
+    assert!(given_back >= 2 << 20, "{given_back} bytes were freed");
     // With discard switched off, it is not advertised, and the image does not change.
     std::fs::write(&image, noise(6, 4 << 20)).unwrap();
     let params = format!("raw:[discard=off]{}", text(&image));
@@ -321,7 +321,7 @@ fn what_is_discarded_of_a_raw_disk_is_a_hole() {
 }
 
 #[test]
-fn an_overlay_takes_what_is_written_and_leaves_what_is_below() {
+fn overlay_keeps_writes_and_leaves_lower_image_unchanged() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }

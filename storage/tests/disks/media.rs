@@ -36,7 +36,7 @@ fn converted(dir: &Path, format: &str, device: &Loop) -> Vec<u8> {
 }
 
 #[test]
-fn image_on_a_block_device_is_read_and_written_as_qemu_does() {
+fn image_on_block_device_written_by_guest_matches_qemu_img_conversion() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -79,7 +79,7 @@ fn image_on_a_block_device_is_read_and_written_as_qemu_does() {
 }
 
 #[test]
-fn dynamic_vhd_that_fills_its_device_shows_nothing_that_was_there_before() {
+fn dynamic_vhd_on_full_device_fails_write_and_exposes_no_old_data() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -106,7 +106,7 @@ fn dynamic_vhd_that_fills_its_device_shows_nothing_that_was_there_before() {
 }
 
 #[test]
-fn vmdk_on_a_block_device_is_read_and_its_flat_extents_are_written() {
+fn vmdk_on_block_device_is_read_only_except_flat_extents() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }

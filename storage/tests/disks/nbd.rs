@@ -31,7 +31,7 @@ impl Server {
             .unwrap();
         let mut server = Self(child);
         while !ready() {
-            assert!(server.0.try_wait().unwrap().is_none(), "{program} {args:?} ended");
+            assert!(server.0.try_wait().unwrap().is_none(), "{program} {args:?} exited");
             std::thread::sleep(Duration::from_millis(5));
         }
         server
@@ -68,7 +68,7 @@ fn free_port() -> u16 {
 }
 
 #[test]
-fn a_guest_uses_the_disk_of_qemu_nbd_over_a_unix_socket() {
+fn guest_uses_qemu_nbd_disk_over_unix_socket() {
     if !has("qemu-nbd", "qemu-utils") {
         return;
     }
@@ -86,7 +86,7 @@ fn a_guest_uses_the_disk_of_qemu_nbd_over_a_unix_socket() {
 }
 
 #[test]
-fn a_guest_uses_the_disk_of_nbdkit_over_tcp() {
+fn guest_uses_nbdkit_disk_over_tcp() {
     if !has("nbdkit", "nbdkit") {
         return;
     }
@@ -108,7 +108,7 @@ fn a_guest_uses_the_disk_of_nbdkit_over_tcp() {
 }
 
 #[test]
-fn servers_without_structured_replies_flush_trim_or_large_requests_are_served_too() {
+fn nbd_server_with_minimal_features_and_small_blocks_is_used() {
     if !has("nbdkit", "nbdkit") {
         return;
     }
@@ -150,7 +150,7 @@ fn servers_without_structured_replies_flush_trim_or_large_requests_are_served_to
 }
 
 #[test]
-fn a_server_killed_and_started_again_under_load_loses_no_request() {
+fn nbd_server_restarted_under_load_loses_no_request() {
     if !has("qemu-nbd", "qemu-utils") {
         return;
     }
@@ -201,7 +201,7 @@ fn perform(
 }
 
 #[test]
-fn patience_with_a_server_that_is_gone_has_an_end_and_is_not_the_end() {
+fn lost_nbd_server_fails_requests_after_timeout_and_reconnects() {
     if !has("qemu-nbd", "qemu-utils") {
         return;
     }
@@ -209,7 +209,7 @@ fn patience_with_a_server_that_is_gone_has_an_end_and_is_not_the_end() {
     let (image, socket) = (sparse(dir.path(), 1 << 20), dir.path().join("s"));
     let server = Server::qemu_unix(&socket, &image);
     let params = format!("nbd+unix:///disk?socket={}", text(&socket));
-    let Spec::Nbd(spec) = params.parse().unwrap() else { panic!("it is an NBD address") };
+    let Spec::Nbd(spec) = params.parse().unwrap() else { panic!("spec is an NBD address") };
     let options = NbdOptions { patience: Duration::from_millis(300), ..NbdOptions::default() };
     let link = Arc::new(NbdLink::connect(&spec, options).unwrap());
     let engine =
@@ -229,14 +229,20 @@ fn patience_with_a_server_that_is_gone_has_an_end_and_is_not_the_end() {
     let _server = Server::qemu_unix(&socket, &image);
     // On a busy machine the server may take longer to reply than the link's short timeout.
     let mut answers = (0..100).map(|_| perform(&mut engine, Io::Flush, vec![]));
-    assert!(answers.any(|answer| answer == Ok(())), "the server is back and is not found");
+    assert!(
+        answers.any(|answer| answer == Ok(())),
+        "engine does not reconnect to the restarted server"
+    );
     let counted = link.events().map(|(name, log)| (name, log.seen()));
     assert_eq!(counted[1], ("server-back", 1));
-    assert!(counted[0].1 >= 1 && counted[2].1 >= 3, "lost, and given up each time: {counted:?}");
+    assert!(
+        counted[0].1 >= 1 && counted[2].1 >= 3,
+        "connection lost and requests failed each time: {counted:?}"
+    );
 }
 
 #[test]
-fn what_is_wrong_with_a_server_is_told() {
+fn nbd_connect_failure_is_reported_with_its_code() {
     let connect = |address: &str, read_only| {
         let Spec::Nbd(spec) = address.parse::<Spec>().unwrap() else { panic!("{address}") };
         let spec: NbdSpec = spec;

@@ -19,7 +19,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_a_guest_writes_is_what_qemu_img_finds() {
+fn qcow2_written_by_guest_matches_qemu_img_conversion() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -50,7 +50,7 @@ fn what_a_guest_writes_is_what_qemu_img_finds() {
 }
 
 #[test]
-fn a_chain_is_read_through_and_only_its_top_is_written() {
+fn qcow2_chain_is_read_through_and_only_top_image_is_written() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -108,7 +108,7 @@ fn a_chain_is_read_through_and_only_its_top_is_written() {
 }
 
 #[test]
-fn what_is_discarded_is_given_back_to_the_host() {
+fn qcow2_discard_frees_host_blocks_and_reuses_clusters() {
     use rustix::fs::{SeekFrom, seek};
     if !has("qemu-img", "qemu-utils") {
         return;
@@ -164,7 +164,7 @@ fn what_is_discarded_is_given_back_to_the_host() {
 }
 
 #[test]
-fn a_snapshot_is_read_as_it_was() {
+fn qcow2_snapshot_reads_old_data_after_later_writes() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -204,7 +204,7 @@ fn a_snapshot_is_read_as_it_was() {
 }
 
 #[test]
-fn a_guest_in_the_way_is_seen_by_qemu_and_the_other_way_round() {
+fn image_lock_is_honoured_between_pvio_and_qemu() {
     if !has("qemu-img", "qemu-utils") || !has("qemu-io", "qemu-utils") {
         return;
     }
@@ -220,7 +220,7 @@ fn a_guest_in_the_way_is_seen_by_qemu_and_the_other_way_round() {
             (!tried.status.success()).then(|| String::from_utf8(tried.stderr).unwrap())
         };
         let guest = Machine::new().disk(&format!("{format}:{}", text(&path)), Mode::ReadWrite);
-        let told = refused().expect("it is in use");
+        let told = refused().expect("qemu-io opened an image in use");
         assert!(told.contains("lock"), "{told}");
         guest.close();
         assert_eq!(refused(), None);
@@ -248,7 +248,7 @@ fn a_guest_in_the_way_is_seen_by_qemu_and_the_other_way_round() {
 
 /// No program creates such an image, but the format permits it.
 #[test]
-fn a_snapshot_of_an_image_with_a_data_file_is_refused() {
+fn qcow2_snapshot_of_image_with_data_file_is_rejected() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }

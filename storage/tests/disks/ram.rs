@@ -9,7 +9,7 @@ use pvio_storage::image::{Image, ImageOptions};
 use pvio_xenbus::handshake::vbd::Mode;
 
 #[test]
-fn it_keeps_what_a_guest_writes_and_refuses_what_it_may_not() {
+fn ram_disk_stores_writes_and_rejects_them_if_read_only() {
     let mut guest = Machine::new().disk("ram:16M", Mode::ReadWrite);
     let mut model = vec![0; 16 << 20];
     workload(&mut guest, &mut model, 1, 60, true);
@@ -23,15 +23,15 @@ fn it_keeps_what_a_guest_writes_and_refuses_what_it_may_not() {
 }
 
 #[test]
-fn what_was_never_written_takes_no_memory() {
-    let disk = RamDisk::new(64 << 30).expect("its index fits");
+fn ram_disk_allocates_no_memory_for_unwritten_data() {
+    let disk = RamDisk::new(64 << 30).expect("index of the disk fits into memory");
     assert_eq!(disk.geometry(false).sectors, 1 << 27);
     assert_eq!(disk.resident(), 0);
     assert!(RamDisk::new(u64::MAX).is_none());
 }
 
 #[test]
-fn what_is_discarded_securely_is_gone_and_offered_where_it_can_be() {
+fn secure_discard_zeroes_ram_disk_and_is_not_supported_on_files() {
     let mut guest = Machine::new().disk("ram:16M", Mode::ReadWrite);
     for i in 0..(1 << 20) / 4096 {
         guest.one(Deed::Write(i * 8, vec![7; 4096]));
@@ -61,7 +61,7 @@ fn what_is_discarded_securely_is_gone_and_offered_where_it_can_be() {
 }
 
 #[test]
-fn an_engine_that_cannot_says_so() {
+fn engine_without_secure_discard_reports_unsupported() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("a.img");
     std::fs::write(&image, [7; 1 << 20]).unwrap();

@@ -31,7 +31,7 @@ fn converted(format: &str, image: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn dynamic_vhd_without_its_last_footer_is_served_by_the_copy() {
+fn dynamic_vhd_without_valid_footer_is_served_by_its_copy() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -57,14 +57,17 @@ fn dynamic_vhd_without_its_last_footer_is_served_by_the_copy() {
         damage(&mut bytes, footer);
         std::fs::write(&image, &bytes).unwrap();
         assert!(read(&disk) == whole, "{name}");
-        assert!(std::fs::read(&image).unwrap() == bytes, "{name}: it was only read");
+        assert!(
+            std::fs::read(&image).unwrap() == bytes,
+            "{name}: image changed although it was only read"
+        );
         let mut model = whole.clone();
         let mut guest = Machine::new().disk(&disk, Mode::ReadWrite);
         workload(&mut guest, &mut model, 2, 20, true);
         assert!(guest.everything() == model, "{name}");
         guest.close();
         let bytes = std::fs::read(&image).unwrap();
-        assert!(bytes[bytes.len() - 512..] == sound[footer..], "{name}: there is a footer again");
+        assert!(bytes[bytes.len() - 512..] == sound[footer..], "{name}: footer was not rewritten");
         assert!(converted("vpc", &image) == model, "{name}");
         assert!(read(&disk) == model, "{name}");
     }
@@ -116,7 +119,10 @@ fn qcow2_with_leaked_clusters_beyond_its_end_is_served() {
         std::fs::write(&image, &bytes).unwrap();
         let check = Command::new("qemu-img").args(["check", text(&image)]).output().unwrap();
         let found = check.status.code();
-        assert!(matches!(found, Some(0 | 3)), "{options}: leaks at most: {check:?}");
+        assert!(
+            matches!(found, Some(0 | 3)),
+            "{options}: qemu-img check found more than leaks: {check:?}"
+        );
         let disk = format!("qcow2:{}", text(&image));
         assert!(read(&disk) == model, "{options}");
         for seed in 0..2 {
@@ -140,7 +146,7 @@ fn qcow2_with_leaked_clusters_beyond_its_end_is_served() {
 }
 
 #[test]
-fn qcow2_that_was_not_closed_is_read_as_it_is() {
+fn dirty_qcow2_is_read_without_repair() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -173,7 +179,10 @@ fn qcow2_that_was_not_closed_is_read_as_it_is() {
         workload(&mut guest, &mut above, 5, 20, true);
         assert!(guest.everything() == above, "{options}");
         guest.close();
-        assert!(std::fs::read(&image).unwrap() == bytes, "{options}: it was only read");
+        assert!(
+            std::fs::read(&image).unwrap() == bytes,
+            "{options}: image changed although it was only read"
+        );
         // An image marked as corrupt is neither served nor repaired.
         bytes[79] = 3;
         std::fs::write(&image, &bytes).unwrap();
@@ -186,7 +195,7 @@ fn qcow2_that_was_not_closed_is_read_as_it_is() {
 }
 
 #[test]
-fn vmdk_whose_descriptor_is_not_in_utf8_is_served() {
+fn vmdk_with_non_utf8_descriptor_is_served() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
     if !has("qemu-img", "qemu-utils") {

@@ -132,7 +132,7 @@ fn first_sector(disk: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_backing_file_outside_the_image_roots_is_refused() {
+fn backing_file_outside_image_roots_is_rejected() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -170,7 +170,7 @@ fn a_backing_file_outside_the_image_roots_is_refused() {
 /// Names are relative to the directory of each image in the chain; the roots stay those of the top
 /// image.
 #[test]
-fn a_chain_stays_below_the_roots_of_its_top() {
+fn backing_chain_is_confined_to_roots_of_top_image() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -198,7 +198,7 @@ fn a_chain_stays_below_the_roots_of_its_top() {
 }
 
 #[test]
-fn what_is_no_file_is_never_opened() {
+fn reference_that_is_not_regular_file_is_rejected_unopened() {
     if !has("qemu-img", "qemu-utils") || !has("mkfifo", "coreutils") {
         return;
     }
@@ -221,7 +221,7 @@ fn what_is_no_file_is_never_opened() {
         patched(&image, place.as_bytes(), name.as_bytes());
         refused_as(&format!("qcow2:{}", text(&image)), "image-chain", &[&name, "only files"]);
     }
-    assert!(listener.accept().is_err(), "nobody has connected");
+    assert!(listener.accept().is_err(), "connection to the address in the image");
     // Opening a FIFO for reading would wait for a writer.
     tool("mkfifo", &[text(&tenants.own.join("fifo"))]);
     for name in ["fifo", ".", "sub/../fifo"] {
@@ -240,7 +240,7 @@ fn what_is_no_file_is_never_opened() {
 }
 
 #[test]
-fn a_backing_file_without_a_format_is_never_guessed() {
+fn backing_file_without_format_is_rejected_and_never_probed() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -260,7 +260,7 @@ fn a_backing_file_without_a_format_is_never_guessed() {
 }
 
 #[test]
-fn a_data_file_is_opened_below_the_roots_and_only_if_the_image_needs_it() {
+fn data_file_is_opened_only_below_roots_and_if_feature_bit_is_set() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -317,7 +317,7 @@ fn a_data_file_is_opened_below_the_roots_and_only_if_the_image_needs_it() {
 }
 
 #[test]
-fn an_extent_outside_the_image_roots_is_refused() {
+fn vmdk_extent_outside_image_roots_is_rejected() {
     let tenants = Tenants::new();
     let image = tenants.own.join("a.vmdk");
     for name in tenants.names_outside() {
@@ -340,7 +340,7 @@ fn an_extent_outside_the_image_roots_is_refused() {
 
 /// One tenant's images in one directory: an image must not write another one.
 #[test]
-fn an_extent_is_written_only_if_its_name_derives_from_the_descriptors() {
+fn vmdk_extent_is_written_only_if_name_derives_from_descriptor() {
     let tenants = Tenants::new();
     let (own, image) = (&tenants.own, tenants.own.join("a.vmdk"));
     let victim = own.join("base.img");
@@ -390,7 +390,7 @@ fn an_extent_is_written_only_if_its_name_derives_from_the_descriptors() {
 
 /// The image that the operator names is opened, wherever its path leads.
 #[test]
-fn the_operators_own_name_may_lead_anywhere() {
+fn image_path_given_by_operator_may_lead_outside_roots() {
     let tenants = Tenants::new();
     symlink("../other/base.img", tenants.own.join("mine.img")).unwrap();
     assert_eq!(first_sector(&format!("raw:{}", text(&tenants.own.join("mine.img")))), [2; 512]);
@@ -411,7 +411,7 @@ fn the_operators_own_name_may_lead_anywhere() {
 
 /// The parent's data is not in the image: no advice may lead to its loss.
 #[test]
-fn an_image_with_a_parent_is_not_advised_to_be_converted() {
+fn error_for_image_with_parent_does_not_suggest_conversion() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }

@@ -39,7 +39,7 @@ fn tags(engine: &mut impl BlockEngine<HeapMemory>) -> Vec<u32> {
 }
 
 #[test]
-fn a_rate_holds_from_the_burst_on_and_flushes_pass() {
+fn throttle_permits_burst_then_rate_and_never_delays_flushes() {
     let clock = Manual::default();
     let rate = BucketRate::per_second(10, 3);
     let throttles = Arc::new(Throttles::new(ThrottleLimits::of_all(Some(rate), None)));
@@ -51,10 +51,10 @@ fn a_rate_holds_from_the_burst_on_and_flushes_pass() {
     engine.submit(9, Io::Flush, &mut vec![]).unwrap();
     engine.kick();
     assert_eq!(tags(&mut engine), [9, 0, 1, 2]);
-    let wait = engine.deadline().expect("three are held back");
+    let wait = engine.deadline().expect("deadline of delayed operations");
     assert!(wait <= Duration::from_millis(100), "{wait:?}");
     clock.advance(Duration::from_millis(99));
-    assert_eq!(tags(&mut engine), [3], "there is a part of a token: one goes and leaves a debt");
+    assert_eq!(tags(&mut engine), [3], "operation on a partial token leaves a debt");
     assert_eq!(tags(&mut engine), [] as [u32; 0]);
     clock.advance(Duration::from_millis(1));
     clock.advance(engine.deadline().unwrap());
@@ -65,7 +65,7 @@ fn a_rate_holds_from_the_burst_on_and_flushes_pass() {
 }
 
 #[test]
-fn over_a_long_time_the_rate_is_what_was_asked_for() {
+fn throttle_of_two_queues_keeps_configured_byte_rate() {
     let clock = Manual::default();
     let limits = ThrottleLimits::of_all(
         Some(BucketRate::per_second(1000, 50)),
@@ -106,7 +106,7 @@ fn over_a_long_time_the_rate_is_what_was_asked_for() {
 }
 
 #[test]
-fn other_limits_end_a_wait_that_is_under_way() {
+fn changed_throttle_limits_wake_waiting_engine() {
     // One byte per second.
     let limits = ThrottleLimits::of_all(None, Some(BucketRate::per_second(1, 1)));
     let throttles = Arc::new(Throttles::new(limits));
@@ -131,7 +131,7 @@ fn other_limits_end_a_wait_that_is_under_way() {
 }
 
 #[test]
-fn faults_come_as_the_seed_says_and_answers_as_late_as_the_plan() {
+fn fault_injection_is_deterministic_by_seed_and_delays_completions() {
     let plan = FaultPlan {
         latency: Duration::from_millis(5),
         jitter: Duration::from_millis(10),
@@ -163,7 +163,7 @@ fn faults_come_as_the_seed_says_and_answers_as_late_as_the_plan() {
         found
     };
     let found = run(7);
-    assert_eq!(found, run(7), "the same for the same seed");
+    assert_eq!(found, run(7), "same faults for the same seed");
     assert_ne!(found, run(8));
     assert_eq!(found.len(), 64);
     assert!(found.iter().all(|f| f.2 >= plan.latency && f.2 <= plan.latency + plan.jitter));
@@ -190,7 +190,7 @@ impl Write for Shared {
 }
 
 #[test]
-fn reads_and_writes_have_limits_of_their_own_and_do_not_wait_for_each_other() {
+fn throttle_limits_reads_and_writes_independently() {
     let clock = Manual::default();
     let rate = |per_second| Some(BucketRate::per_second(per_second, 1));
     let limits = ThrottleLimits {
@@ -211,7 +211,7 @@ fn reads_and_writes_have_limits_of_their_own_and_do_not_wait_for_each_other() {
     assert_eq!(tags(&mut engine), [11, 1]);
     for tag in 12..14 {
         clock.advance(engine.deadline().unwrap());
-        assert_eq!(tags(&mut engine), [tag], "a write holds up reads");
+        assert_eq!(tags(&mut engine), [tag], "read was delayed by a write");
     }
     assert!(clock.now() < Duration::from_millis(10), "{:?}", clock.now());
     clock.advance(engine.deadline().unwrap());
@@ -247,7 +247,7 @@ fn shared_by_two(limits: ThrottleLimits, depth: u64, sizes: [usize; 2]) -> [u64;
 }
 
 #[test]
-fn disks_that_share_limits_get_as_much_each() {
+fn disks_with_shared_limit_get_equal_parts() {
     let rate = |per_second, burst| Some(BucketRate::per_second(per_second, burst));
     let over = shared_by_two(ThrottleLimits::of_all(rate(1000, 1), None), 1, [512, 512]);
     assert!(over[0].abs_diff(over[1]) <= 20, "operations: {over:?}");
@@ -258,7 +258,7 @@ fn disks_that_share_limits_get_as_much_each() {
 }
 
 #[test]
-fn a_disk_that_does_not_take_its_turn_or_is_gone_holds_up_nobody() {
+fn idle_or_dropped_disk_does_not_block_shared_limit() {
     let clock = Manual::default();
     let limits = ThrottleLimits::of_all(Some(BucketRate::per_second(100, 1)), None);
     let throttles = Arc::new(Throttles::new(limits));
@@ -289,7 +289,7 @@ fn a_disk_that_does_not_take_its_turn_or_is_gone_holds_up_nobody() {
 }
 
 #[test]
-fn limits_and_faults_come_and_go_while_a_disk_is_used() {
+fn limits_and_faults_changed_at_run_time_take_effect() {
     let clock = Manual::default();
     let (share, switch) =
         (Arc::new(SharedLimit::new(Arc::default())), Arc::new(FaultSwitch::default()));
@@ -309,7 +309,7 @@ fn limits_and_faults_come_and_go_while_a_disk_is_used() {
     switch.set(FaultPlan::default());
     share.wake();
     engine.wait_due(None).unwrap();
-    assert_eq!(tags(&mut engine), [2], "nothing is late any more");
+    assert_eq!(tags(&mut engine), [2], "delayed operation completes after latency is removed");
     let limits = ThrottleLimits::of_all(Some(BucketRate::per_second(1, 1)), None);
     share.throttles().set(limits);
     assert_eq!(read(&mut engine, 3), [(3, Ok(()))]);
@@ -320,7 +320,7 @@ fn limits_and_faults_come_and_go_while_a_disk_is_used() {
 }
 
 #[test]
-fn fio_replays_what_was_traced() {
+fn trace_of_disk_is_replayed_by_fio() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("target");
     std::fs::File::create(&target).unwrap().set_len(1 << 20).unwrap();
@@ -362,7 +362,7 @@ fn fio_replays_what_was_traced() {
 }
 
 #[test]
-fn an_image_has_all_of_them_at_once() {
+fn image_with_throttle_faults_and_trace_applies_all() {
     let limits = ThrottleLimits::of_all(Some(BucketRate::per_second(5000, 1)), None);
     let share = Arc::new(SharedLimit::new(Arc::new(Throttles::new(limits))));
     let plan = FaultPlan {

@@ -18,14 +18,18 @@ use std::time::{Duration, Instant};
 fn becomes(session: &mut BlockingDisk<Domain, Client>, size: u64) {
     let begin = Instant::now();
     while session.size() != size {
-        assert!(begin.elapsed() < PATIENCE, "{} bytes, never {size}", session.size());
+        assert!(
+            begin.elapsed() < PATIENCE,
+            "size stays {} bytes instead of {size}",
+            session.size()
+        );
         session.queue().unwrap();
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-fn a_file_that_grows_and_shrinks_is_a_disk_that_does() {
+fn resized_image_file_changes_disk_size() {
     on_every_path(resized);
 }
 
@@ -42,14 +46,14 @@ fn resized(config: Config) {
     write(&mut session, (3 << 11) - 8, &[0x77; 4096]);
     let mut there = [0; 4096];
     file.as_file().read_exact_at(&mut there, (3 << 20) - 4096).unwrap();
-    assert_eq!(there, [0x77; 4096], "what is new can be written");
+    assert_eq!(there, [0x77; 4096], "write to the added range");
     session.read_at(1 << 20, &mut [1; 512]).unwrap();
 
     // A partial sector at the end is ignored.
     file.as_file().set_len((2 << 20) + 511).unwrap();
     becomes(&mut session, 2 << 20);
     session.read_at(0, &mut [0; 4096]).unwrap();
-    assert_eq!(session.device().sessions(), 1, "the frontend did not have to start over");
+    assert_eq!(session.device().sessions(), 1, "frontend keeps its session");
     let counted = driver.events.each_ref().map(|(name, log)| (*name, log.seen()));
     assert_eq!(counted, [("sessions", 1), ("resizes", 2)]);
     session.close().unwrap();
@@ -63,7 +67,7 @@ fn drive(machine: &Machine, params: &str) -> ToolstackBack {
 }
 
 #[test]
-fn a_drive_is_emptied_and_filled_while_it_is_attached() {
+fn removable_drive_media_is_ejected_and_inserted_while_attached() {
     on_every_path(media);
 }
 
@@ -107,7 +111,7 @@ fn media(config: Config) {
     std::thread::sleep(Duration::from_millis(100));
     change_media(&mut xs, addr, &path(&first)).unwrap();
     holds(&mut session, &first);
-    assert_eq!(*driver.faults.lock().unwrap(), ["image-missing"], "told once");
+    assert_eq!(*driver.faults.lock().unwrap(), ["image-missing"], "change is announced once");
     // The other queue continues as well.
     let mut second = session.take(1).unwrap().unwrap();
     let slot = second.reserve().unwrap();
@@ -115,16 +119,16 @@ fn media(config: Config) {
     second.publish().unwrap();
     let begin = Instant::now();
     while second.poll(|_, _, status| assert_eq!(status, Status::Okay)).unwrap() == 0 {
-        assert!(begin.elapsed() < PATIENCE, "no answer");
+        assert!(begin.elapsed() < PATIENCE, "no response");
     }
     session.put_back(second).unwrap();
-    assert_eq!(session.device().sessions(), 1, "the frontend did not have to start over");
+    assert_eq!(session.device().sessions(), 1, "frontend keeps its session");
     session.close().unwrap();
     driver.end();
 }
 
 #[test]
-fn an_empty_drive_is_attached_and_filled_later() {
+fn empty_drive_is_attached_and_media_inserted_later() {
     let machine = Machine::new(Config::default());
     let file = image(1 << 20);
     let addr = machine.add(&drive(&machine, ""));
@@ -139,7 +143,7 @@ fn an_empty_drive_is_attached_and_filled_later() {
 }
 
 #[test]
-fn what_is_in_a_disk_that_is_not_removable_stays() {
+fn media_change_of_fixed_disk_is_rejected() {
     let machine = Machine::new(Config::default());
     let (file, other) = (image(1 << 20), image(2 << 20));
     let addr = machine.add_disk(file.path(), Mode::ReadWrite);
@@ -151,7 +155,7 @@ fn what_is_in_a_disk_that_is_not_removable_stays() {
     ToolstackBack::new(addr, path).write(&mut xs, &addr.backend_path()).unwrap();
     let begin = Instant::now();
     while driver.faults.lock().unwrap().is_empty() {
-        assert!(begin.elapsed() < PATIENCE, "nobody is told");
+        assert!(begin.elapsed() < PATIENCE, "no fault is reported");
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(driver.faults.lock().unwrap()[0], "medium-fixed");
@@ -162,7 +166,7 @@ fn what_is_in_a_disk_that_is_not_removable_stays() {
 }
 
 #[test]
-fn a_disk_past_two_tebibytes_is_all_there() {
+fn disk_over_2_tib_is_addressed_to_its_end() {
     let machine = Machine::new(Config::default());
     let file = tempfile::NamedTempFile::new().unwrap();
     // More sectors of 512 bytes than a u32 can count, almost all of them in holes.
@@ -193,7 +197,7 @@ fn a_disk_past_two_tebibytes_is_all_there() {
 }
 
 #[test]
-fn a_disk_of_4096_byte_sectors_is_asked_in_units_of_512() {
+fn disk_with_4096_byte_sectors_uses_512_byte_sector_numbers() {
     on_every_path(large_sectors);
 }
 
@@ -234,7 +238,7 @@ fn large_sectors(config: Config) {
 }
 
 #[test]
-fn a_backend_the_toolstack_does_not_trust_finds_no_old_data() {
+fn untrusted_backend_gets_zeroed_buffers() {
     for trusted in [true, false] {
         let machine = Machine::new(Config::default());
         let file = image(1 << 20);
@@ -247,7 +251,7 @@ fn a_backend_the_toolstack_does_not_trust_finds_no_old_data() {
         let slot = queue.reserve().unwrap();
         queue.fill(slot, 0, &[0x99; 4096]).unwrap();
         queue.release(slot);
-        assert_eq!(queue.reserve(), Some(slot), "the last one given back");
+        assert_eq!(queue.reserve(), Some(slot), "slot is the last released one");
         let mut seen = [1; 4096];
         queue.fetch(slot, 0, &mut seen).unwrap();
         assert_eq!(seen, if trusted { [0x99; 4096] } else { [0; 4096] });
@@ -257,7 +261,7 @@ fn a_backend_the_toolstack_does_not_trust_finds_no_old_data() {
 }
 
 #[test]
-fn what_the_toolstack_does_not_allow_is_not_offered() {
+fn features_disabled_by_toolstack_are_not_advertised() {
     for (removable, cdrom, mode, discards) in [
         (false, false, Mode::ReadWrite, true),
         (false, false, Mode::ReadWrite, false),

@@ -26,7 +26,7 @@ fn one(session: &mut BlockingDisk<Domain, Client>, op: Op) -> Status {
 }
 
 #[test]
-fn failed_flush_is_told_and_remembered_until_the_disk_is_attached_again() {
+fn failed_flush_is_reported_and_persists_until_disk_is_recreated() {
     let machine = Machine::new(Config::default());
     let file = image(1 << 20);
     let mut back = ToolstackBack::new(machine.addr(), file.path().to_str().unwrap());
@@ -47,7 +47,7 @@ fn failed_flush_is_told_and_remembered_until_the_disk_is_attached_again() {
         if let Some(told) = read_error(&mut xs, &addr.backend_path()).unwrap() {
             break told;
         }
-        assert!(begin.elapsed() < PATIENCE, "the error node stays empty");
+        assert!(begin.elapsed() < PATIENCE, "error node was not written");
         std::thread::sleep(Duration::from_millis(5));
     };
     assert!(told.contains("flush-failed"), "{told}");
@@ -55,14 +55,18 @@ fn failed_flush_is_told_and_remembered_until_the_disk_is_attached_again() {
     let options = format!("{}/pvio-options", addr.backend_path());
     xs.write(&options, b"fail-flushes=0,fail-reads=1000000").unwrap();
     while one(&mut session, Op::Read { sector: 0, bytes: 4096 }) == Status::Okay {
-        assert!(begin.elapsed() < PATIENCE, "the options do not hold");
+        assert!(begin.elapsed() < PATIENCE, "options did not take effect");
     }
     assert_eq!(one(&mut session, Op::Flush), Status::Error);
     assert_eq!(one(&mut session, Op::Write { sector: 0, bytes: 4096 }), Status::Okay);
     assert_eq!(driver.stats.failed_flushes.get(), 2);
     session.close().unwrap();
     let mut session = attach();
-    assert_eq!(one(&mut session, Op::Flush), Status::Error, "the image is the same");
+    assert_eq!(
+        one(&mut session, Op::Flush),
+        Status::Error,
+        "flush fails after reattaching to the same image"
+    );
     session.close().unwrap();
     request_removal(&mut xs, addr).unwrap();
     assert!(driver.thread.join().unwrap());

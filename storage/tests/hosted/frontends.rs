@@ -41,7 +41,7 @@ impl Bench {
     fn wait_for(&mut self, state: XenbusState) {
         let begin = Instant::now();
         while self.state() != state {
-            assert!(begin.elapsed() < PATIENCE, "never {state}");
+            assert!(begin.elapsed() < PATIENCE, "state {state} was not reached");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -72,7 +72,7 @@ impl Bench {
         queue.publish().unwrap();
         let (begin, mut answers) = (Instant::now(), 0);
         while answers == 0 {
-            assert!(begin.elapsed() < PATIENCE, "no answer");
+            assert!(begin.elapsed() < PATIENCE, "no response");
             answers = queue.poll(|_, _, status| assert_eq!(status, Status::Okay)).unwrap();
             std::thread::yield_now();
         }
@@ -86,7 +86,7 @@ impl Bench {
     fn is_let_go(&self, queue: Queue<Domain>) {
         let (begin, mut queue) = (Instant::now(), Some(queue));
         while let Some(still) = queue.take() {
-            assert!(begin.elapsed() < PATIENCE, "mapped still");
+            assert!(begin.elapsed() < PATIENCE, "page is still mapped");
             queue = still.dismantle().err();
         }
     }
@@ -95,7 +95,7 @@ impl Bench {
 const POLICIES: [Policy; 3] = [Policy::Map, Policy::Copy, Policy::PersistentOrMap];
 
 #[test]
-fn one_that_goes_straight_to_connected_and_reads_no_feature() {
+fn frontend_that_skips_to_connected_is_served() {
     for policy in POLICIES {
         let mut b = Bench::new(policy);
         b.wait_for(XenbusState::InitWait);
@@ -110,7 +110,7 @@ fn one_that_goes_straight_to_connected_and_reads_no_feature() {
 }
 
 #[test]
-fn one_that_waits_for_no_offer() {
+fn frontend_initialised_before_backend_offer_is_served() {
     let mut b = Bench::new(Policy::Map);
     // It starts before any backend, as GRUB may.
     let mut queue = b.queue();
@@ -122,7 +122,7 @@ fn one_that_waits_for_no_offer() {
 }
 
 #[test]
-fn one_that_starts_over_without_closing() {
+fn frontend_that_restarts_without_closing_is_reconnected() {
     use XenbusState as S;
     // The states that the next kernel writes, of which the backend may see only the last.
     let ways: [&[S]; 4] = [
@@ -166,7 +166,7 @@ fn one_that_starts_over_without_closing() {
 }
 
 #[test]
-fn a_hand_over_from_firmware_that_closes() {
+fn frontend_that_closes_and_restarts_as_ovmf_is_served_again() {
     let mut b = Bench::new(Policy::PersistentOrMap);
     let front = b.machine.addr().frontend_path();
     for _ in 0..3 {

@@ -47,7 +47,7 @@ fn write(session: &mut BlockingDisk<Domain, Client>, sector: u64, data: &[u8]) {
 }
 
 #[test]
-fn data_is_read_and_written_through_the_whole_path_and_the_device_closes() {
+fn disk_data_is_written_and_read_and_device_closes_on_every_path() {
     on_every_path(whole_path);
 }
 
@@ -80,11 +80,11 @@ fn whole_path(config: Config) {
     };
     assert_eq!(counts, expected, "mapped, reused, copied");
     request_removal(&mut machine.xenstore(), addr).unwrap();
-    assert!(driver.thread.join().unwrap(), "closed on both sides, the backend is gone");
+    assert!(driver.thread.join().unwrap(), "backend is removed after both sides closed");
 }
 
 #[test]
-fn what_is_offered_beyond_the_least_is_used() {
+fn advertised_multi_page_ring_and_indirect_requests_are_used() {
     on_every_path(large);
 }
 
@@ -115,7 +115,7 @@ fn large(config: Config) {
 }
 
 #[test]
-fn a_read_waits_for_requests_that_were_given_up_on() {
+fn blocking_read_waits_for_abandoned_requests() {
     on_every_path(given_up);
 }
 
@@ -139,7 +139,7 @@ fn given_up(config: Config) {
 }
 
 #[test]
-fn a_frontend_attaches_again_after_it_closed() {
+fn frontend_reattaches_after_close() {
     on_every_path(attach_again);
 }
 
@@ -161,7 +161,7 @@ fn attach_again(config: Config) {
 }
 
 #[test]
-fn what_is_unanswered_when_the_driver_domain_dies_is_done_by_the_next() {
+fn requests_outstanding_at_driver_domain_death_are_completed_by_next() {
     on_every_path(next_driver);
 }
 
@@ -189,7 +189,7 @@ fn next_driver(config: Config) {
         let answered = session.answers(|_, _, status| assert_eq!(status, Status::Okay));
         answers += answered.unwrap_or_else(|error| {
             let why = read_error(&mut machine.xenstore(), &addr.backend_path());
-            panic!("{error}; the backend says {why:?}")
+            panic!("{error}; error node of the backend: {why:?}")
         });
     }
     let mut there = [0; 512];
@@ -201,11 +201,12 @@ fn next_driver(config: Config) {
 }
 
 #[test]
-fn a_missing_image_is_told_to_the_operator_in_words() {
+fn missing_image_closes_device_with_path_in_error_node() {
     let machine = Machine::new(Config::default());
     let addr = machine.add_disk(Path::new("/nowhere/disk.img"), Mode::ReadWrite);
     let driver = machine.serve();
-    let error = machine.attach_within(Duration::from_millis(500)).err().expect("no disk is there");
+    let error =
+        machine.attach_within(Duration::from_millis(500)).err().expect("attach without a disk");
     assert!(error.to_string().contains("its state is Closed"), "{error}");
     let mut xs = machine.xenstore();
     let why = read_error(&mut xs, &addr.backend_path()).unwrap().expect("a reason");

@@ -26,7 +26,7 @@ fn backend_is(xs: &mut Client, addr: DeviceAddr, state: XenbusState) {
         if now == state {
             return;
         }
-        assert!(begin.elapsed() < PATIENCE, "the backend is {now}, never {state}");
+        assert!(begin.elapsed() < PATIENCE, "backend state is {now}, expected {state}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -40,7 +40,7 @@ fn backend_gives_up(machine: &Machine) -> String {
             backend_is(&mut xs, machine.addr(), XenbusState::Closed);
             return why;
         }
-        assert!(begin.elapsed() < PATIENCE, "the backend goes on");
+        assert!(begin.elapsed() < PATIENCE, "backend was not closed");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -104,7 +104,7 @@ fn work(queue: &mut Queue<Domain>, number: u64) -> u64 {
 }
 
 #[test]
-fn queues_are_served_side_by_side() {
+fn queues_of_disk_are_served_concurrently() {
     on_every_path(side_by_side);
 }
 
@@ -129,13 +129,13 @@ fn side_by_side(config: Config) {
     switch_state(&mut xs, &base, XenbusState::Closed).unwrap();
     backend_is(&mut xs, machine.addr(), XenbusState::Closed);
     for queue in queues {
-        assert!(queue.dismantle().is_ok(), "everything is the guest's again");
+        assert!(queue.dismantle().is_ok(), "all pages are returned to the guest");
     }
     driver.end();
 }
 
 #[test]
-fn one_queue_that_cannot_be_had_leaves_none() {
+fn failed_connection_of_one_queue_releases_all_queues() {
     for what in ["event channel", "ring"] {
         let machine = four_queues(Config { policy: Policy::PersistentOrCopy, ..Config::default() });
         let file = image(1 << 20);
@@ -153,14 +153,14 @@ fn one_queue_that_cannot_be_had_leaves_none() {
         let why = backend_gives_up(&machine);
         assert!(why.contains(what), "{why}");
         for queue in queues {
-            assert!(queue.dismantle().is_ok(), "nothing stays mapped");
+            assert!(queue.dismantle().is_ok(), "page is still mapped");
         }
         driver.end();
     }
 }
 
 #[test]
-fn a_fault_in_one_queue_closes_the_disk() {
+fn fault_in_one_queue_closes_disk_with_reason() {
     let machine = four_queues(Config::default());
     let file = image(1 << 20);
     machine.add_disk(file.path(), Mode::ReadWrite);
@@ -186,9 +186,9 @@ fn a_fault_in_one_queue_closes_the_disk() {
     channel.notify().unwrap();
     let why = backend_gives_up(&machine);
     assert!(why.contains("ring-producer-overflow"), "{why}");
-    assert!(queues.remove(0).dismantle().is_ok(), "nothing stays mapped");
+    assert!(queues.remove(0).dismantle().is_ok(), "page is still mapped");
     for gref in ring_refs {
-        assert!(guest.end_access(gref).is_ok(), "nothing stays mapped");
+        assert!(guest.end_access(gref).is_ok(), "page is still mapped");
     }
     driver.end();
 }

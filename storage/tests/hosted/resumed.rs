@@ -81,12 +81,12 @@ fn resumed(policy: Policy) -> (Duration, u64) {
 }
 
 #[test]
-fn pages_mapped_for_requests_have_time_to_be_unmapped_before_anything_is_answered() {
+fn resume_delays_first_response_until_old_mappings_are_unmapped() {
     let (time, mark) = resumed(Policy::Map);
     assert_eq!(mark, 1);
-    assert!(time >= UNMAPPING, "answered after {time:?}");
+    assert!(time >= UNMAPPING, "first response after {time:?}");
     for policy in [Policy::Copy, Policy::PersistentOrMap, Policy::PersistentOrCopy] {
-        assert_eq!(resumed(policy).1, 0, "{policy}: our frontend agrees to persistent grants");
+        assert_eq!(resumed(policy).1, 0, "{policy}: no unmap delay with persistent grants");
     }
 }
 

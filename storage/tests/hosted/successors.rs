@@ -21,7 +21,7 @@ fn less(policy: Policy) -> Config {
 }
 
 #[test]
-fn unanswered_requests_are_asked_again_in_smaller_parts() {
+fn reconnect_to_smaller_backend_resubmits_requests_in_smaller_parts() {
     for policy in [Policy::Map, Policy::Copy, Policy::PersistentOrMap] {
         let mut machine = Machine::new(Config { policy, ..Config::default() });
         let file = image(16 << 20);
@@ -61,14 +61,18 @@ fn unanswered_requests_are_asked_again_in_smaller_parts() {
         }
         let queue = session.queue().unwrap();
         assert_eq!((queue.shape().ring_pages, queue.limits().segments), (1, 11), "{policy}");
-        assert_eq!((queue.depth(), queue.slot_bytes()), (64, 256 * KIB), "its slots are the same");
+        assert_eq!(
+            (queue.depth(), queue.slot_bytes()),
+            (64, 256 * KIB),
+            "slots are unchanged after reconnect"
+        );
         for slot in slots {
             let mut there = vec![0; 256 * KIB];
             file.as_file().read_exact_at(&mut there, slot.index() as u64 * 256 * 1024).unwrap();
             assert!(there == content(slot.index()), "{policy}, slot {}", slot.index());
             queue.release(slot);
         }
-        assert_eq!(driver.stats.writes.get(), 64 * 6, "{policy}: 11 pages at a time");
+        assert_eq!(driver.stats.writes.get(), 64 * 6, "{policy}: number of parts of 11 pages");
         let mut all = vec![0; 16 << 20];
         session.read_at(0, &mut all).unwrap();
         assert!(all == std::fs::read(file.path()).unwrap());
@@ -139,7 +143,7 @@ fn work(seat: &Seat, number: usize, stop: &AtomicBool) {
 }
 
 #[test]
-fn each_queue_has_a_thread_and_all_outlive_their_backend() {
+fn queues_taken_by_threads_survive_backend_restarts() {
     let mut machine = Machine::new(Config { max_queues: 4, ..Config::default() });
     let file = image(8 << 20);
     let addr = machine.add_disk(file.path(), Mode::ReadWrite);
@@ -151,7 +155,7 @@ fn each_queue_has_a_thread_and_all_outlive_their_backend() {
     let mut session =
         BlockingDisk::attach_requesting(guest, xs, addr, requested, PATIENCE).unwrap();
     assert_eq!(session.device().queues(), 3);
-    assert!(session.take(3).unwrap().is_none(), "there is no fourth");
+    assert!(session.take(3).unwrap().is_none(), "fourth queue does not exist");
     let seats: [Seat; 3] = Default::default();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -163,7 +167,7 @@ fn each_queue_has_a_thread_and_all_outlive_their_backend() {
         }
         for config in [less(Policy::Copy), Config::default(), less(Policy::Map)] {
             for (number, seat) in seats.iter().enumerate() {
-                let queue = session.take(number).unwrap().expect("it is here");
+                let queue = session.take(number).unwrap().expect("queue is available");
                 assert_eq!((queue.number(), queue.depth()), (number, SLOTS));
                 *seat.to.lock().unwrap() = Some(queue);
             }
@@ -180,7 +184,7 @@ fn each_queue_has_a_thread_and_all_outlive_their_backend() {
             // Some queues are returned before the next session begins, some after.
             let mut missing = vec![0, 1, 2];
             while !missing.is_empty() {
-                assert!(begin.elapsed() < 2 * PATIENCE, "{missing:?} do not come back");
+                assert!(begin.elapsed() < 2 * PATIENCE, "queues {missing:?} were not returned");
                 session.tend(Duration::from_millis(5)).unwrap();
                 missing.retain(|number| {
                     let back = seats[*number].from.lock().unwrap().take();
@@ -190,7 +194,7 @@ fn each_queue_has_a_thread_and_all_outlive_their_backend() {
         }
         // Outstanding requests are completed for the current owner of the queue.
         for number in 0..3 {
-            let mut queue = session.take(number).unwrap().expect("it is here");
+            let mut queue = session.take(number).unwrap().expect("queue is available");
             let begin = Instant::now();
             while queue.in_use() > 0 {
                 assert!(begin.elapsed() < PATIENCE, "{} slots in use", queue.in_use());

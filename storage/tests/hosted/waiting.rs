@@ -62,7 +62,7 @@ impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> Daemon<P> {
     fn until(&mut self, what: &str, mut is_so: impl FnMut(&mut Self) -> bool) {
         let begin = Instant::now();
         while !is_so(self) {
-            assert!(begin.elapsed() < PATIENCE, "never: {what}");
+            assert!(begin.elapsed() < PATIENCE, "timeout: {what}");
             let xs = &mut self.xs;
             self.devices.retain_mut(|device| device.step(xs).unwrap() != Life::Gone);
             self.xs.wait_event(Some(Duration::from_millis(5))).unwrap();
@@ -113,7 +113,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn a_server_that_says_nothing_holds_up_its_own_disk_only() {
+fn silent_nbd_server_delays_only_its_own_disk() {
     let mut daemon = Daemon::new(Policy::PersistentOrCopy, |domain| domain);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let file = image(1 << 20);
@@ -131,7 +131,7 @@ fn a_server_that_says_nothing_holds_up_its_own_disk_only() {
 }
 
 #[test]
-fn storage_that_does_not_tell_a_size_holds_up_its_own_disk_only() {
+fn storage_blocked_in_stat_delays_only_its_own_disk() {
     if !can_serve_files() {
         return;
     }
@@ -150,16 +150,16 @@ fn storage_that_does_not_tell_a_size_holds_up_its_own_disk_only() {
         rescued
     });
     daemon.devices[0].check_for_changes(&mut daemon.xs).unwrap();
-    daemon.until("the storage is asked", |_| storage.holds_attributes());
+    daemon.until("storage is queried for its size", |_| storage.holds_attributes());
     let file = image(1 << 20);
     let other = daemon.add(text(file.path()), "");
     let second = daemon.attached(other);
     daemon.devices[0].check_for_changes(&mut daemon.xs).unwrap();
-    assert!(storage.holds_attributes(), "it does not answer all the while");
+    assert!(storage.holds_attributes(), "storage responded too early");
     storage.set_len(3 << 20);
     drop(late.0);
-    assert!(!rescue.join().unwrap(), "a device was held up");
-    daemon.until("the size is told", |_| {
+    assert!(!rescue.join().unwrap(), "other device was delayed");
+    daemon.until("guest sees the new size", |_| {
         session.queue().unwrap();
         session.size() == 3 << 20
     });
@@ -170,14 +170,14 @@ fn storage_that_does_not_tell_a_size_holds_up_its_own_disk_only() {
 }
 
 #[test]
-fn an_image_in_use_is_waited_for_until_its_holder_lets_go() {
+fn busy_image_is_opened_after_its_holder_releases_it() {
     let mut daemon = Daemon::new(Policy::PersistentOrCopy, |domain| domain);
     let file = image(1 << 20);
     let source = daemon.add(text(file.path()), "");
     let session = daemon.attached(source);
     let target = daemon.add(text(file.path()), "");
     let guest = daemon.attach(target);
-    daemon.until("the second asks for its disk", |d| {
+    daemon.until("second guest requests its disk", |d| {
         read_state(&mut d.dom0, &target.frontend_path()).unwrap() == XenbusState::Initialised
     });
     assert_eq!(daemon.state(target), XenbusState::InitWait);
@@ -186,14 +186,14 @@ fn an_image_in_use_is_waited_for_until_its_holder_lets_go() {
     // The first domain is destroyed.
     request_removal(&mut daemon.dom0, source).unwrap();
     daemon.closed(session);
-    daemon.until("the second has its disk", |_| guest.is_finished());
+    daemon.until("second guest has its disk", |_| guest.is_finished());
     let session = guest.join().unwrap().unwrap();
     assert_eq!((daemon.state(target), daemon.error(target)), (XenbusState::Connected, "".into()));
     daemon.closed(session);
 }
 
 #[test]
-fn an_image_that_stays_in_use_is_given_up() {
+fn busy_image_closes_device_after_busy_timeout() {
     let mut daemon = Daemon::new(Policy::PersistentOrCopy, |domain| domain);
     let file = image(1 << 20);
     let first = daemon.add(text(file.path()), "");
@@ -206,7 +206,7 @@ fn an_image_that_stays_in_use_is_given_up() {
 }
 
 #[test]
-fn what_is_held_back_is_finished_when_the_frontend_leaves() {
+fn throttled_requests_are_completed_when_frontend_closes() {
     let mut daemon = Daemon::new(Policy::Copy, |domain| domain);
     let file = image(1 << 20);
     // One operation per second, each taking an hour.
@@ -226,8 +226,8 @@ fn what_is_held_back_is_finished_when_the_frontend_leaves() {
         writes += 1;
     }
     queue.publish().unwrap();
-    daemon.until("all are taken", |_| stats.copied_pages.get() >= before + writes);
-    assert_eq!(stats.writes.get(), 0, "nothing is over");
+    daemon.until("backend has taken all requests", |_| stats.copied_pages.get() >= before + writes);
+    assert_eq!(stats.writes.get(), 0, "no request has completed");
     write_state(&mut dom0, &addr.frontend_path(), XenbusState::Closed).unwrap();
     daemon.until_state(addr, XenbusState::Closed);
     assert_eq!((stats.writes.get(), writes > 8), (writes, true));
@@ -260,7 +260,7 @@ impl GrantMapper for Panicky {
         _: Access,
         _: &mut dyn FnMut(usize, Result<Self::Mapping, GrantStatus>),
     ) {
-        panic!("a bug in the worker, for a test")
+        panic!("injected panic in the worker")
     }
 }
 
@@ -283,7 +283,7 @@ impl EventChannels for Panicky {
 }
 
 #[test]
-fn a_worker_that_panics_closes_its_device_with_a_reason() {
+fn panicked_worker_closes_device_with_reason() {
     let mut daemon = Daemon::new(Policy::Map, Panicky);
     let file = image(1 << 20);
     let addr = daemon.add(text(file.path()), "");
@@ -291,6 +291,6 @@ fn a_worker_that_panics_closes_its_device_with_a_reason() {
     daemon.until_state(addr, XenbusState::Closed);
     let why = daemon.error(addr);
     assert!(why.contains("worker-panicked"), "{why}");
-    daemon.until("the guest is told", |_| guest.is_finished());
+    daemon.until("guest sees the backend close", |_| guest.is_finished());
     assert!(guest.join().unwrap().is_err());
 }

@@ -171,7 +171,11 @@ pub fn lose_power(
                 let found = fs::read(mounted.0.join(&fact.name));
                 let found =
                     found.unwrap_or_else(|e| panic!("{}: {e}; {moment} {loss:?}", fact.name));
-                assert!(found == fact.content, "{} is another; {moment} {loss:?}", fact.name);
+                assert!(
+                    found == fact.content,
+                    "{} has other contents; {moment} {loss:?}",
+                    fact.name
+                );
                 checked += 1;
             }
         }

@@ -83,7 +83,7 @@ impl ServedFile for HostFile {
     }
 
     fn resize(&self, len: u64) -> Result<(), Errno> {
-        assert!(len >= self.len(), "an image that is cut short");
+        assert!(len >= self.len(), "truncated image");
         if len > self.len() {
             self.change(len, vec![]);
         }

@@ -93,7 +93,7 @@ fn work(guest: Guest, dir: &Path, record: &Record) -> Vec<Fact> {
 }
 
 #[test]
-fn what_was_synced_outlives_a_loss_of_power_at_any_moment() {
+fn synced_data_on_raw_disk_survives_power_loss_at_any_moment() {
     if !ext4::can_mount() {
         return;
     }
@@ -115,7 +115,7 @@ fn what_was_synced_outlives_a_loss_of_power_at_any_moment() {
 }
 
 #[test]
-fn the_same_in_a_qcow2_image() {
+fn synced_data_in_qcow2_image_survives_power_loss_at_any_moment() {
     if !ext4::can_mount() || !has("qemu-img", "qemu-utils") {
         return;
     }

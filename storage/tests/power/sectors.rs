@@ -356,7 +356,7 @@ fn lose_power(sample: &Sample, seed: u64, losses: usize) {
 }
 
 #[test]
-fn a_sector_holds_what_was_flushed_or_what_was_written_since() {
+fn sector_after_power_loss_holds_flushed_or_later_write() {
     if !super::ext4::can_mount() || !has("qemu-img", "qemu-utils") {
         return;
     }

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 /// Set in the server process: the directory of all files, and the disk.
 const SERVE: &str = "PVIO_TEST_SERVE_FENCED_IN";
 const DISK: &str = "PVIO_TEST_DISK_TO_SERVE";
-const TEST: &str = "fenced::write_of_a_killed_process_lands_before_its_successor_opens_the_disk";
+const TEST: &str = "fenced::fence_delays_successor_until_write_of_killed_process_lands";
 const FENCE: &str = "vbd-1-51712.fence";
 /// The byte that the first server writes, and the one its successor writes.
 pub const OLD: u8 = 0x0d;
@@ -179,7 +179,7 @@ impl Server {
     /// disk open.
     fn waits_or_opens(&self) -> &'static str {
         loop {
-            let line = self.lines.recv_timeout(PATIENCE).expect("the server says nothing");
+            let line = self.lines.recv_timeout(PATIENCE).expect("server printed no line");
             if line.contains("waiting for the I/O of an earlier process to end") {
                 return "waits";
             }
@@ -255,7 +255,7 @@ impl Front {
                 assert_eq!(answer, (id, status));
                 return;
             }
-            assert!(begin.elapsed() < PATIENCE, "request {id:#x} is not answered");
+            assert!(begin.elapsed() < PATIENCE, "request {id:#x} has no response");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -304,7 +304,11 @@ fn page_after_a_kill(disk: &str, fence: bool) -> u8 {
     let successor = Server::start(&dir, &spec);
     assert_eq!(successor.waits_or_opens(), if fence { "waits" } else { "opens" }, "{spec}");
     if fence {
-        assert_eq!(front.answer(), None, "{spec}: nothing is answered while a write may land");
+        assert_eq!(
+            front.answer(),
+            None,
+            "{spec}: response before the write of the killed process has landed"
+        );
         slow.release_write();
         assert_eq!(successor.waits_or_opens(), "opens", "{spec}");
     }
@@ -333,7 +337,7 @@ fn can_run() -> bool {
 }
 
 #[test]
-fn write_of_a_killed_process_lands_before_its_successor_opens_the_disk() {
+fn fence_delays_successor_until_write_of_killed_process_lands() {
     if let (Some(dir), Ok(disk)) = (std::env::var_os(SERVE), std::env::var(DISK)) {
         serve(Path::new(&dir), &disk);
     }
@@ -349,7 +353,7 @@ fn write_of_a_killed_process_lands_before_its_successor_opens_the_disk() {
 /// writing first. If a thread of the process is in the write, this file system's own lock makes the
 /// successor wait as well.
 #[test]
-fn write_of_a_killed_process_lands_late_where_the_fence_is_removed() {
+fn without_fence_write_of_killed_process_lands_after_successor() {
     if can_run() {
         assert_eq!(page_after_a_kill(DISKS[0], false), OLD);
     }

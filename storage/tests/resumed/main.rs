@@ -37,7 +37,7 @@ use std::time::Duration;
 
 /// Set in the process that will be killed: the directory of all files.
 const SERVE: &str = "PVIO_TEST_SERVE_IN";
-const TEST: &str = "guest_notices_nothing_of_servers_that_are_killed";
+const TEST: &str = "guest_requests_complete_correctly_if_servers_are_killed";
 const SLOTS: usize = 32;
 /// Sectors of a slot's own area; requests use the first eight.
 const AREA: usize = 16;
@@ -107,7 +107,7 @@ fn key() -> SessionKey {
 fn serve(dir: &Path) -> ! {
     let records = RecordDir::open(dir).unwrap();
     let fence = records.fence(FENCE).unwrap();
-    assert!(fence.wait(PATIENCE).unwrap(), "the I/O of the predecessor does not end");
+    assert!(fence.wait(PATIENCE).unwrap(), "I/O of the predecessor does not end");
     let fence: OwnedFd = fence.hold().unwrap();
     let memory = Memory(records.existing("memory", MEMORY).unwrap());
     let mut ring = BackRing::attach(memory.page(0), ABI.slot_size()).unwrap();
@@ -224,7 +224,7 @@ impl Guest {
         while let Some(mut response) = self.ring.pop().unwrap() {
             let response = Response::read(&mut response).unwrap();
             let number = self.open.remove(&response.id);
-            let number = number.unwrap_or_else(|| panic!("{response:?} to nothing"));
+            let number = number.unwrap_or_else(|| panic!("{response:?} without a request"));
             let slot = &mut self.slots[number];
             let (op, byte, deaths) = slot.open.take().unwrap();
             self.answered += 1;
@@ -252,7 +252,7 @@ impl Guest {
 }
 
 #[test]
-fn guest_notices_nothing_of_servers_that_are_killed() {
+fn guest_requests_complete_correctly_if_servers_are_killed() {
     if let Some(dir) = std::env::var_os(SERVE) {
         serve(Path::new(&dir));
     }
@@ -273,7 +273,7 @@ fn guest_notices_nothing_of_servers_that_are_killed() {
         while guest.answered < enough {
             guest.take();
             guest.ask();
-            assert!(server.try_wait().unwrap().is_none(), "the server ended by itself");
+            assert!(server.try_wait().unwrap().is_none(), "server exited unexpectedly");
         }
         server.kill().unwrap();
         server.wait().unwrap();
@@ -287,7 +287,7 @@ fn guest_notices_nothing_of_servers_that_are_killed() {
     let mut server = start(&dir);
     while !guest.open.is_empty() {
         guest.take();
-        assert!(server.try_wait().unwrap().is_none(), "the server ended by itself");
+        assert!(server.try_wait().unwrap().is_none(), "server exited unexpectedly");
     }
     server.kill().unwrap();
     server.wait().unwrap();
@@ -298,6 +298,9 @@ fn guest_notices_nothing_of_servers_that_are_killed() {
         if let Some(content) = slot.content {
             assert!(area[..PAGE_SIZE].iter().all(|byte| *byte == content), "slot {number}");
         }
-        assert!(area[PAGE_SIZE..].iter().all(|byte| *byte == 0xaa), "nobody asked for that");
+        assert!(
+            area[PAGE_SIZE..].iter().all(|byte| *byte == 0xaa),
+            "data outside the written range changed"
+        );
     }
 }

@@ -160,12 +160,12 @@ impl Rig {
 }
 
 #[test]
-fn successor_flushes_by_a_new_connection_before_it_submits_anything() {
+fn resumed_nbd_session_flushes_on_new_connection_before_submitting() {
     let mut rig = Rig::killed(true);
     rig.server.set(|export| export.held = Some(FLUSH));
     let _successor = rig.start();
     rig.server.asked((1, FLUSH));
-    assert_eq!(rig.front.answer(), None, "nothing is answered before the flush");
+    assert_eq!(rig.front.answer(), None, "response before the flush");
     assert_eq!(rig.server.by(1), [FLUSH]);
     rig.server.set(|export| export.held = None);
     rig.front.done(OLD.into(), Status::Okay);
@@ -175,7 +175,7 @@ fn successor_flushes_by_a_new_connection_before_it_submits_anything() {
 }
 
 #[test]
-fn successor_of_a_server_that_has_no_flush_submits_at_once() {
+fn resumed_nbd_session_without_flush_support_submits_immediately() {
     let mut rig = Rig::killed(false);
     rig.server.set(|export| export.held = None);
     let _successor = rig.start();
@@ -184,7 +184,7 @@ fn successor_of_a_server_that_has_no_flush_submits_at_once() {
 }
 
 #[test]
-fn flush_of_a_successor_that_fails_is_never_forgotten() {
+fn failed_flush_on_resume_fails_flushes_of_later_processes() {
     let mut rig = Rig::killed(true);
     rig.server.set(|export| (export.held, export.fail_flushes) = (None, true));
     let successor = rig.start();

@@ -84,7 +84,7 @@ impl Machine {
         let session = session.unwrap_or_else(|error| {
             let why = read_error(&mut xs, &addr.backend_path());
             stop.store(true, Ordering::SeqCst);
-            panic!("{error}; the backend says {why:?}")
+            panic!("{error}; error node of the backend: {why:?}")
         });
         Guest { session: Some(session), stop, driver: Some(driver), _machine: self }
     }
@@ -252,7 +252,7 @@ pub fn workload(guest: &mut Guest, model: &mut [u8], seed: u64, rounds: usize, d
                 }
                 Deed::Read(from, _) => {
                     let there = &model[*from as usize * 512..][..data.len()];
-                    assert!(there == data, "round {round}: {} found something else", brief(deed));
+                    assert!(there == data, "round {round}: {} read other data", brief(deed));
                 }
                 Deed::Discard(from, len) => {
                     let there = &mut model[*from as usize * 512..][..*len as usize * 512];

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_collapses_and_still_names_the_watch() {
+    fn event_overflow_is_merged_into_one_event_for_watch_path() {
         let mut events = Events::default();
         events.watched(b"/backend\0t\0");
         events.watched(b"/other\0u\0");

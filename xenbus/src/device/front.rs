@@ -263,12 +263,12 @@ mod tests {
             fresh = false;
             m.done(action);
             done.push(action);
-            assert!(done.len() <= 3, "no end: {done:?}");
+            assert!(done.len() <= 3, "state machine does not settle: {done:?}");
         }
     }
 
     #[test]
-    fn a_backend_that_dies_before_it_connects_is_asked_anew() {
+    fn backend_that_dies_before_connecting_gets_new_request() {
         for gone in [S::Unknown, S::Initialising] {
             let mut m = FrontendMachine::disk(S::Initialising);
             assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frontend_lives_and_ends() {
+    fn frontend_follows_backend_from_request_to_close() {
         let mut m = FrontendMachine::disk(S::Initialising);
         assert_eq!(settle(&mut m, S::Initialising, true), []);
         assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nic_requests_in_connected_and_waits_for_its_backend() {
+    fn nic_writes_connected_with_request_and_waits_for_backend() {
         let mut m = FrontendMachine::nic(S::Initialising);
         assert_eq!(settle(&mut m, S::InitWait, true), [FrontAction::WriteRequest]);
         assert_eq!((m.state(), m.is_connected()), (S::Connected, false));
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_session_is_ended_step_by_step() {
+    fn earlier_session_is_closed_before_start() {
         for found in [S::InitWait, S::Initialised, S::Connected, S::Reconfiguring] {
             let mut m = FrontendMachine::disk(found);
             assert_eq!(m.state(), found);
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_starts_anew_is_asked_again() {
+    fn backend_that_restarts_gets_new_request() {
         let mut m = FrontendMachine::disk(S::Initialising);
         settle(&mut m, S::InitWait, true);
         settle(&mut m, S::Connected, true);
@@ -343,12 +343,12 @@ mod tests {
     }
 
     #[test]
-    fn at_the_start_an_old_session_is_ended_and_a_removal_is_followed() {
+    fn frontend_at_start_ends_old_session_and_follows_removal() {
         let mut m = FrontendMachine::disk(S::Initialising);
         assert_eq!(settle(&mut m, S::Closed, true), []);
         assert_eq!(settle(&mut m, S::Connected, true), [FrontAction::EndEarlier]);
         assert_eq!(settle(&mut m, S::Closing, true), [FrontAction::FinishEarlier]);
-        assert_eq!(settle(&mut m, S::InitWait, true), [], "it has not seen that yet");
+        assert_eq!(settle(&mut m, S::InitWait, true), [], "backend has not seen the new state yet");
         assert_eq!(settle(&mut m, S::Closed, true), [FrontAction::Start]);
         assert_eq!(settle(&mut m, S::Closing, false), [FrontAction::Close]);
         m.restart();
@@ -359,11 +359,11 @@ mod tests {
     }
 
     #[test]
-    fn a_change_while_connected_is_told_and_waited_for_whatever_the_backend_does() {
+    fn reconfiguration_waits_for_backend_and_survives_its_states() {
         let connected = || {
             let mut m = FrontendMachine::disk(S::Initialising);
             settle(&mut m, S::InitWait, true);
-            assert!(!m.reconfigures(S::Connected), "not yet");
+            assert!(!m.reconfigures(S::Connected), "reconfiguration before Connected");
             settle(&mut m, S::Connected, true);
             m
         };
@@ -372,7 +372,7 @@ mod tests {
         for back in [S::Connected, S::Reconfigured] {
             assert!(m.reconfigures(back));
             m.done(FrontAction::Reconfigure);
-            assert!(!m.reconfigures(back), "one at a time");
+            assert!(!m.reconfigures(back), "second reconfiguration at the same time");
             assert_eq!(settle(&mut m, S::Connected, true), [FrontAction::Refresh]);
             assert_eq!(settle(&mut m, S::Reconfigured, true), [FrontAction::Reconfigured]);
             assert_eq!(m.state(), S::Connected);
@@ -392,7 +392,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_order_of_states_settles(
+        fn any_state_sequence_settles(
             found in 0_u32..9,
             steps in proptest::collection::vec((0_u32..9, any::<bool>(), 0_u8..10), 0..60),
         ) {

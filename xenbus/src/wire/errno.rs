@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_round_trip() {
+    fn errno_names_round_trip() {
         assert_eq!(XsErrno::ALL.len(), 16);
         for &e in XsErrno::ALL {
             assert_eq!(XsErrno::from_name(e.name().as_bytes()), Some(e));

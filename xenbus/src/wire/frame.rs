@@ -128,14 +128,14 @@ mod tests {
     use std::vec::Vec;
 
     #[test]
-    fn header_matches_the_c_layout() {
+    fn header_emits_c_layout() {
         let h = Header::new(Op::Write, 0x0403_0201, 7, 4096).unwrap();
         assert_eq!(h.emit(), [11, 0, 0, 0, 1, 2, 3, 4, 7, 0, 0, 0, 0, 16, 0, 0]);
         assert_eq!(Header::new(Op::Write, 0, 0, 4097), Err(FrameError::Oversize(4097)));
     }
 
     #[test]
-    fn an_oversize_length_is_refused_with_the_header_alone() {
+    fn oversize_length_is_rejected_from_header_alone() {
         let mut bytes = Header::new(Op::Read, 0, 0, 0).unwrap().emit();
         bytes[12..].copy_from_slice(&4097_u32.to_le_bytes());
         assert_eq!(decode(&bytes), Err(FrameError::Oversize(4097)));
@@ -146,7 +146,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_round_trip(kind: u32, req_id: u32, tx_id: u32,
+        fn frame_bytes_round_trip(kind: u32, req_id: u32, tx_id: u32,
                              payload in proptest::collection::vec(any::<u8>(), 0..=PAYLOAD_MAX),
                              tail in proptest::collection::vec(any::<u8>(), 0..40)) {
             let header = Header { kind, req_id, tx_id, len: payload.len() as u32 };
@@ -166,7 +166,7 @@ mod tests {
         }
 
         #[test]
-        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+        fn decode_of_random_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
             if let Ok(Some(frame)) = decode(&bytes) {
                 prop_assert!(frame.payload.len() <= PAYLOAD_MAX);
                 prop_assert!(frame.wire_len() <= bytes.len());

@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_round_trip_and_the_withdrawn_one_is_refused() {
+    fn op_codes_round_trip_and_code_20_is_rejected() {
         for code in 0..64 {
             match Op::from_code(code) {
                 Some(op) => assert_eq!(op.code(), code),

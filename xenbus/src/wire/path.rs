@@ -99,7 +99,7 @@ mod tests {
     use std::{format, string::String, vec};
 
     #[test]
-    fn the_rules_hold() {
+    fn path_with_invalid_form_is_rejected() {
         assert_eq!(WirePath::parse(b"/"), Ok(WirePath::Absolute("/")));
         assert_eq!(WirePath::parse(b"/a/b-c_D@9"), Ok(WirePath::Absolute("/a/b-c_D@9")));
         assert_eq!(WirePath::parse(b"device/vbd"), Ok(WirePath::Relative("device/vbd")));
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_bounded_at_the_byte() {
+    fn path_over_maximum_length_is_rejected() {
         let abs = |n: usize| format!("/{}", "a".repeat(n - 1));
         assert!(WirePath::parse(abs(3072).as_bytes()).is_ok());
         assert_eq!(WirePath::parse(abs(3073).as_bytes()), Err(PathError::TooLong(3072)));
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn parents_end_at_the_root() {
+    fn parent_of_root_is_none() {
         assert_eq!(parent("/a/b"), Some("/a"));
         assert_eq!(parent("/a"), Some("/"));
         assert_eq!(parent("/"), None);
@@ -133,7 +133,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_never_panics_and_what_passes_is_well_formed(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn parse_of_random_bytes_yields_only_well_formed_paths(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             if let Ok(p) = WirePath::parse(&bytes) {
                 let s: String = p.as_str().into();
                 prop_assert_eq!(s.as_bytes(), &bytes[..]);

@@ -96,7 +96,7 @@ mod tests {
     use std::string::ToString;
 
     #[test]
-    fn other_forms_are_refused() {
+    fn malformed_permission_entry_is_rejected() {
         for bad in ["", "r", "x1", "r-1", "r65536", "rr1", "r1 ", "1r"] {
             assert_eq!(Perm::parse(bad.as_bytes()), Err(PermError), "{bad}");
         }
@@ -104,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn entries_round_trip(domid: u16, which in 0..4) {
+        fn permission_entry_text_round_trips(domid: u16, which in 0..4) {
             let access = [Access::None, Access::Read, Access::Write, Access::Both][which as usize];
             let p = Perm::new(DomId(domid), access);
             let text = p.to_string();

@@ -54,7 +54,7 @@ mod tests {
     use std::{string::ToString, vec, vec::Vec};
 
     #[test]
-    fn strings_drop_an_unterminated_tail() {
+    fn strings_drop_unterminated_tail() {
         assert_eq!(strings(b"a\0\0bc\0tail").collect::<Vec<_>>(), vec![&b"a"[..], b"", b"bc"]);
         assert_eq!(strings(b"").count(), 0);
         assert_eq!(split_string(b"path\0va\0lue"), Some((&b"path"[..], &b"va\0lue"[..])));
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_strict() {
+    fn malformed_number_is_rejected() {
         for bad in ["", "-1", "+1", " 1", "1 ", "0x1", "18446744073709551616", "9e1"] {
             assert_eq!(parse_u64(bad.as_bytes()), None, "{bad}");
         }
@@ -73,7 +73,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_round_trip(n: u64) {
+        fn number_text_round_trips(n: u64) {
             prop_assert_eq!(parse_u64(n.to_string().as_bytes()), Some(n));
         }
     }

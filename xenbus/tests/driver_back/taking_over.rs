@@ -16,7 +16,7 @@ fn interrupted(front: XenbusState, unresumable: Option<&'static str>) -> Bench {
 const REQUESTED: [XenbusState; 2] = [XenbusState::Initialised, XenbusState::Connected];
 
 #[test]
-fn frontend_whose_request_no_backend_took_is_connected_by_the_successor() {
+fn request_not_taken_by_dead_backend_is_connected_by_successor() {
     for front in REQUESTED {
         for why in ["record-missing", "record-invalid", "record-other-session"] {
             let mut b = interrupted(front, Some(why));
@@ -28,7 +28,7 @@ fn frontend_whose_request_no_backend_took_is_connected_by_the_successor() {
 }
 
 #[test]
-fn session_that_was_served_and_not_announced_is_resumed_and_announced() {
+fn session_served_before_state_was_written_is_resumed_and_announced() {
     for front in REQUESTED {
         let mut b = interrupted(front, None);
         b.world.dom0.rm(&format!("{}/offered", b.back)).unwrap();
@@ -39,7 +39,7 @@ fn session_that_was_served_and_not_announced_is_resumed_and_announced() {
 }
 
 #[test]
-fn session_that_may_have_been_served_without_a_usable_record_is_lost() {
+fn session_with_unusable_record_is_marked_lost() {
     for why in ["record-file", "record-version", "record-size"] {
         let mut b = interrupted(XenbusState::Connected, Some(why));
         assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::InitWait), "{why}");
@@ -49,12 +49,12 @@ fn session_that_may_have_been_served_without_a_usable_record_is_lost() {
 }
 
 #[test]
-fn frontend_whose_session_is_lost_is_waited_for_by_every_later_backend() {
+fn lost_session_is_not_connected_by_any_backend_until_frontend_restarts() {
     let mut b = Bench::connected();
     for unresumable in [Some("record-missing"), Some("record-missing"), None] {
         b.succeed(unresumable);
         assert_eq!((b.step(), b.state()), (Life::Alive, XenbusState::InitWait));
-        assert!(!b.class.connected.get(), "its requests would be lost");
+        assert!(!b.class.connected.get(), "lost session was connected");
         assert!(b.has("pvio-session-lost") && !b.class.forgotten.get());
     }
     // The frontend restarts: from here on no session is lost, not even for a successor.
@@ -67,7 +67,7 @@ fn frontend_whose_session_is_lost_is_waited_for_by_every_later_backend() {
 }
 
 #[test]
-fn session_that_ends_before_it_was_announced_is_not_taken_for_one_that_was_never_served() {
+fn session_ended_before_announcement_is_not_treated_as_unserved() {
     for shut_down in [false, true] {
         let mut b = Bench::new(HotplugMode::Plain);
         b.slow(&["connect", "disconnect"]);
@@ -79,7 +79,11 @@ fn session_that_ends_before_it_was_announced_is_not_taken_for_one_that_was_never
             b.class.fails.set(true);
             assert_eq!(b.step(), Life::Alive);
         }
-        assert!(b.class.connected.get(), "its record is there");
-        assert_eq!(b.state(), XenbusState::Closing, "before the record goes");
+        assert!(b.class.connected.get(), "record still exists");
+        assert_eq!(
+            b.state(),
+            XenbusState::Closing,
+            "state Closing is written before the record is removed"
+        );
     }
 }

@@ -162,7 +162,7 @@ fn settle(driver: &mut FrontendDriver<Class>, xs: &mut Between) {
         if !busy && !backend.borrow_mut().event() {
             return;
         }
-        assert!(turn < 200, "no end");
+        assert!(turn < 200, "driver does not settle");
     }
 }
 
@@ -189,7 +189,7 @@ fn connects(world: &mut World, backend: Backend, seed: u64) {
 }
 
 #[test]
-fn a_frontend_connects_to_every_backend() {
+fn frontend_connects_to_every_modelled_backend() {
     for (model, class) in ALL {
         for seed in 0..40 {
             let mut world = World::new(model, class);
@@ -200,7 +200,7 @@ fn a_frontend_connects_to_every_backend() {
 }
 
 #[test]
-fn a_frontend_takes_over_from_one_that_died_in_any_state() {
+fn frontend_started_after_one_died_in_any_state_connects() {
     use S::{Closed, Closing, Connected, Initialised, Initialising};
     for (model, class) in ALL {
         for found in [Initialising, Initialised, Connected, Closing, Closed] {
@@ -225,7 +225,7 @@ fn a_frontend_takes_over_from_one_that_died_in_any_state() {
 }
 
 #[test]
-fn a_frontend_that_takes_over_leaves_a_device_that_is_to_go() {
+fn frontend_started_on_offline_device_closes() {
     for (model, class) in ALL {
         let mut world = World::new(model, class);
         world.dom0.write(&format!("{}/{RING}", world.addr.frontend_path()), b"8").unwrap();
@@ -242,7 +242,7 @@ fn a_frontend_that_takes_over_leaves_a_device_that_is_to_go() {
 }
 
 #[test]
-fn a_backend_is_found_by_its_key_alone() {
+fn backend_is_found_by_backend_key_without_handle_or_known_kind() {
     let mut world = World::new(Model::QemuNic, DeviceClass::Vif);
     world.dom0.rm(&format!("{}/handle", world.addr.frontend_path())).unwrap();
     let front = world.addr.frontend_path();
@@ -258,7 +258,7 @@ fn a_backend_is_found_by_its_key_alone() {
 }
 
 #[test]
-fn a_backend_key_that_cannot_be_one_closes_the_device_and_says_so() {
+fn invalid_backend_key_closes_device_with_error() {
     let long = format!("/local/domain/{BACK}/{}", "a".repeat(2900));
     let bad: [(&str, &str); 9] = [
         ("backend", "backend/vbd/2/3"),
@@ -287,7 +287,7 @@ fn a_backend_key_that_cannot_be_one_closes_the_device_and_says_so() {
             assert!(driver.is_closed(), "{key} {value:?}");
             assert_eq!(read_state(&mut xs, &front).unwrap(), S::Closed);
         }
-        let told = read_error(&mut world.dom0, &front).unwrap().expect("the operator is told");
+        let told = read_error(&mut world.dom0, &front).unwrap().expect("error node is written");
         assert!(told.contains(key), "{told}");
         world.dom0.rm(&front).unwrap();
         assert_eq!(driver.step(&mut xs).unwrap(), Life::Gone);
@@ -295,7 +295,7 @@ fn a_backend_key_that_cannot_be_one_closes_the_device_and_says_so() {
 }
 
 #[test]
-fn a_restarted_backend_tells_a_nic_that_waits_from_one_that_has_a_session() {
+fn restarted_backend_connects_waiting_nic_and_restarts_connected_one() {
     let mut world = World::new(Model::Pvio, DeviceClass::Vif);
     let front = world.addr.frontend_path();
     let backend = |world: &World| Backend::restarted(world.client(BACK), world.addr, &world.back);

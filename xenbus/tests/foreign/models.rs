@@ -167,7 +167,7 @@ impl Backend {
                 (S::InitWait, S::Connected) => return self.connect(),
                 (S::InitWait | S::Connected, _) => self.set(S::Closing),
                 (S::Closing, _) => self.set(S::Closed),
-                (from, to) => panic!("netback never is {from} on its way to {to}"),
+                (from, to) => panic!("no netback transition from {from} to {to}"),
             }
         }
     }

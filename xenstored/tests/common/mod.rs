@@ -26,7 +26,7 @@ pub fn ask(
     // A limit of 0 returns no event.
     store.take_output(conn, &mut out, 0);
     let frame = decode(&out).unwrap().unwrap();
-    assert_eq!(frame.wire_len(), out.len(), "one answer to one request");
+    assert_eq!(frame.wire_len(), out.len(), "one response per request");
     assert_eq!((frame.header.req_id, frame.header.tx_id), (77, tx));
     if frame.header.op() == Some(Op::Error) {
         let (name, rest) = split_string(frame.payload).unwrap();
@@ -150,8 +150,8 @@ impl Reference {
         let until = Instant::now() + Duration::from_secs(10);
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             let ended = daemon.0.try_wait().unwrap();
-            assert_eq!(ended, None, "Debian's xenstored ended: its words are on standard error");
-            assert!(Instant::now() < until, "Debian's xenstored neither listens nor ends");
+            assert_eq!(ended, None, "Debian's xenstored exited; see standard error");
+            assert!(Instant::now() < until, "Debian's xenstored neither listens nor exits");
             std::thread::sleep(Duration::from_millis(10));
         }
         Some(Self { socket, dir, _daemon: daemon })

@@ -55,7 +55,7 @@ impl RingClient {
             while prod.wrapping_sub(self.index(REQ_CONS)) == SIZE {
                 self.set(REQ_PROD, prod);
                 self.receive();
-                assert!(Instant::now() < until, "the server takes nothing");
+                assert!(Instant::now() < until, "server reads nothing from the ring");
             }
             self.page.write_all_at(&[*byte], REQ + u64::from(prod % SIZE)).unwrap();
             prod = prod.wrapping_add(1);
@@ -110,13 +110,13 @@ impl Xenstore for RingClient {
                 let errno = XsErrno::from_name(split_string(&answer).unwrap().0).unwrap();
                 return Err(XsError::Refused { op, path: "".into(), errno });
             }
-            assert!(Instant::now() < until, "no answer to {op:?}");
+            assert!(Instant::now() < until, "no response to {op:?}");
             self.receive();
         }
     }
 
     fn poll_event(&mut self) -> Result<Option<WatchEvent>, XsError> {
-        assert!(self.take().is_none(), "an answer to no request");
+        assert!(self.take().is_none(), "response without a request");
         Ok(self.queue.pop_front())
     }
 

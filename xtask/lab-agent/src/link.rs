@@ -81,7 +81,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn lines_are_read_as_written() {
+    fn link_lines_round_trip() {
         let request = Request { number: 7, verb: "verify".into(), arguments: json!({"a": "b c"}) };
         assert_eq!(Request::parse(&request.line()), Some(request));
         for outcome in [Ok(json!([1, "x y"])), Err("two\nlines".to_owned())] {
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn other_lines_are_not_ours() {
+    fn unrelated_console_line_is_ignored() {
         assert_eq!(Answer::parse("[    1.2] xen: up"), None);
         assert_eq!(Answer::parse("PVIO-LAB init 4.0 s"), None);
     }

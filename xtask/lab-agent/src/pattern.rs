@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_changed_byte_is_found() {
+    fn pattern_mismatch_is_found_at_changed_byte() {
         let mut bytes = vec![0; 1003];
         fill(&mut bytes, 7, 512);
         assert_eq!(mismatch(&bytes, 7, 512), None);
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_depends_on_every_byte_and_their_order() {
+    fn sum_depends_on_every_byte_and_order() {
         let sum = |bytes: &[u8]| {
             let mut sum = Sum::NEW;
             sum.add(bytes);

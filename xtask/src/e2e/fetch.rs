@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_url_cannot_hold_is_escaped() {
+    fn url_path_is_percent_encoded() {
         assert_eq!(escaped("a b/100%.txt"), "a%20b/100%25.txt");
         assert_eq!(escaped("ü#"), "%C3%BC%23");
     }

@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_address_is_taken_from_a_whole_line() {
+    fn address_is_parsed_only_from_complete_line() {
         assert_eq!(
             address("guest at http://10.0.0.2/ (Ctrl-C ends)\n").unwrap(),
             "http://10.0.0.2/"

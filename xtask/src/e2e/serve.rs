@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_that_is_not_connected_is_found() {
+    fn device_not_in_connected_state_is_detected() {
         let both = "/local/domain/2/device/vbd/51712/state = \"4\"\n\
                     /local/domain/2/device/vif/0/state = \"4\"\n\
                     /local/domain/1/backend/vbd/2/51712/state = \"4\"\n\
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_read() {
+    fn sha256_list_is_parsed() {
         let hex = "ab".repeat(32);
         let entries = sums(&format!("{hex}  docs/a b.txt\n")).unwrap();
         assert_eq!((entries[0].path.as_str(), entries[0].sum), ("docs/a b.txt", [0xab; 32]));

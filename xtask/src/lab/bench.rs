@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_compared_with_linux() {
+    fn lab_rates_are_compared_with_linux() {
         let measured = |backend: &str, rates: &[f64]| Measured {
             case: "read".to_owned(),
             backend: backend.to_owned(),

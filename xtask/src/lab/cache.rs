@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_manifest_is_another_folder() {
+    fn cache_key_differs_by_manifest() {
         assert_ne!(key("a_1.deb"), key("a_2.deb"));
         assert_eq!(key("a_1.deb"), key("a_1.deb"));
     }

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_choose_scenarios() {
+    fn scenario_filter_matches_name_prefix_and_parts() {
         let id = "disk-verify:linux:pv";
         for word in ["disk-verify", "disk-*", "disk-verify:linux", ":linux", "::pv", id] {
             assert!(names(word, id), "{word}");

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_in_comes_out() {
+    fn cpio_archive_lists_written_entries() {
         let mut archive = Archive::new(Vec::new());
         archive.file("usr/bin/a", b"12345").unwrap();
         archive.file("usr/bin/b", b"").unwrap();

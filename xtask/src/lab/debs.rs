@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dependencies_are_read() {
+    fn apt_dependencies_are_parsed() {
         let listed = "xl\n  PreDepends: dpkg\n |Depends: libc6\n  Depends: <virtual>\n    libx\n";
         assert_eq!(names(listed), ["dpkg", "libc6"]);
     }

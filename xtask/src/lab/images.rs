@@ -315,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_beside_usr_are_merged_into_it() {
+    fn top_level_directories_are_merged_into_usr() {
         assert_eq!(merged("lib/x/libc.so.6"), "usr/lib/x/libc.so.6");
         assert_eq!(merged("usr/bin/fio"), "usr/bin/fio");
         assert_eq!(merged("etc/mke2fs.conf"), "etc/mke2fs.conf");

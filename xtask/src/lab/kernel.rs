@@ -107,13 +107,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_module_says_what_it_needs() {
+    fn module_dependencies_are_parsed() {
         assert_eq!(depends(b"ELF\0license=GPL\0depends=a,b-c\0name=d\0"), ["a", "b_c"]);
         assert_eq!(depends(b"ELF\0depends=\0name=d\0"), [""; 0]);
     }
 
     #[test]
-    fn the_payload_is_where_the_header_says() {
+    fn bzimage_payload_is_found_by_header() {
         let mut image = vec![0; 0x1000];
         image[0x1f1] = 2;
         image[0x202..0x206].copy_from_slice(b"HdrS");

@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kernel_has_its_scenario() {
+    fn every_kernel_has_scenario() {
         for kernel in KERNELS {
             let scenarios = include_str!("../../lab-agent/src/scenarios/kernels.rs");
             assert!(scenarios.contains(&format!("kernel-{}", kernel.name)), "{}", kernel.name);

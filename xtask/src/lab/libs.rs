@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_read() {
+    fn ldd_output_is_parsed() {
         let line = "\tlibz.so.1 => /r/usr/lib/libz.so.1 (0x00007f0000000000)";
         assert_eq!(library(line).unwrap(), Some(PathBuf::from("/r/usr/lib/libz.so.1")));
         assert_eq!(library("\tlinux-vdso.so.1 (0x00007fff)").unwrap(), None);

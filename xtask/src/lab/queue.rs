@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_stays_with_its_group_and_then_helps_the_other() {
+    fn queue_keeps_machine_in_its_group_and_then_shares_remaining_cases() {
         let queue = queue(&["1:a:pv", "2:a:pv", "3:a:pv", "4:a:pvh", "5:a:hvm", "6:b:pv"]);
         assert_eq!(next(&queue, 0), "1:a:pv");
         assert_eq!(next(&queue, 1), "4:a:pvh");
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_to_nothing_runs_again() {
+    fn requeued_scenario_runs_last_with_retry_count() {
         let queue = queue(&["1:a:pv", "2:a:pv"]);
         let mut order = queue.next(0).expect("there are two");
         order.retries += 1;

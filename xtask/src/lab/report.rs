@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_is_aligned() {
+    fn report_table_is_aligned() {
         let row = |scenario: &str, result: &str, reason: &str| Row {
             scenario: scenario.to_owned(),
             result: result.to_owned(),

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_of_cargo_name_the_examples_and_nothing_else() {
+    fn cargo_messages_yield_only_examples() {
         let messages = r#"warning: something
 {"reason":"compiler-artifact","target":{"kind":["lib"],"name":"a"},"executable":null}
 {"reason":"compiler-artifact","target":{"kind":["example"],"name":"b"},"executable":"/t/b"}
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn example_that_fails_or_does_not_exist_is_a_failed_test() {
+    fn example_that_fails_or_is_missing_is_failed_test() {
         let passed = ends_well("true", &mut Command::new("true"));
         assert_eq!((passed.counts.passed, passed.counts.failed), (1, 0));
         for program in ["false", "/nonexistent/program"] {

@@ -117,7 +117,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn package_that_lacks_something_is_named_with_what_it_lacks() {
+    fn package_with_missing_field_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         for file in LICENCES.into_iter().chain(["README.md"]) {
             std::fs::write(dir.path().join(file), "").unwrap();

@@ -145,7 +145,7 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 ";
 
     #[test]
-    fn a_skipped_test_is_not_a_passed_one() {
+    fn skipped_test_is_not_counted_as_passed() {
         let tally = read(OUTPUT);
         assert_eq!(tally.counts, Counts { passed: 2, failed: 1, skipped: 2 });
         assert_eq!(
@@ -158,7 +158,7 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     }
 
     #[test]
-    fn only_passing_tests_are_left_out() {
+    fn output_filter_removes_only_passing_tests() {
         let kept = without_successes(OUTPUT);
         assert!(kept.contains("test c ... FAILED") && kept.contains("thread 'c' panicked"));
         assert!(kept.contains("Doc-tests") && !kept.contains("test a ... ok"));
@@ -166,7 +166,7 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     }
 
     #[test]
-    fn a_test_that_runs_itself_again_is_one_test() {
+    fn nested_test_run_is_counted_once() {
         let nested = "     Running tests/taps.rs (target/debug/deps/taps-1)
 
 running 1 test
@@ -180,7 +180,7 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     }
 
     #[test]
-    fn an_output_without_results_counts_nothing() {
+    fn output_without_results_counts_no_tests() {
         assert_eq!(read("error: could not compile `pvio-ring`\n").counts, Counts::default());
     }
 }

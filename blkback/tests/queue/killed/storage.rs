@@ -37,13 +37,16 @@ impl Disk {
     /// Checks an operation that a process starts.
     fn begins(&mut self, io: Io) {
         match io {
-            Io::Flush => assert!(self.flushes > 0, "a flush that nobody asked for"),
+            Io::Flush => assert!(self.flushes > 0, "flush that was not requested"),
             Io::Read { sector } | Io::Write { sector } | Io::Discard { sector, .. } => {
                 let area = sector / AREA;
-                assert!(self.open.contains(&area), "{io:?} has a response, or was never asked for");
-                assert!(self.executed.insert(area), "{io:?} twice by one process");
+                assert!(
+                    self.open.contains(&area),
+                    "{io:?} already has a response or was not requested"
+                );
+                assert!(self.executed.insert(area), "{io:?} executed twice by one process");
             }
-            Io::WriteZeroes { .. } => panic!("nobody asks for zeroes"),
+            Io::WriteZeroes { .. } => panic!("write-zeroes was not requested"),
         }
     }
 

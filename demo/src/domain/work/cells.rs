@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_cell_is_like_another_or_its_past() {
+    fn cell_contents_differ_by_seed_cell_and_version() {
         let of = |seed, cell, version| {
             let mut out = vec![0; CELL];
             contents(seed, cell, version, &mut out);
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mismatch_is_explained() {
+    fn cell_mismatch_is_explained() {
         let mut cell = vec![0; CELL];
         contents(1, 7, 2, &mut cell);
         assert!(diagnose(1, 7, 3, &cell).contains("a write was lost"));

@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_comes_from_its_place() {
+    fn cached_reads_across_chunks_return_disk_bytes() {
         let bytes: Vec<u8> = (0..CHUNK * 3 + 512).map(|i| (i / 7) as u8 ^ i as u8).collect();
         let mut cache = Cache::new(Disk::new(MemDisk::new(bytes.clone())), None);
         cache.allow(u64::MAX);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_disk_is_not_kept_whole() {
+    fn cache_of_large_disk_is_bounded() {
         let bytes = vec![9; CHUNK * (MAX_CHUNKS + 20)];
         let mut cache = Cache::new(Disk::new(MemDisk::new(bytes)), None);
         cache.allow(u64::MAX);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_ends_a_request() {
+    fn read_beyond_budget_fails_with_quota_exceeded() {
         let mut cache = Cache::new(Disk::new(MemDisk::new(vec![0; 4096])), None);
         cache.allow(100);
         let mut buf = [0; 60];

@@ -279,7 +279,7 @@ mod tests {
     use fatfs::{Date, Time};
 
     #[test]
-    fn days_are_counted_right() {
+    fn fat_timestamps_convert_to_unix_time() {
         let at = |year, month, day| {
             let time = Time { hour: 1, min: 2, sec: 3, millis: 0 };
             seconds(DateTime { date: Date { year, month, day }, time })

@@ -139,7 +139,7 @@ mod tests {
     use crate::guest::fs::Meta;
 
     #[test]
-    fn no_name_gets_out_of_its_place() {
+    fn listing_escapes_names_in_html_and_links() {
         let name = b"\"><script>alert(1)</script>\x1b[31m&'/..\xff".to_vec();
         let entry = Entry { name, kind: Kind::File, meta: Meta { len: 1, modified: Some(-5) } };
         let page = String::from_utf8(page(b"/a<b/", &[entry], 3)).unwrap();
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn days() {
+    fn listing_formats_dates() {
         assert_eq!(day(1_767_268_800), "01 Jan 2026 12:00");
         assert_eq!(day(u64::MAX), "31 Dec 9999 23:59");
     }

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges() {
+    fn range_header_selects_part_or_whole() {
         assert_eq!(range("bytes=0-0", 10), Selection::Part(0, 1));
         assert_eq!(range("bytes=5-", 10), Selection::Part(5, 10));
         assert_eq!(range("bytes=-3", 10), Selection::Part(7, 10));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions() {
+    fn conditional_headers_are_evaluated_in_order() {
         let with = |f: &dyn Fn(&mut Conditions)| {
             let mut conditions =
                 Conditions { range: Some("bytes=1-2".into()), ..Conditions::default() };
@@ -168,11 +168,11 @@ mod tests {
             c.if_match = Some("\"e\"".into());
             c.if_unmodified_since = Some(before.into());
         };
-        assert_eq!(with(&both), Selection::Part(1, 3), "the tag counts");
+        assert_eq!(with(&both), Selection::Part(1, 3), "If-Match takes precedence");
     }
 
     #[test]
-    fn only_get_has_ranges() {
+    fn range_header_is_ignored_unless_method_is_get() {
         let conditions = Conditions { range: Some("bytes=1-2".into()), ..Conditions::default() };
         assert_eq!(conditions.select(10, "\"e\"", None, false), Selection::Whole);
     }

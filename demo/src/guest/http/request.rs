@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_stay_inside() {
+    fn request_path_is_normalized_and_cannot_escape_root() {
         assert_eq!(path_of("/"), Ok("/".into()));
         assert_eq!(path_of("/a//b/./c/../d"), Ok("/a/b/d".into()));
         assert_eq!(path_of("/a/b/"), Ok("/a/b/".into()));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused() {
+    fn invalid_request_is_rejected_with_status() {
         let status = |text: &str| parse(text.as_bytes()).unwrap_err().status;
         assert_eq!(status("\x16\x03\x01\x02hello\r\n\r\n"), 400);
         assert_eq!(status("GET / HTTP/1.1\r\n\r\n"), 400);
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_comes_in_pieces() {
+    fn request_head_is_parsed_only_when_complete() {
         let text = b"GET /x HTTP/1.0\r\nConnection: Keep-Alive\r\nRange: bytes=0-1\r\n\r\nGET";
         for end in 0..text.len() - 4 {
             assert_eq!(parse(&text[..end]), Ok(None), "{end}");

@@ -110,7 +110,7 @@ impl Hostile {
 
     /// Returns the page that a request names, as mapped by the backend.
     pub fn named(&self, request: CtrlRequest) -> LocalMapping {
-        let gref = match request.ask().expect("a request that there is") {
+        let gref = match request.ask().expect("request of a defined type") {
             CtrlAsk::AddGrefMapping(list) | CtrlAsk::DelGrefMapping(list) => list.page,
             CtrlAsk::SetHashKey { page, .. } | CtrlAsk::SetHashMapping { page, .. } => page,
             other => panic!("{other:?} names no page"),

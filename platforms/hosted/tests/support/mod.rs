@@ -42,7 +42,8 @@ impl Host {
     /// Waits until a domain is destroyed.
     pub fn wait_death(&self, id: DomId) {
         loop {
-            let event = self.hypervisor.events().recv_timeout(LOST).expect("it never died");
+            let event =
+                self.hypervisor.events().recv_timeout(LOST).expect("domain was not removed");
             if event == (HypervisorEvent::Died { domid: id }) {
                 return;
             }
@@ -110,7 +111,7 @@ pub fn flood(page: &impl SharedMemory, bell: &Channel, first: bool, events: u32)
 fn sleep(bell: &Channel, turn: u32) {
     let lost = Timespec::try_from(LOST).unwrap();
     let woken = poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&lost)).unwrap();
-    assert!(woken == 1, "a wake-up was lost after {turn}");
+    assert!(woken == 1, "wakeup was lost after turn {turn}");
 }
 
 /// Returns the number of open descriptors of this process.

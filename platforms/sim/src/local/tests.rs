@@ -29,7 +29,7 @@ fn write(back: &LocalDomain, gref: GrantRef, offset: usize, from: &[u8]) -> Gran
 }
 
 #[test]
-fn send_and_sync() {
+fn local_platform_types_are_send_and_sync() {
     fn is<T: Send + Sync>() {}
     is::<LocalMachine>();
     is::<LocalDomain>();
@@ -39,7 +39,7 @@ fn send_and_sync() {
 }
 
 #[test]
-fn several_pages_map_as_one_and_the_peer_sees_them() {
+fn grants_of_several_pages_map_contiguously() {
     let (_machine, front, back) = machine();
     let pages = front.alloc_pages(3).unwrap();
     let grefs: Vec<_> =
@@ -52,11 +52,11 @@ fn several_pages_map_as_one_and_the_peer_sees_them() {
     assert_eq!(got, [1, 2]);
     let backwards = [grefs[1], grefs[0]];
     assert_eq!(back.map(FRONT, &backwards, Access::ReadWrite).unwrap_err(), GrantStatus::NoSpace);
-    assert_eq!(back.pages_mapped(), 2, "what failed left nothing mapped");
+    assert_eq!(back.pages_mapped(), 2, "failed map leaves no mapping");
 }
 
 #[test]
-fn a_read_only_grant_is_neither_mapped_nor_copied_writable() {
+fn read_only_grant_is_neither_mapped_nor_copied_writable() {
     let (_machine, front, back) = machine();
     let pages = front.alloc_pages(1).unwrap();
     let gref = front.grant(BACK, &pages, 0, Access::ReadOnly).unwrap();
@@ -68,7 +68,7 @@ fn a_read_only_grant_is_neither_mapped_nor_copied_writable() {
 }
 
 #[test]
-fn copies_are_checked_one_by_one() {
+fn grant_copies_are_checked_individually() {
     let (_machine, front, back) = machine();
     let pages = front.alloc_pages(1).unwrap();
     let gref = front.grant(BACK, &pages, 0, Access::ReadWrite).unwrap();
@@ -79,12 +79,12 @@ fn copies_are_checked_one_by_one() {
     assert_eq!(read(&back, gref, 4089, &mut out), GrantStatus::BadCopyArgument);
     assert_eq!(read(&back, gref, usize::MAX, &mut out), GrantStatus::BadCopyArgument);
     assert_eq!(read(&back, GrantRef(gref.0 + 1), 0, &mut out), GrantStatus::BadGrantRef);
-    assert_eq!(front.end_access(gref), Ok(()), "a copy leaves nothing in use");
+    assert_eq!(front.end_access(gref), Ok(()), "copy leaves the grant unused");
     assert_eq!(read(&back, gref, 0, &mut out), GrantStatus::BadGrantRef);
 }
 
 #[test]
-fn a_copy_does_not_unmark_a_mapped_page() {
+fn grant_copy_leaves_mapped_page_in_use() {
     let (_machine, front, back) = machine();
     let pages = front.alloc_pages(1).unwrap();
     let gref = front.grant(BACK, &pages, 0, Access::ReadWrite).unwrap();
@@ -95,12 +95,12 @@ fn a_copy_does_not_unmark_a_mapped_page() {
     assert!(front.end_access(gref).is_err());
     drop(second);
     assert_eq!(front.end_access(gref), Ok(()));
-    assert_eq!(front.end_access(gref), Ok(()), "ending it twice does nothing");
+    assert_eq!(front.end_access(gref), Ok(()), "second end_access succeeds");
     assert_eq!(front.pages_granted(), 0);
 }
 
 #[test]
-fn only_pages_of_its_own_are_granted_and_freed_pages_come_back() {
+fn grant_of_foreign_page_fails_and_freed_pages_are_returned() {
     let (_machine, front, back) = machine();
     let pages = front.alloc_pages(2).unwrap();
     assert_eq!(back.grant(FRONT, &pages, 0, Access::ReadWrite), Err(GrantError::NotOurs));
@@ -112,7 +112,7 @@ fn only_pages_of_its_own_are_granted_and_freed_pages_come_back() {
 }
 
 #[test]
-fn the_grant_table_fills_up() {
+fn grant_beyond_table_size_is_out_of_entries() {
     let (_machine, front, _back) = machine();
     let pages = front.alloc_pages(1).unwrap();
     let mut count = 0;
@@ -126,14 +126,14 @@ fn the_grant_table_fills_up() {
 }
 
 #[test]
-fn events_arrive_once_and_binding_raises_one() {
+fn event_is_taken_once_and_binding_raises_one() {
     let (_machine, front, back) = machine();
     let ours = front.alloc_unbound(BACK).unwrap();
-    assert_eq!(ours.notify(), Ok(()), "nobody there yet");
+    assert_eq!(ours.notify(), Ok(()), "notify of an unbound port succeeds");
     assert_eq!(
         front.bind_interdomain(FRONT, ours.port()).unwrap_err(),
         EventError::BadPort,
-        "not for the maker itself"
+        "domain cannot bind its own unbound port"
     );
     let theirs = back.bind_interdomain(FRONT, ours.port()).unwrap();
     assert_eq!(back.bind_interdomain(FRONT, ours.port()).unwrap_err(), EventError::BadPort);
@@ -152,7 +152,7 @@ fn events_arrive_once_and_binding_raises_one() {
 }
 
 #[test]
-fn a_killed_domain_holds_nothing() {
+fn killed_domain_releases_grants_and_ports() {
     let (machine, front, back) = machine();
     let pages = front.alloc_pages(1).unwrap();
     let gref = front.grant(BACK, &pages, 0, Access::ReadWrite).unwrap();

@@ -150,7 +150,7 @@ impl VbdServer<Platform> for Server {
     ) -> Result<Mortal<HeapMemory>, Fault> {
         self.resumed = resumed;
         if resumed {
-            let records = self.records.as_ref().expect("only who keeps records resumes").borrow();
+            let records = self.records.as_ref().expect("resume without records").borrow();
             self.record = records.get(device).cloned();
             let found = self.record.clone();
             return found.ok_or_else(|| Fault::new("record-missing", device));
@@ -238,7 +238,7 @@ impl Served {
             let engine = queue.engine_mut();
             assert!(
                 engine.is_busy() || engine.is_done(),
-                "an operation was never handed to the engine"
+                "operation was not submitted to the engine"
             );
             if engine.is_busy() {
                 engine.complete_one();
@@ -404,9 +404,9 @@ impl Daemon {
             DaemonDo::Work(i, q) => {
                 let seat = self.seat(i, q);
                 let mut seat = seat.borrow_mut();
-                let served = seat.served.as_mut().expect("on the menu only if served");
+                let served = seat.served.as_mut().expect("action is available only if served");
                 if let Err(fault) = served.work(self.flaw, sim) {
-                    sim.note(format_args!("the queue ends: {}", fault.code()));
+                    sim.note(format_args!("queue fails: {}", fault.code()));
                     served.let_finish();
                     (seat.served, seat.fault) = (None, Some(fault));
                 }
@@ -414,7 +414,7 @@ impl Daemon {
             DaemonDo::Complete(i, q) => {
                 let seat = self.seat(i, q);
                 let mut seat = seat.borrow_mut();
-                let served = seat.served.as_mut().expect("on the menu only if served");
+                let served = seat.served.as_mut().expect("action is available only if served");
                 served.queue.engine_mut().complete_one();
             }
             DaemonDo::Ended(i) | DaemonDo::Spurious(i) => {
@@ -425,7 +425,7 @@ impl Daemon {
     }
 
     fn device(&self, i: usize) -> (&DeviceAddr, &Device) {
-        self.devices.iter().nth(i).expect("on the menu only if there")
+        self.devices.iter().nth(i).expect("action is available only if the device exists")
     }
 
     fn seat(&self, i: usize, q: usize) -> SharedSeat {

@@ -234,7 +234,8 @@ impl Guest {
                 self.check(q, answer);
             }
             GuestDo::Close => {
-                let driver = self.driver.as_mut().expect("on the menu only if there");
+                let driver =
+                    self.driver.as_mut().expect("action is available only if the device exists");
                 driver.close(&mut self.xs).expect("xenstore");
                 self.closing = true;
             }
@@ -249,8 +250,8 @@ impl Guest {
     }
 
     fn queue(&mut self, q: usize) -> (&mut Queue<LocalDomain>, &mut Lane) {
-        let driver = self.driver.as_mut().expect("on the menu only if there");
-        let queue = driver.class_mut().queue_at(q).expect("on the menu only if connected");
+        let driver = self.driver.as_mut().expect("action is available only if the device exists");
+        let queue = driver.class_mut().queue_at(q).expect("action is available only if connected");
         (queue, &mut self.lanes[q])
     }
 
@@ -318,7 +319,7 @@ impl Guest {
     }
 
     fn give_up(&mut self, fault: &BackendFault, sim: &mut Sim) {
-        assert!(!self.trusting, "an honest backend is given up: {fault}");
+        assert!(!self.trusting, "fault of an honest backend: {fault}");
         sim.note(format_args!("  frontend {} gives up: {}", self.id(), fault.code()));
         let driver = self.driver.as_mut().expect("it has just found the fault");
         driver.fail(&mut self.xs, &Fault::of(fault.code(), fault)).expect("xenstore");
@@ -337,8 +338,9 @@ impl Guest {
                 let (flying, answered) = (&mut lane.flying, &mut lane.answered);
                 let count = queue.poll(|slot, op, status| {
                     let request = flying.remove(&slot.index());
-                    let request = request.expect("an answer to nothing, or a second one");
-                    assert_eq!(request.op, op, "the answer is to another operation");
+                    let request =
+                        request.expect("response without a request or duplicate response");
+                    assert_eq!(request.op, op, "response has another operation");
                     answered.push((slot, request, status, session));
                 })?;
                 if count > 0 { WaitState::Polling } else { WaitState::Checking }
@@ -350,11 +352,11 @@ impl Guest {
     }
 
     fn issue(&mut self, q: usize, sim: &mut Sim) {
-        let driver = self.driver.as_mut().expect("on the menu only if there");
+        let driver = self.driver.as_mut().expect("action is available only if the device exists");
         let disk = driver.class_mut();
         let served = disk.served().expect("known once connected");
         let (sectors, unit) = (served.sectors.min(256), u64::from(served.sector_size) / 512);
-        let queue = disk.queue_at(q).expect("on the menu only if connected");
+        let queue = disk.queue_at(q).expect("action is available only if connected");
         let lane = &mut self.lanes[q];
         for _ in 0..1 + sim.below(8) {
             let Some(slot) = queue.reserve() else { break };

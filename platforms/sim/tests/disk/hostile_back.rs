@@ -76,7 +76,9 @@ impl HostileBack {
             }
             Malice::Connect => self.connect(&offer, sim),
             Malice::Answer => self.answer(sim),
-            Malice::Scribble => scribble(self.ring.as_ref().expect("on the menu only then"), sim),
+            Malice::Scribble => {
+                scribble(self.ring.as_ref().expect("action is available only then"), sim)
+            }
             Malice::Key => {
                 let keys = [
                     "state",
@@ -125,7 +127,7 @@ impl HostileBack {
     }
 
     fn answer(&mut self, sim: &mut Sim) {
-        let ring = self.ring.as_ref().expect("on the menu only then");
+        let ring = self.ring.as_ref().expect("action is available only then");
         let word = |at| ring.load_u32(at, Ordering::Acquire).expect("inside the page");
         let (asked, answered) = (word(0), word(8));
         let count = asked.wrapping_sub(answered).min(4);

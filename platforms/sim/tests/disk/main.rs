@@ -44,26 +44,26 @@ fn run(sim: &mut Sim, disks: &[Kind], faults: Faults) -> u64 {
 }
 
 #[test]
-fn undisturbed_disks_lose_nothing() {
-    run_seeds("undisturbed_disks_lose_nothing", 40, |sim| {
+fn disks_without_faults_lose_no_request() {
+    run_seeds("disks_without_faults_lose_no_request", 40, |sim| {
         let faults =
             Faults { policy: sim.pick(&Policy::ALL), queues: queues(sim), ..Faults::default() };
         let checked = run(sim, &[Kind::Honest; 2], faults);
-        assert!(checked > 0, "nothing was asked");
+        assert!(checked > 0, "no request was verified");
     });
 }
 
 #[test]
-fn peers_may_die_at_any_step() {
-    run_seeds("peers_may_die_at_any_step", 100, |sim| {
+fn disks_survive_death_of_peers_at_any_step() {
+    run_seeds("disks_survive_death_of_peers_at_any_step", 100, |sim| {
         let faults = Faults::some(sim);
         run(sim, &[Kind::Honest; 2], faults);
     });
 }
 
 #[test]
-fn sessions_of_several_queues_are_resumed_wherever_the_daemon_dies() {
-    let name = "sessions_of_several_queues_are_resumed_wherever_the_daemon_dies";
+fn multi_queue_sessions_are_resumed_at_any_step_of_daemon_death() {
+    let name = "multi_queue_sessions_are_resumed_at_any_step_of_daemon_death";
     let mut resumed = 0;
     let runs = run_seeds(name, 25, |sim| {
         let faults = resuming(sim, Flaw::None);
@@ -82,19 +82,19 @@ fn resuming(sim: &mut Sim, flaw: Flaw) -> Faults {
 }
 
 #[test]
-fn queues_that_are_resumed_wrongly_are_found() {
+fn wrongly_resumed_queues_are_detected() {
     for flaw in [Flaw::SwapsRecords, Flaw::ResumesOneQueue] {
         let failure = first_failure(|sim| {
             let faults = resuming(sim, flaw);
             run(sim, &[Kind::Honest], faults)
         });
-        let failure = failure.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+        let failure = failure.unwrap_or_else(|| panic!("flaw {flaw:?} was not detected"));
         println!("{flaw:?}: {}", failure.what);
     }
 }
 
 #[test]
-fn a_seed_is_one_run() {
+fn disk_simulation_is_deterministic_by_seed() {
     for seed in 0..5 {
         let run = |sim: &mut Sim| {
             let faults = Faults::some(sim);
@@ -111,31 +111,31 @@ fn first_failure(mut run: impl FnMut(&mut Sim) -> u64) -> Option<Failure> {
 }
 
 #[test]
-fn a_lost_wake_up_is_found() {
+fn lost_wakeup_is_detected_as_deadlock() {
     let flaws = [Flaw::NoFinalCheck, Flaw::NeverNotifies];
     for (flaw, policy) in flaws.into_iter().flat_map(|flaw| Policy::ALL.map(|p| (flaw, p))) {
         let faults = Faults { flaw, policy, ..Faults::default() };
         let failure = first_failure(|sim| run(sim, &[Kind::Honest], faults));
-        let failure = failure.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+        let failure = failure.unwrap_or_else(|| panic!("flaw {flaw:?} was not detected"));
         assert!(failure.what.starts_with("deadlock: "), "{flaw:?}: {}", failure.what);
         assert!(failure.trace.contains("Work"), "{}", failure.trace);
     }
 }
 
 #[test]
-fn lost_data_is_found() {
+fn lost_write_or_flush_is_detected() {
     let flaws = [Flaw::ForgetsWrites, Flaw::ForgetsFlushes];
     for (flaw, policy) in flaws.into_iter().flat_map(|flaw| Policy::ALL.map(|p| (flaw, p))) {
         let faults = Faults { flaw, policy, kill_driver: true, often: 3, ..Faults::default() };
         let failure = first_failure(|sim| run(sim, &[Kind::Honest], faults));
-        let failure = failure.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+        let failure = failure.unwrap_or_else(|| panic!("flaw {flaw:?} was not detected"));
         assert!(failure.what.starts_with("sector "), "{flaw:?}: {}", failure.what);
     }
 }
 
 #[test]
-fn hostile_peers_end_with_a_reason_and_others_go_on() {
-    let name = "hostile_peers_end_with_a_reason_and_others_go_on";
+fn hostile_peers_are_closed_with_reason_and_others_continue() {
+    let name = "hostile_peers_are_closed_with_reason_and_others_continue";
     let mut reasons = BTreeMap::<String, u32>::new();
     let runs = run_seeds(name, 75, |sim| {
         let disks = [Kind::Honest, Kind::HostileGuest, Kind::HostileBack];
@@ -159,7 +159,7 @@ fn hostile_peers_end_with_a_reason_and_others_go_on() {
         for code in
             ["ring-producer-overflow", "unknown-response-id", "front-rings-kept", "handshake"]
         {
-            assert!(reasons.contains_key(code), "no peer was given up for {code}: {reasons:?}");
+            assert!(reasons.contains_key(code), "no peer was closed for {code}: {reasons:?}");
         }
     }
     println!("{reasons:?}");

@@ -144,10 +144,17 @@ impl Model {
                     let sector = first + i as u64;
                     let bytes = &data[i * SECTOR..(i + 1) * SECTOR];
                     let Some(found) = number_in(bytes, sector) else {
-                        panic!("sector {sector} holds what nobody wrote there: {:?}", &bytes[..32]);
+                        panic!(
+                            "sector {sector} holds data that was not written there: {:?}",
+                            &bytes[..32]
+                        );
                     };
                     let allowed = s.now.contains(&found) || cut && before.contains(&found);
-                    assert!(allowed, "sector {sector} gives write {found}, not one of {:?}", s.now);
+                    assert!(
+                        allowed,
+                        "sector {sector} reads write {found}, expected one of {:?}",
+                        s.now
+                    );
                     if !cut {
                         s.now = vec![found];
                     }

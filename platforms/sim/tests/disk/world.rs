@@ -148,7 +148,7 @@ impl DiskWorld {
     pub fn errors(&mut self, i: usize) -> Vec<String> {
         let addr = self.disks[i].addr;
         let ends = [addr.backend_path(), addr.frontend_path()];
-        let mut told = |end: &String| read_error(&mut self.tool, end).expect("dom0 may");
+        let mut told = |end: &String| read_error(&mut self.tool, end).expect("dom0 has permission");
         let code = |text: String| text.split([' ', ':']).nth(1).unwrap_or_default().to_string();
         ends.iter().filter_map(&mut told).map(code).collect()
     }
@@ -167,7 +167,7 @@ impl DiskWorld {
             assert_eq!(guest.holds(), "0 pages allocated, 0 granted, 0 ports open");
             assert!(!guest.has_driver());
         }
-        self.store.borrow().check().expect("xenstore is whole");
+        self.store.borrow().check().expect("xenstore is consistent");
     }
 
     /// Returns the number of checked responses.
@@ -178,7 +178,7 @@ impl DiskWorld {
 
     fn build(&mut self, id: DomId) {
         self.store.borrow_mut().introduce(id);
-        create_domain(&mut self.tool, id, "simulated").expect("dom0 may");
+        create_domain(&mut self.tool, id, "simulated").expect("dom0 has permission");
     }
 
     fn build_guest(&mut self, i: usize) {
@@ -198,7 +198,7 @@ impl DiskWorld {
     fn kill(&mut self, id: DomId) {
         self.machine.kill(id);
         self.store.borrow_mut().release(id);
-        remove_domain(&mut self.tool, id).expect("dom0 may");
+        remove_domain(&mut self.tool, id).expect("dom0 has permission");
     }
 
     fn kill_guest(&mut self, i: usize) {
@@ -268,7 +268,7 @@ impl DiskWorld {
             ToolDo::Remove => request_removal(&mut self.tool, addr),
             ToolDo::Finish => remove_device(&mut self.tool, addr),
         };
-        done.expect("dom0 may");
+        done.expect("dom0 has permission");
         self.disks[i].phase = match action {
             ToolDo::Create => Phase::Up,
             ToolDo::Remove if self.disks[i].phase == Phase::Absent => Phase::Absent,
@@ -284,7 +284,7 @@ impl DiskWorld {
         if kind != Kind::Honest {
             return true;
         }
-        let mut state = |path: &str| read_state(&mut self.tool, path).expect("dom0 may");
+        let mut state = |path: &str| read_state(&mut self.tool, path).expect("dom0 has permission");
         let (back, front) = (state(&addr.backend_path()), state(&addr.frontend_path()));
         match (back, front) {
             (XenbusState::Unknown, _) => true,
@@ -367,7 +367,7 @@ impl World for DiskWorld {
     fn act(&mut self, action: Do, sim: &mut Sim) {
         match action {
             Do::Daemon(action) => {
-                let daemon = self.daemon.as_mut().expect("on the menu only if it runs");
+                let daemon = self.daemon.as_mut().expect("action is available only if it runs");
                 let killer = self.faults.crash.then_some(self.faults.often);
                 if !daemon.act(action, killer, sim) {
                     self.daemon.take().expect("it runs").crash();
@@ -376,7 +376,7 @@ impl World for DiskWorld {
             Do::Guest(id, action) => {
                 let guests = self.disks.iter_mut().filter_map(|d| d.guest.as_mut());
                 let guest = { guests }.find(|g| g.id() == id);
-                guest.expect("on the menu only if alive").act(action, sim);
+                guest.expect("action is available only if alive").act(action, sim);
             }
             Do::HostileGuest(mischief) => {
                 self.hostile_guest.as_mut().expect("alive").act(&mischief, sim);
@@ -387,7 +387,9 @@ impl World for DiskWorld {
             Do::Tool(i, action) => self.tool(i, &action),
             Do::WriteBack(i) => self.disks[i].medium.borrow_mut().write_back_one(),
             Do::Land(i) => self.disks[i].medium.borrow_mut().land_one(),
-            Do::CrashDaemon => self.daemon.take().expect("on the menu only if it runs").crash(),
+            Do::CrashDaemon => {
+                self.daemon.take().expect("action is available only if it runs").crash()
+            }
             Do::StartDaemon => self.start_daemon(sim),
             Do::KillDriver => self.kill_driver(),
             Do::RebuildDriver => self.rebuild_driver(),

@@ -301,7 +301,9 @@ impl Daemon {
     }
 
     fn act(&mut self, action: &DaemonDo, sim: &mut Sim) {
-        let nth = |i: usize| self.devices.iter().nth(i).expect("on the menu only if there");
+        let nth = |i: usize| {
+            self.devices.iter().nth(i).expect("action is available only if the device exists")
+        };
         match *action {
             DaemonDo::Event => match self.xs.poll_event().expect("xenstore") {
                 Some(event) if event.token == ROOT => self.look_for_devices(sim),
@@ -316,7 +318,7 @@ impl Daemon {
             DaemonDo::Work(i, q) => {
                 let seat = Rc::clone(&nth(i).1.seats.borrow()[q]);
                 let mut seat = seat.borrow_mut();
-                let served = seat.as_mut().expect("on the menu only if served");
+                let served = seat.as_mut().expect("action is available only if served");
                 served.work(self.flaw, sim).expect("an honest frontend");
             }
             DaemonDo::Spurious(i) => {

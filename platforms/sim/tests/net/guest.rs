@@ -146,7 +146,8 @@ impl Guest {
             GuestDo::Change => self.change(sim),
             GuestDo::Tell => self.step(sim),
             GuestDo::Close => {
-                let driver = self.driver.as_mut().expect("on the menu only if there");
+                let driver =
+                    self.driver.as_mut().expect("action is available only if the device exists");
                 driver.close(&mut self.xs).expect("xenstore");
                 self.closing = true;
             }
@@ -191,14 +192,18 @@ impl Guest {
     }
 
     fn queues(&mut self) -> &mut [Queue<LocalDomain>] {
-        let driver = self.driver.as_mut().expect("on the menu only if there");
+        let driver = self.driver.as_mut().expect("action is available only if the device exists");
         driver.class_mut().queues()
     }
 
     fn work(&mut self, sim: &mut Sim) {
         let receives = Rc::clone(&self.receives);
         let wait = self.wait;
-        let nic = self.driver.as_mut().expect("on the menu only if there").class_mut();
+        let nic = self
+            .driver
+            .as_mut()
+            .expect("action is available only if the device exists")
+            .class_mut();
         let next = match wait {
             WaitState::Asleep => {
                 nic.channels().for_each(|channel| assert!(channel.take().is_ok()));
@@ -269,14 +274,14 @@ impl Guest {
     pub fn send_by_every_queue(&mut self) {
         for lane in 0..LANES {
             if self.is_connected() && lane < self.queues().len() {
-                assert!(self.send_one(lane, LEAST), "nothing is on its way");
+                assert!(self.send_one(lane, LEAST), "frame was not sent");
                 self.publish();
             }
         }
     }
 
     fn change(&mut self, sim: &mut Sim) {
-        let driver = self.driver.as_mut().expect("on the menu only if there");
+        let driver = self.driver.as_mut().expect("action is available only if the device exists");
         let nic = driver.class_mut();
         let group = [1, 0, 0x5e, 0, 0, sim.below(70) as u8];
         match sim.below(8) {

@@ -37,25 +37,25 @@ fn run(sim: &mut Sim, faults: Faults) -> u64 {
 }
 
 #[test]
-fn undisturbed_frames_all_come() {
-    run_seeds("undisturbed_frames_all_come", 20, |sim| {
+fn nics_without_faults_lose_no_frame() {
+    run_seeds("nics_without_faults_lose_no_frame", 20, |sim| {
         let faults = Faults { queues: 1 + sim.index(LANES), ..Faults::default() };
         assert!(run(sim, faults) > 0, "nothing was sent");
     });
 }
 
 #[test]
-fn nics_survive_the_death_of_peers() {
-    run_seeds("nics_survive_the_death_of_peers", 40, |sim| {
+fn nics_survive_death_of_peers() {
+    run_seeds("nics_survive_death_of_peers", 40, |sim| {
         let faults = Faults::some(sim);
         run(sim, faults);
     });
 }
 
 #[test]
-fn sessions_are_resumed_wherever_the_daemon_dies() {
+fn nic_sessions_are_resumed_at_any_step_of_daemon_death() {
     let mut resumed = [0; 2];
-    let runs = run_seeds("sessions_are_resumed_wherever_the_daemon_dies", 35, |sim| {
+    let runs = run_seeds("nic_sessions_are_resumed_at_any_step_of_daemon_death", 35, |sim| {
         let faults = resuming(1 + sim.index(LANES), Flaw::None);
         run(sim, faults);
         let [all, several] = take_resumed();
@@ -72,17 +72,17 @@ fn resuming(queues: usize, flaw: Flaw) -> Faults {
 }
 
 #[test]
-fn queues_that_are_resumed_wrongly_are_found() {
+fn wrongly_resumed_queues_are_detected() {
     for flaw in [Flaw::SwapsRecords, Flaw::ResumesOneQueue] {
         let failure =
             (0..20).find_map(|seed| attempt(seed, |sim| run(sim, resuming(4, flaw))).err());
-        let failure = failure.unwrap_or_else(|| panic!("{flaw:?} goes unnoticed"));
+        let failure = failure.unwrap_or_else(|| panic!("flaw {flaw:?} was not detected"));
         println!("{flaw:?}: {}", failure.what);
     }
 }
 
 #[test]
-fn a_seed_is_one_run() {
+fn net_simulation_is_deterministic_by_seed() {
     for seed in 0..3 {
         let run = |sim: &mut Sim| {
             let faults = Faults::some(sim);
@@ -94,9 +94,9 @@ fn a_seed_is_one_run() {
 }
 
 #[test]
-fn a_lost_wake_up_is_found() {
+fn lost_wakeup_is_detected_as_deadlock() {
     let faults = Faults { flaw: Flaw::NoFinalCheck, ..Faults::default() };
     let failure = (0..20).find_map(|seed| attempt(seed, |sim| run(sim, faults)).err());
-    let failure = failure.expect("a worker that does not look once more goes unnoticed");
+    let failure = failure.expect("missing final check was not detected");
     assert!(failure.what.starts_with("deadlock: "), "{}", failure.what);
 }

@@ -91,10 +91,7 @@ impl Flow {
         let number = number.expect("a frame shorter than any that was sent");
         assert!(number <= self.next, "frame {number} was never sent");
         let late = number <= self.last;
-        assert!(
-            content(lane, number, frame.len()) == frame,
-            "frame {number} was changed on its way"
-        );
+        assert!(content(lane, number, frame.len()) == frame, "frame {number} was modified");
         if late {
             let left = self.again.get_mut(&number).filter(|left| **left > 0);
             *left.unwrap_or_else(|| panic!("frame {number} comes after frame {}", self.last)) -= 1;

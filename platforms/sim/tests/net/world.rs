@@ -151,12 +151,12 @@ impl NetWorld {
             let guest = nic.guest.as_ref().expect("the guest lives");
             assert_eq!(guest.holds(), "0 pages allocated, 0 granted, 0 ports open");
         }
-        self.store.borrow().check().expect("xenstore is whole");
+        self.store.borrow().check().expect("xenstore is consistent");
     }
 
     fn build(&mut self, id: DomId) {
         self.store.borrow_mut().introduce(id);
-        create_domain(&mut self.tool, id, "simulated").expect("dom0 may");
+        create_domain(&mut self.tool, id, "simulated").expect("dom0 has permission");
     }
 
     fn build_guest(&mut self, i: usize) {
@@ -171,7 +171,7 @@ impl NetWorld {
     fn kill(&mut self, id: DomId) {
         self.machine.kill(id);
         self.store.borrow_mut().release(id);
-        remove_domain(&mut self.tool, id).expect("dom0 may");
+        remove_domain(&mut self.tool, id).expect("dom0 has permission");
     }
 
     /// Permits the loss of frames in flight, since a participant that carried them has ended.
@@ -181,7 +181,7 @@ impl NetWorld {
 
     /// Ends the daemon's process. Frames that it had sent and not recorded as sent are sent again.
     fn crash(&mut self) {
-        self.daemon.take().expect("on the menu only if it runs").crash();
+        self.daemon.take().expect("action is available only if it runs").crash();
         self.ledgers.iter().for_each(|l| l.borrow_mut().may_repeat());
         self.forgive();
     }
@@ -192,14 +192,14 @@ impl NetWorld {
     }
 
     fn remove(&mut self, i: usize) {
-        request_removal(&mut self.tool, self.nics[i].addr).expect("dom0 may");
+        request_removal(&mut self.tool, self.nics[i].addr).expect("dom0 has permission");
         if self.nics[i].phase == Phase::Up {
             self.nics[i].phase = Phase::Removing;
         }
     }
 
     fn is_over(&mut self, addr: DeviceAddr) -> bool {
-        let mut state = |path: &str| read_state(&mut self.tool, path).expect("dom0 may");
+        let mut state = |path: &str| read_state(&mut self.tool, path).expect("dom0 has permission");
         let (back, front) = (state(&addr.backend_path()), state(&addr.frontend_path()));
         back == XenbusState::Unknown
             || back == XenbusState::Closed
@@ -265,7 +265,7 @@ impl World for NetWorld {
                 let dies =
                     self.faults.crash && sim.one_in(400 / u64::from(self.faults.often.max(1)));
                 let after = dies.then(|| sim.below(80) as usize);
-                let daemon = self.daemon.as_mut().expect("on the menu only if it runs");
+                let daemon = self.daemon.as_mut().expect("action is available only if it runs");
                 if !daemon.act_or_die(&action, after, sim) {
                     sim.note(format_args!("  the daemon dies in the middle of that"));
                     self.crash();
@@ -273,7 +273,8 @@ impl World for NetWorld {
             }
             Do::Guest(id, action) => {
                 let mut guests = self.nics.iter_mut().filter_map(|n| n.guest.as_mut());
-                let guest = guests.find(|g| g.id() == id).expect("on the menu only if alive");
+                let guest =
+                    guests.find(|g| g.id() == id).expect("action is available only if alive");
                 guest.act(action, sim);
             }
             Do::CrashDaemon => {
@@ -301,7 +302,7 @@ impl World for NetWorld {
                 for i in 0..self.nics.len() {
                     let (addr, words) = self.words(i);
                     if self.nics[i].phase == Phase::Up {
-                        create_backend(&mut self.tool, addr, &words).expect("dom0 may");
+                        create_backend(&mut self.tool, addr, &words).expect("dom0 has permission");
                     }
                 }
             }
@@ -313,12 +314,12 @@ impl World for NetWorld {
             Do::RebuildGuest(i) => self.build_guest(i),
             Do::Create(i) => {
                 let (addr, words) = self.words(i);
-                create_device(&mut self.tool, addr, &words).expect("dom0 may");
+                create_device(&mut self.tool, addr, &words).expect("dom0 has permission");
                 self.nics[i].phase = Phase::Up;
             }
             Do::Remove(i) => self.remove(i),
             Do::Finish(i) => {
-                remove_device(&mut self.tool, self.nics[i].addr).expect("dom0 may");
+                remove_device(&mut self.tool, self.nics[i].addr).expect("dom0 has permission");
                 self.nics[i].phase = Phase::Absent;
             }
         }
@@ -335,8 +336,7 @@ impl World for NetWorld {
             }
         };
         let flying = self.ledgers.each_ref().map(|l| l.borrow().flying());
-        let frames =
-            (flying != [[0; LANES]; 2]).then(|| format!("frames are on their way: {flying:?}"));
+        let frames = (flying != [[0; LANES]; 2]).then(|| format!("frames in transit: {flying:?}"));
         self.nics.iter().find_map(late).or(frames.filter(|_| self.is_connected()))
     }
 }

@@ -75,7 +75,7 @@ fn expected() -> Vec<(&'static str, u64)> {
 }
 
 #[test]
-fn numbers_and_layouts_are_those_of_the_headers() {
+fn ioctl_numbers_and_layouts_match_xen_headers() {
     if !std::path::Path::new("/usr/include/xen/gntdev.h").exists() {
         println!("SKIPPED: no Xen headers here; apt-get install libxen-dev");
         return;

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_replaced_and_the_others_stay() {
+    fn page_replacement_leaves_other_pages_unchanged() {
         let (memory, fd) = (held(3), file(7));
         for page in 0..3 {
             memory.write_bytes(page * PAGE_SIZE, &[1]).unwrap();
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_replacement_leaves_the_page_usable() {
+    fn failed_page_replacement_leaves_page_usable() {
         let (memory, fd) = (held(1), file(7));
         // A file cannot be mapped at an offset that is not a multiple of the page size.
         let odd = Source::Device(&fd, 1);
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reservation_is_filled_in_pieces_and_only_then_handed_out() {
+    fn reserved_area_is_handed_out_only_when_completely_filled() {
         let (a, b) = (file(1), file(2));
         let mut reserved = Area::reserve(2 * PAGE_SIZE, true).unwrap();
         reserved.fill(PAGE_SIZE, Source::Device(&a, 0)).unwrap();
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_stay_inside_and_keep_the_run() {
+    fn part_of_memory_stays_inside_and_keeps_mapping_alive() {
         let memory = held(2);
         assert!(Held::part(memory.run(), PAGE_SIZE, PAGE_SIZE + 1).is_none());
         assert!(Held::part(memory.run(), usize::MAX - 7, 8).is_none());

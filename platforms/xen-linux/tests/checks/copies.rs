@@ -5,10 +5,10 @@ use pvio_grant_table::{Access, CopyBuf, CopyOp, DomId, GrantCopier, GrantRef, Gr
 
 pub fn checks() -> Checks<'static> {
     vec![
-        ("copy: from and to, at odd places", Box::new(both_ways)),
-        ("copy: a batch with bad items, each with its own status", Box::new(mixed)),
-        ("copy: more than one ioctl takes", Box::new(many)),
-        ("copy: nothing at all", Box::new(nothing)),
+        ("copy: both directions at unaligned offsets", Box::new(both_ways)),
+        ("copy: batch with invalid items reports a status for each", Box::new(mixed)),
+        ("copy: batch larger than one ioctl accepts", Box::new(many)),
+        ("copy: empty batch and zero bytes", Box::new(nothing)),
     ]
 }
 
@@ -33,16 +33,16 @@ fn both_ways(world: &mut World<'_>) -> Outcome {
     world.me.copy(&mut ops);
     same("status", ops[0].status, GrantStatus::Okay)?;
     same("the peer's page", world.peer.read(gref, 0, 1000)?, pattern[..1000].to_vec())?;
-    same("its end", world.peer.read(gref, 3596, 500)?, pattern[3596..].to_vec())?;
+    same("end of the peer's page", world.peer.read(gref, 3596, 500)?, pattern[3596..].to_vec())?;
     let mut back = vec![0xee; 5000];
     let mut ops = [from(peer, gref, 1, &mut back[1..4096])];
     world.me.copy(&mut ops);
     same("status", ops[0].status, GrantStatus::Okay)?;
-    ensure!(back[1..4096] == pattern[1..], "came back changed");
-    same("what lies around", (back[0], back[4096]), (0xee, 0xee))?;
+    ensure!(back[1..4096] == pattern[1..], "copied back data differs");
+    same("bytes around the buffer", (back[0], back[4096]), (0xee, 0xee))?;
     let mut ops = [to(peer, gref, 4095, &[1])];
     world.me.copy(&mut ops);
-    same("the last byte", world.peer.read(gref, 4094, 2)?, vec![pattern[4094], 1])
+    same("last byte of the page", world.peer.read(gref, 4094, 2)?, vec![pattern[4094], 1])
 }
 
 fn mixed(world: &mut World<'_>) -> Outcome {
@@ -80,10 +80,10 @@ fn mixed(world: &mut World<'_>) -> Outcome {
         Okay,
     ];
     same("statuses", statuses, wanted)?;
-    same("the good ones", (&a, &b, &g), (b"good", b"fixed", b"good"))?;
-    same("the bad ones", (c, d, e, f), ([0; 4], [0; 8], [0; 1], [0; 9]))?;
-    same("the read-only page", world.peer.read(fixed, 10, 5)?, b"fixed".to_vec())?;
-    same("the written page", world.peer.read(good, 20, 3)?, b"too".to_vec())
+    same("buffers of valid items", (&a, &b, &g), (b"good", b"fixed", b"good"))?;
+    same("buffers of invalid items", (c, d, e, f), ([0; 4], [0; 8], [0; 1], [0; 9]))?;
+    same("contents of the read-only page", world.peer.read(fixed, 10, 5)?, b"fixed".to_vec())?;
+    same("contents of the written page", world.peer.read(good, 20, 3)?, b"too".to_vec())
 }
 
 fn many(world: &mut World<'_>) -> Outcome {

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 pub fn checks() -> Checks<'static> {
     vec![
-        ("event: one is pending at bind", Box::new(pending)),
-        ("event: both ways", Box::new(both_ways)),
-        ("event: many before a look are one or two", Box::new(merged)),
-        ("event: an io_uring wakes for it", Box::new(uring)),
-        ("event: a storm interrupts once for each look", Box::new(storm)),
-        ("event: a port is bound once, by whom it is for", Box::new(bound_twice)),
-        ("event: a closed end swallows events", Box::new(closed)),
-        ("event: an end can be bound anew", Box::new(anew)),
+        ("event: one event is pending after bind", Box::new(pending)),
+        ("event: notifications in both directions", Box::new(both_ways)),
+        ("event: many notifications before a take are merged into one or two", Box::new(merged)),
+        ("event: io_uring poll completes on an event", Box::new(uring)),
+        ("event: notification storm causes one interrupt per take", Box::new(storm)),
+        ("event: port is bound only once and only by its peer", Box::new(bound_twice)),
+        ("event: notification of a closed peer is ignored", Box::new(closed)),
+        ("event: port can be bound again", Box::new(anew)),
     ]
 }
 
@@ -32,7 +32,7 @@ fn readable(channel: &Channel, ms: u32) -> Result<bool, String> {
 fn pair(world: &mut World<'_>) -> Result<(Channel, Port), String> {
     let theirs = world.peer.alloc(world.me.id())?;
     let ours = world.me.bind_interdomain(world.peer.id(), theirs).map_err(say)?;
-    ensure!(ours.wait(Some(LOST)).map_err(say)?, "nothing pending at bind");
+    ensure!(ours.wait(Some(LOST)).map_err(say)?, "no event pending after bind");
     while world.peer.wait(theirs, 50)? {}
     Ok((ours, theirs))
 }
@@ -41,10 +41,10 @@ fn pending(world: &mut World<'_>) -> Outcome {
     for _ in 0..20 {
         let theirs = world.peer.alloc(world.me.id())?;
         let ours = world.me.bind_interdomain(world.peer.id(), theirs).map_err(say)?;
-        ensure!(readable(&ours, 0)?, "not at once");
-        ensure!(ours.take().map_err(say)?, "readable, and nothing to take");
-        ensure!(!ours.take().map_err(say)?, "two");
-        ensure!(!readable(&ours, 0)?, "readable after it was taken");
+        ensure!(readable(&ours, 0)?, "no event pending directly after bind");
+        ensure!(ours.take().map_err(say)?, "readable, but no event to take");
+        ensure!(!ours.take().map_err(say)?, "second event after bind");
+        ensure!(!readable(&ours, 0)?, "readable after the event was taken");
     }
     Ok(())
 }
@@ -53,11 +53,14 @@ fn both_ways(world: &mut World<'_>) -> Outcome {
     let (ours, theirs) = pair(world)?;
     for _ in 0..50 {
         ours.notify().map_err(say)?;
-        ensure!(world.peer.wait(theirs, LOST.as_millis() as u32)?, "the peer got nothing");
+        ensure!(world.peer.wait(theirs, LOST.as_millis() as u32)?, "the peer received no event");
         world.peer.notify(theirs, 1)?;
-        ensure!(ours.wait(Some(LOST)).map_err(say)?, "nothing came back");
+        ensure!(ours.wait(Some(LOST)).map_err(say)?, "no event from the peer");
     }
-    ensure!(!ours.wait(Some(Duration::from_millis(20))).map_err(say)?, "one too many");
+    ensure!(
+        !ours.wait(Some(Duration::from_millis(20))).map_err(say)?,
+        "unexpected additional event"
+    );
     Ok(())
 }
 
@@ -68,7 +71,7 @@ fn merged(world: &mut World<'_>) -> Outcome {
     while ours.wait(Some(Duration::from_millis(50))).map_err(say)? {
         taken += 1;
     }
-    ensure!((1..=2).contains(&taken), "{taken} were taken");
+    ensure!((1..=2).contains(&taken), "{taken} events were taken");
     Ok(())
 }
 
@@ -77,15 +80,15 @@ fn uring(world: &mut World<'_>) -> Outcome {
     let mut uring = Uring::<HeapMemory>::new(4).map_err(say)?;
     let file = uring.add_file(ours.as_fd().try_clone_to_owned().map_err(say)?);
     for round in 0..10 {
-        uring.poll_readable(file, 7).map_err(|_| "no room")?;
+        uring.poll_readable(file, 7).map_err(|_| "no free slot")?;
         uring.wait(Some(Duration::from_millis(30))).map_err(say)?;
-        same(&format!("round {round}, before"), uring.reap(|_| {}), 0)?;
+        same(&format!("round {round}: completions before the event"), uring.reap(|_| {}), 0)?;
         world.peer.notify(theirs, 1)?;
         uring.wait(Some(LOST)).map_err(say)?;
         let mut seen = Vec::new();
         uring.reap(|done| seen.push((done.token, done.result.is_ok())));
-        same(&format!("round {round}, after"), seen, vec![(7, true)])?;
-        ensure!(ours.take().map_err(say)?, "round {round}: nothing to take");
+        same(&format!("round {round}: completions after the event"), seen, vec![(7, true)])?;
+        ensure!(ours.take().map_err(say)?, "round {round}: no event to take");
     }
     Ok(())
 }
@@ -108,14 +111,14 @@ fn storm(world: &mut World<'_>) -> Outcome {
     let before = interrupts()?;
     world.peer.notify(theirs, 20_000)?;
     let during = interrupts()? - before;
-    ensure!((1..=3).contains(&during), "{during} interrupts before the first look");
+    ensure!((1..=3).contains(&during), "{during} interrupts before the first take");
     let mut taken = 0;
     while ours.wait(Some(Duration::from_millis(50))).map_err(say)? {
         taken += 1;
     }
-    ensure!((1..=2).contains(&taken), "{taken} were taken");
+    ensure!((1..=2).contains(&taken), "{taken} events were taken");
     world.peer.notify(theirs, 1)?;
-    ensure!(ours.wait(Some(LOST)).map_err(say)?, "nothing comes after a storm");
+    ensure!(ours.wait(Some(LOST)).map_err(say)?, "no event after the storm");
     Ok(())
 }
 
@@ -124,15 +127,19 @@ fn bound_twice(world: &mut World<'_>) -> Outcome {
     let (from, strangers) = (world.peer.id(), world.peer.alloc(DomId(3000))?);
     let bind = |domain, port| world.me.bind_interdomain(domain, port).map(|c| c.port());
     let ours = world.me.bind_interdomain(from, theirs).map_err(say)?;
-    same("again", bind(from, theirs), Err(EventError::BadPort))?;
-    same("another's", bind(from, strangers), Err(EventError::BadPort))?;
+    same("second bind", bind(from, theirs), Err(EventError::BadPort))?;
+    same("bind of another domain's port", bind(from, strangers), Err(EventError::BadPort))?;
     for port in [0, 4095, 131_071, u32::MAX] {
         same(&format!("port {port}"), bind(from, Port(port)), Err(EventError::BadPort))?;
     }
-    same("no such domain", bind(DomId(3000), theirs), Err(EventError::NoDomain))?;
-    same("no real domain", bind(DomId::SELF, theirs), Err(EventError::NoDomain))?;
+    same(
+        "bind to a domain that does not exist",
+        bind(DomId(3000), theirs),
+        Err(EventError::NoDomain),
+    )?;
+    same("bind to a reserved domain number", bind(DomId::SELF, theirs), Err(EventError::NoDomain))?;
     world.peer.notify(theirs, 1)?;
-    ensure!(ours.wait(Some(LOST)).map_err(say)?, "the first binding is disturbed");
+    ensure!(ours.wait(Some(LOST)).map_err(say)?, "the first binding received no event");
     Ok(())
 }
 
@@ -142,7 +149,7 @@ fn closed(world: &mut World<'_>) -> Outcome {
     let (ours, theirs) = pair(world)?;
     world.peer.close(theirs)?;
     ours.notify().map_err(say)?;
-    ensure!(!lone.take().map_err(say)?, "an event on an end nobody bound");
+    ensure!(!lone.take().map_err(say)?, "event on an unbound port");
     Ok(())
 }
 
@@ -150,9 +157,12 @@ fn anew(world: &mut World<'_>) -> Outcome {
     let theirs = world.peer.alloc(world.me.id())?;
     for round in 0..3 {
         let ours = world.me.bind_interdomain(world.peer.id(), theirs).map_err(say)?;
-        ensure!(ours.wait(Some(LOST)).map_err(say)?, "round {round}: nothing pending");
+        ensure!(ours.wait(Some(LOST)).map_err(say)?, "round {round}: no event pending after bind");
         ours.notify().map_err(say)?;
-        ensure!(world.peer.wait(theirs, LOST.as_millis() as u32)?, "round {round}: lost");
+        ensure!(
+            world.peer.wait(theirs, LOST.as_millis() as u32)?,
+            "round {round}: the peer received no event"
+        );
         while world.peer.wait(theirs, 20)? {}
     }
     Ok(())

@@ -8,25 +8,28 @@ use std::time::{Duration, Instant};
 
 pub fn checks() -> Checks<'static> {
     vec![
-        ("map: pages lie one behind the other, both ways", Box::new(ring)),
-        ("map: more pages than one ioctl takes", Box::new(large)),
-        ("map: all or none, with the first bad page's status", Box::new(all_or_none)),
-        ("map: no such domain", Box::new(no_domain)),
-        ("map: read-only is read-only", Box::new(read_only)),
-        ("map: writing to a read-only grant is refused", Box::new(read_only_grant)),
-        ("map: none and too many", Box::new(bounds)),
-        ("map_each: a good batch is one mapping", Box::new(each_good)),
-        ("map_each: good and bad mixed, each with its own status", Box::new(each_mixed)),
-        ("map_each: more pages than one ioctl takes", Box::new(each_large)),
-        ("map: what was dropped is unmapped for the hypervisor too", Box::new(unmapped)),
-        ("map: an ended grant stays readable and is another page", Box::new(ended)),
-        ("map: clones share nothing but the domain", Box::new(clones)),
+        ("map: pages are contiguous, readable and writable", Box::new(ring)),
+        ("map: more pages than one ioctl accepts", Box::new(large)),
+        ("map: bad reference maps nothing and returns its status", Box::new(all_or_none)),
+        ("map: domain that does not exist is rejected", Box::new(no_domain)),
+        ("map: read-only mapping cannot be written", Box::new(read_only)),
+        ("map: writable mapping of a read-only grant is rejected", Box::new(read_only_grant)),
+        ("map: no page and too many pages are rejected", Box::new(bounds)),
+        ("map_each: valid batch uses one address range", Box::new(each_good)),
+        ("map_each: batch with invalid references reports a status for each", Box::new(each_mixed)),
+        ("map_each: more pages than one ioctl accepts", Box::new(each_large)),
+        ("map: dropped mapping is unmapped in the hypervisor", Box::new(unmapped)),
+        (
+            "map: mapping of an ended grant stays readable and separate from the owner's page",
+            Box::new(ended),
+        ),
+        ("map: mappings of cloned handles are independent", Box::new(clones)),
     ]
 }
 
 /// Returns the check for a domain that cannot map its own grants.
 pub fn refused_here() -> Checks<'static> {
-    vec![("map: a domain's own grants are refused", Box::new(own_refused))]
+    vec![("map: own grants of the domain are rejected", Box::new(own_refused))]
 }
 
 type Each = Vec<Result<Mapping, GrantStatus>>;
@@ -34,7 +37,7 @@ type Each = Vec<Result<Mapping, GrantStatus>>;
 fn map_each(me: &XenDomain, from: DomId, grefs: &[GrantRef], access: Access) -> Each {
     let mut all = Vec::new();
     me.map_each(from, grefs, access, &mut |i, mapped| {
-        assert_eq!(i, all.len(), "each index once, in order");
+        assert_eq!(i, all.len(), "indices not reported once and in order");
         all.push(mapped);
     });
     all
@@ -112,13 +115,13 @@ fn no_domain(world: &mut World<'_>) -> Outcome {
 fn read_only(world: &mut World<'_>) -> Outcome {
     let grefs = numbered(world, 2, Access::ReadWrite)?;
     let mapping = world.me.map(world.peer.id(), &grefs, Access::ReadOnly).map_err(say)?;
-    ensure!(!mapping.writable(), "says that it is writable");
+    ensure!(!mapping.writable(), "mapping reports that it is writable");
     same("a byte", byte(&mapping, PAGE_SIZE), Some(1))?;
-    ensure!(mapping.write_bytes(0, &[1]).is_none(), "was written");
+    ensure!(mapping.write_bytes(0, &[1]).is_none(), "write to a read-only mapping succeeded");
     let maps = std::fs::read_to_string("/proc/self/maps").map_err(say)?;
     let at = format!("{:x}-", mapping.base().as_ptr() as usize);
     let line = maps.lines().find(|line| line.starts_with(&at)).ok_or("not in /proc/self/maps")?;
-    ensure!(line.contains(" r--s "), "the kernel would let it be written: {line}");
+    ensure!(line.contains(" r--s "), "address range is not read-only: {line}");
     Ok(())
 }
 
@@ -140,7 +143,10 @@ fn bounds(world: &mut World<'_>) -> Outcome {
         let mapped = world.me.map(from, grefs, Access::ReadOnly);
         same("status", mapped.err(), Some(GrantStatus::NoSpace))?;
     }
-    ensure!(map_each(&world.me, from, &[], Access::ReadOnly).is_empty(), "something of nothing");
+    ensure!(
+        map_each(&world.me, from, &[], Access::ReadOnly).is_empty(),
+        "mappings for an empty list"
+    );
     Ok(())
 }
 
@@ -155,7 +161,10 @@ fn each_good(world: &mut World<'_>) -> Outcome {
         same("length", page.len(), PAGE_SIZE)?;
         same("a byte", byte(page, 0), Some(i as u8))?;
         page.write_bytes(9, &[i as u8 ^ 0xff]).ok_or("not writable")?;
-        ensure!(page.write_bytes(PAGE_SIZE, &[1]).is_none(), "reaches the next page");
+        ensure!(
+            page.write_bytes(PAGE_SIZE, &[1]).is_none(),
+            "write beyond the end of the page succeeded"
+        );
     }
     for (i, gref) in grefs.iter().enumerate() {
         same("what the peer sees", world.peer.read(*gref, 9, 1)?, vec![i as u8 ^ 0xff])?;
@@ -163,7 +172,7 @@ fn each_good(world: &mut World<'_>) -> Outcome {
     // The last mapping keeps all pages mapped.
     let last = mapped.remove(7).map_err(say)?;
     drop(mapped);
-    same("a byte of the last", byte(&last, 0), Some(7))?;
+    same("byte of the last mapping", byte(&last, 0), Some(7))?;
     drop(last);
     same("address ranges after", ranges_of("gntdev"), before)
 }
@@ -177,11 +186,11 @@ fn each_mixed(world: &mut World<'_>) -> Outcome {
     let mapped = map_each(&world.me, world.peer.id(), &asked, Access::ReadWrite);
     let statuses: Vec<_> = mapped.iter().map(|page| page.as_ref().err().copied()).collect();
     let out_of_table = Some(GrantStatus::BadGrantRef);
-    same("the good ones", [statuses[0], statuses[2], statuses[5]], [None; 3])?;
-    same("out of the table", [statuses[1], statuses[6]], [out_of_table; 2])?;
+    same("statuses of valid references", [statuses[0], statuses[2], statuses[5]], [None; 3])?;
+    same("status of references beyond the table", [statuses[1], statuses[6]], [out_of_table; 2])?;
     same("read-only", statuses[3], Some(GrantStatus::PermissionDenied))?;
     // Xen returns no more specific status for an entry of another domain.
-    same("another domain's", statuses[4], Some(GrantStatus::GeneralError))?;
+    same("status of another domain's grant", statuses[4], Some(GrantStatus::GeneralError))?;
     for (i, at) in [0, 2, 5].into_iter().enumerate() {
         let page = mapped[at].as_ref().map_err(say)?;
         same("a byte", byte(page, 0), Some(i as u8))?;
@@ -217,7 +226,7 @@ fn unmapped(world: &mut World<'_>) -> Outcome {
         world.peer.end(&grefs)?;
         for gref in &grefs {
             let again = world.me.map(from, &[*gref], Access::ReadOnly);
-            ensure!(again.is_err(), "round {round}: {gref} can be mapped again");
+            ensure!(again.is_err(), "round {round}: {gref} can be mapped after its grant ended");
         }
         world.peer.forget()?;
     }
@@ -230,19 +239,19 @@ fn ended(world: &mut World<'_>) -> Outcome {
     world.peer.write(grefs[0], 0, b"old")?;
     let mapping = world.me.map(from, &grefs, Access::ReadWrite).map_err(say)?;
     world.peer.end(&grefs)?;
-    same("the owner's contents", world.peer.read(grefs[0], 0, 3)?, b"old".to_vec())?;
+    same("contents of the owner's page", world.peer.read(grefs[0], 0, 3)?, b"old".to_vec())?;
     world.peer.write(grefs[0], 0, b"new")?;
-    same("what is mapped", byte(&mapping, 0), Some(b'o'))?;
+    same("contents of the mapping", byte(&mapping, 0), Some(b'o'))?;
     mapping.write_bytes(0, b"!").ok_or("not writable")?;
-    same("the owner's contents", world.peer.read(grefs[0], 0, 3)?, b"new".to_vec())?;
+    same("contents of the owner's page", world.peer.read(grefs[0], 0, 3)?, b"new".to_vec())?;
     // The entry stays unchanged for that time; the kernel tries to end it later.
     let again = world.me.map(from, &grefs, Access::ReadOnly).map_err(say)?;
-    same("mapped again", byte(&again, 0), Some(b'!'))?;
+    same("contents of a second mapping", byte(&again, 0), Some(b'!'))?;
     drop((mapping, again));
     let until = Instant::now() + LOST;
     while let Ok(page) = world.me.map(from, &grefs, Access::ReadOnly) {
         drop(page);
-        ensure!(Instant::now() < until, "the old page can be mapped for ever");
+        ensure!(Instant::now() < until, "the old page can still be mapped after the timeout");
         std::thread::sleep(Duration::from_millis(300));
     }
     Ok(())
@@ -255,9 +264,9 @@ fn clones(world: &mut World<'_>) -> Outcome {
     let a = clone.map(from, &grefs[..1], Access::ReadWrite).map_err(say)?;
     let b = world.me.map(from, &grefs[..1], Access::ReadWrite).map_err(say)?;
     a.write_bytes(3, &[7]).ok_or("not writable")?;
-    same("seen through the other", byte(&b, 3), Some(7))?;
+    same("byte written through the other mapping", byte(&b, 3), Some(7))?;
     drop(clone);
-    same("after the clone went", byte(&a, 3), Some(7))
+    same("byte after the clone was dropped", byte(&a, 3), Some(7))
 }
 
 fn own_refused(world: &mut World<'_>) -> Outcome {
@@ -269,5 +278,5 @@ fn own_refused(world: &mut World<'_>) -> Outcome {
             same("status of each", mapped.err(), Some(GrantStatus::BadDomain))?;
         }
     }
-    same("the page", world.peer.read(grefs[1], 0, 2)?, vec![1, 0])
+    same("contents of the page", world.peer.read(grefs[1], 0, 2)?, vec![1, 0])
 }

@@ -10,10 +10,10 @@ use std::process::{Command, Stdio};
 
 pub fn checks() -> Checks<'static> {
     vec![
-        ("unmap-notify: a byte is cleared and an event sent", Box::new(dropped)),
-        ("unmap-notify: can be taken back", Box::new(taken_back)),
-        ("unmap-notify: what cannot be is refused", Box::new(refused)),
-        ("unmap-notify: when the process is killed", Box::new(killed)),
+        ("unmap-notify: drop clears a byte and sends an event", Box::new(dropped)),
+        ("unmap-notify: notification can be cancelled", Box::new(taken_back)),
+        ("unmap-notify: invalid notification is rejected", Box::new(refused)),
+        ("unmap-notify: killed process notifies its peer", Box::new(killed)),
     ]
 }
 
@@ -28,7 +28,7 @@ fn dropped(world: &mut World<'_>) -> Outcome {
     let what = UnmapNotify { clear_byte: Some(5), send_event: Some(&bell) };
     mapping.notify_unmap(what).map_err(say)?;
     same("before", world.peer.read(gref, 4, 3)?, vec![1; 3])?;
-    ensure!(!world.peer.wait(theirs, 100)?, "an event before it is unmapped");
+    ensure!(!world.peer.wait(theirs, 100)?, "event before the unmap");
     drop(mapping);
     ensure!(world.peer.wait(theirs, LOST.as_millis() as u32)?, "no event");
     same("after", world.peer.read(gref, 4, 3)?, vec![1, 0, 1])
@@ -57,7 +57,7 @@ fn refused(world: &mut World<'_>) -> Outcome {
     let mut batch = Vec::new();
     world.me.map_each(from, &grefs, Access::ReadWrite, &mut |_, page| batch.push(page));
     let page = batch.pop().ok_or("no page")?.map_err(say)?;
-    same("of a batch", page.notify_unmap(clear(0)), Err(NotifyError::Batch))
+    same("notification for a page of a batch", page.notify_unmap(clear(0)), Err(NotifyError::Batch))
 }
 
 fn killed(world: &mut World<'_>) -> Outcome {

@@ -6,11 +6,11 @@ use pvio_ring::shm::{PAGE_SIZE, Region, SharedMemory};
 
 pub fn checks() -> Checks<'static> {
     vec![
-        ("grant: contents stay through grant and end", Box::new(contents)),
-        ("grant: a page is granted once at a time", Box::new(once)),
-        ("grant: the kernel's limit, and back", Box::new(limit)),
-        ("grant: none, and outside", Box::new(bounds)),
-        ("grant: pages outlive their owner while granted", Box::new(outlive)),
+        ("grant: contents persist when access is granted and ended", Box::new(contents)),
+        ("grant: page in use cannot be granted again", Box::new(once)),
+        ("grant: kernel limit is reported and recovers", Box::new(limit)),
+        ("grant: no pages and pages outside the memory are rejected", Box::new(bounds)),
+        ("grant: granted pages outlive their owner", Box::new(outlive)),
     ]
 }
 
@@ -27,11 +27,11 @@ fn contents(world: &mut World<'_>) -> Outcome {
     let gref = me.grant(world.peer.id(), &pages, 1, Access::ReadWrite).map_err(say)?;
     same("address ranges", ranges_of("gntalloc") - before, 1)?;
     pages.read_bytes(0, &mut all).ok_or("out of range")?;
-    ensure!(all == pattern, "changed by the grant");
+    ensure!(all == pattern, "contents changed by the grant");
     me.end_access(gref).map_err(say)?;
     same("address ranges after", ranges_of("gntalloc"), before)?;
     pages.read_bytes(0, &mut all).ok_or("out of range")?;
-    ensure!(all == pattern, "changed by the end");
+    ensure!(all == pattern, "contents changed by the end of access");
     same("address", pages.base(), base)?;
     me.end_access(gref).map_err(say)
 }

@@ -14,15 +14,15 @@ const BASE: &str = "data/pvio-selftest";
 
 pub fn checks() -> Checks<'static> {
     vec![
-        ("xenstore: reading and writing", Box::new(nodes)),
-        ("xenstore: long values and long lists", Box::new(long)),
-        ("xenstore: watches", Box::new(watches)),
-        ("xenstore: a flood of events", Box::new(flood)),
-        ("xenstore: a refused watch is a refusal", Box::new(refused_watch)),
-        ("xenstore: transactions", Box::new(transactions)),
-        ("xenstore: no transaction by that number", Box::new(no_transaction)),
-        ("xenstore: the kernel's watches are left alone", Box::new(kernels)),
-        ("xenstore: two connections at a time", Box::new(two)),
+        ("xenstore: nodes are read and written", Box::new(nodes)),
+        ("xenstore: long values and long lists are read", Box::new(long)),
+        ("xenstore: watches fire", Box::new(watches)),
+        ("xenstore: event flood loses no path", Box::new(flood)),
+        ("xenstore: invalid watch path is rejected", Box::new(refused_watch)),
+        ("xenstore: transactions commit, abort and retry", Box::new(transactions)),
+        ("xenstore: unknown transaction number is rejected", Box::new(no_transaction)),
+        ("xenstore: reset of the kernel's watches is denied", Box::new(kernels)),
+        ("xenstore: concurrent connections are independent", Box::new(two)),
     ]
 }
 
@@ -63,7 +63,7 @@ fn long(world: &mut World<'_>) -> Outcome {
     // A guest's quota is 2048 bytes for a value, and for the names in a directory.
     let value = vec![b'x'; 2000];
     xs.write(&node("long"), &value).map_err(say)?;
-    ensure!(xs.read(&node("long")).map_err(say)? == value, "came back changed");
+    ensure!(xs.read(&node("long")).map_err(say)? == value, "value read back differs");
     let count = if world.me.id() == DomId::DOM0 { 60 } else { 20 };
     let names: Vec<String> = (0..count).map(|i| format!("{i:02}-{}", "n".repeat(80))).collect();
     for name in &names {
@@ -88,25 +88,29 @@ fn event(xs: &mut Client) -> Result<(String, String), String> {
 }
 
 fn quiet(xs: &mut Client) -> Outcome {
-    same("an event more", xs.wait_event(Some(Duration::from_millis(50))).map_err(say)?, None)
+    same(
+        "unexpected additional event",
+        xs.wait_event(Some(Duration::from_millis(50))).map_err(say)?,
+        None,
+    )
 }
 
 fn watches(_: &mut World<'_>) -> Outcome {
     let (mut xs, mut other) = (connect()?, connect()?);
     let of = |name: &str, token: &str| (node(name), token.to_owned());
     xs.watch(&node("w"), "tok").map_err(say)?;
-    same("at once", event(&mut xs)?, of("w", "tok"))?;
+    same("first event", event(&mut xs)?, of("w", "tok"))?;
     quiet(&mut xs)?;
-    ensure!(!readable(&xs, 0)?, "readable with nothing to read");
-    same("nothing to poll", xs.poll_event().map_err(say)?, None)?;
+    ensure!(!readable(&xs, 0)?, "readable without an event");
+    same("event without a change", xs.poll_event().map_err(say)?, None)?;
     other.write(&node("w/below"), b"1").map_err(say)?;
-    ensure!(readable(&xs, 10_000)?, "not readable when an event is there");
+    ensure!(readable(&xs, 10_000)?, "not readable although an event is pending");
     same("below", event(&mut xs)?, of("w/below", "tok"))?;
     other.write(&node("elsewhere"), b"1").map_err(say)?;
     quiet(&mut xs)?;
     // An event that arrives while a response is awaited.
     xs.write(&node("w"), b"2").map_err(say)?;
-    same("by oneself", event(&mut xs)?, of("w", "tok"))?;
+    same("event of an own write", event(&mut xs)?, of("w", "tok"))?;
     other.rm(&node("w")).map_err(say)?;
     same("removed", event(&mut xs)?, of("w", "tok"))?;
     xs.unwatch(&node("w"), "tok").map_err(say)?;
@@ -135,7 +139,7 @@ fn flood(_: &mut World<'_>) -> Outcome {
 fn refused_watch(_: &mut World<'_>) -> Outcome {
     let mut xs = connect()?;
     let refused = xs.watch("no//path", "t").map_err(|error| error.errno());
-    same("a path that is none", refused, Err(Some(XsErrno::Inval)))?;
+    same("status of a watch on an invalid path", refused, Err(Some(XsErrno::Inval)))?;
     let refused = xs.watch("@nothing", "t").map_err(|error| error.errno());
     // Some servers reject an unknown special event, others accept any.
     ensure!(matches!(refused, Ok(()) | Err(Some(_))), "{refused:?}");
@@ -158,7 +162,7 @@ fn transactions(_: &mut World<'_>) -> Outcome {
         Err::<(), _>(XsError::Conflict)
     });
     same("aborted", aborted, Err(XsError::Conflict))?;
-    same("after it", other.read(&node("t/1")).map_err(say)?, b"a".to_vec())?;
+    same("value after the abort", other.read(&node("t/1")).map_err(say)?, b"a".to_vec())?;
     let mut rounds = 0;
     transaction(&mut xs, |tx| {
         rounds += 1;
@@ -181,7 +185,7 @@ fn no_transaction(_: &mut World<'_>) -> Outcome {
     let refused = xs.request(Op::Read, 4_000_000, &[path.as_bytes(), b"\0"]);
     same("status", refused.map_err(|error| error.errno()), Err(Some(XsErrno::NoEnt)))?;
     let ended = xs.transaction_end(4_000_000, true).map_err(|error| error.errno());
-    same("ending it", ended, Err(Some(XsErrno::NoEnt)))?;
+    same("end of an unknown transaction", ended, Err(Some(XsErrno::NoEnt)))?;
     xs.read("domid").map_err(say).map(drop)
 }
 

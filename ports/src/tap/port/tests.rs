@@ -11,7 +11,7 @@ use namespace::{entered, ip};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
-fn error_of_a_read_ends_the_tap_only_if_it_is_gone() {
+fn read_error_ends_tap_only_if_interface_is_gone() {
     for gone in [77, 9, 19, 6] {
         assert!(is_gone(gone), "{gone}");
     }
@@ -41,7 +41,7 @@ fn until<T>(
         if let Some(found) = found(port, polled) {
             return found;
         }
-        assert!(Instant::now() < end, "nothing of the kind happened");
+        assert!(Instant::now() < end, "condition was not reached");
         if host < 250 && ip("link show dev t").is_some() {
             provoke(host);
             host += 1;
@@ -52,9 +52,8 @@ fn until<T>(
 }
 
 #[test]
-fn failed_reads_of_a_tap_are_counted_and_it_is_read_again_until_it_is_gone() {
-    let name =
-        "tap::port::tests::failed_reads_of_a_tap_are_counted_and_it_is_read_again_until_it_is_gone";
+fn failed_tap_reads_are_counted_and_retried_until_interface_is_gone() {
+    let name = "tap::port::tests::failed_tap_reads_are_counted_and_retried_until_interface_is_gone";
     if !entered(name, &[]) {
         return;
     }
@@ -73,7 +72,7 @@ fn failed_reads_of_a_tap_are_counted_and_it_is_read_again_until_it_is_gone() {
             polled.unwrap();
             (stats.dropped(DropReason::RxPort) >= 5).then_some(())
         });
-        assert!(port.paused.is_some(), "it does not read on and on");
+        assert!(port.paused.is_some(), "failed reads are paused");
         same.set_header_size(VNET_HEADER).unwrap();
         while let Some(packet) = port.receive() {
             port.recycle(packet.buf);

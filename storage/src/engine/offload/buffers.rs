@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_buffers_together_are_bounded_and_others_make_room() {
+    fn buffers_of_all_sizes_stay_within_one_limit_and_evict_free_ones() {
         let mut buffers = Buffers::default();
         for len in [512, 4096, 4097, 65_536, 20_000, 1] {
             let taken: Vec<_> = core::iter::from_fn(|| buffers.take(len)).collect();

@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_not_taken() {
+    fn transfer_over_device_length_or_segment_limit_is_rejected() {
         let little = segments(&[(0, 4096)]);
         assert!(DEVICE.take(0, 128 << 10, &little));
         assert!(!DEVICE.take(0, (128 << 10) + 512, &little));
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_within_a_page_is_not_taken() {
+    fn transfer_with_gap_inside_page_is_rejected() {
         for (parts, taken) in [
             (&[(512, 3584), (0, 4096), (0, 512)][..], true),
             (&[(0, 512), (0, 4096)], false),
@@ -107,14 +107,17 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_is_not_left() {
+    fn transfer_across_chunk_boundary_is_rejected() {
         let page = segments(&[(0, 4096)]);
         let device = TransferLimits { chunk: 64 << 10, start: Some(4096), ..DEVICE };
         assert!(device.take(56 << 10, 4096, &page));
-        assert!(!device.take(58 << 10, 4096, &page), "it begins a page later on the device");
+        assert!(
+            !device.take(58 << 10, 4096, &page),
+            "partition offset moves the range across the chunk boundary"
+        );
         let file = TransferLimits { start: None, ..device };
         assert!(file.take(8192, 4096, &page));
-        assert!(!file.take(8192, 8192, &page), "its blocks may lie anywhere");
+        assert!(!file.take(8192, 8192, &page), "blocks of a file are not contiguous");
         assert!(!file.take(8192 + 512, 4096, &page));
     }
 }

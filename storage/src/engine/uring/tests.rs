@@ -54,7 +54,7 @@ fn one(engine: &mut UringEngine<PrivateBuf>, io: Io, mut segments: Segments<Priv
 }
 
 #[test]
-fn data_goes_over_the_second_ring_and_all_else_over_the_first() {
+fn polled_engine_submits_reads_and_writes_to_second_io_uring() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(64 * 512).unwrap();
     let mut engine = beside(file.into());
@@ -77,14 +77,14 @@ fn data_goes_over_the_second_ring_and_all_else_over_the_first() {
 }
 
 #[test]
-fn a_wait_that_looks_ends_for_watches_for_the_time_and_for_data() {
+fn polling_wait_ends_on_watch_timeout_or_completion() {
     let (image, mut data) = io::pipe().unwrap();
     let (event, mut bell) = io::pipe().unwrap();
     let mut engine = beside(image.into());
     let watch = engine.watch(event.into()).unwrap();
     engine.submit(0, Io::Read { sector: 0 }, &mut page(0)).unwrap();
     engine.wait_due(Some(Duration::from_millis(1))).unwrap();
-    assert_eq!((over(&mut engine).len(), engine.fired(watch)), (0, false), "the time was over");
+    assert_eq!((over(&mut engine).len(), engine.fired(watch)), (0, false), "wait ended by timeout");
     bell.write_all(b"x").unwrap();
     engine.wait_due(None).unwrap();
     assert_eq!((over(&mut engine).len(), engine.fired(watch)), (0, true));
@@ -100,7 +100,7 @@ fn a_wait_that_looks_ends_for_watches_for_the_time_and_for_data() {
 }
 
 #[test]
-fn pages_of_ours_are_registered_for_what_goes_around_the_page_cache_and_nothing_else() {
+fn pool_pages_are_registered_only_for_direct_io() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(64 * 512).unwrap();
     for direct in [false, true] {

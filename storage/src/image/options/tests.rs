@@ -12,7 +12,7 @@ const ALL: &str = "ro,direct,overlay=on,sector=4096,physical=4096,discard=off,io
                    cdrom=off";
 
 #[test]
-fn what_is_written_is_read_back_and_every_key_is_there() {
+fn options_with_every_key_round_trip_and_split_into_live_and_fixed() {
     let options: DiskOptions = ALL.parse().unwrap();
     assert_eq!(options.to_string(), ALL);
     for (key, ..) in KEYS {
@@ -32,7 +32,7 @@ fn what_is_written_is_read_back_and_every_key_is_there() {
 }
 
 #[test]
-fn what_is_said_of_a_disk_comes_before_what_is_usual() {
+fn disk_options_override_defaults() {
     let usual: DiskOptions = "iops=5,group=all,ro".parse().unwrap();
     let own: DiskOptions = "iops=none,rw".parse().unwrap();
     let both = own.or(usual);
@@ -48,7 +48,7 @@ fn what_is_said_of_a_disk_comes_before_what_is_usual() {
 }
 
 #[test]
-fn rates_and_times() {
+fn rate_and_duration_options_parse_to_limits_and_faults() {
     let options: DiskOptions = "iops=100,bps=1M/2M,latency=3ms,jitter=1s".parse().unwrap();
     let limits = options.limits();
     assert_eq!(limits.all.operations, Some(BucketRate::per_second(100, 10)));
@@ -59,7 +59,7 @@ fn rates_and_times() {
 }
 
 #[test]
-fn what_means_nothing_is_refused_in_words() {
+fn invalid_option_is_rejected_with_advice() {
     for bad in [
         "iops",
         "iops=",
@@ -105,7 +105,7 @@ fn what_means_nothing_is_refused_in_words() {
 }
 
 #[test]
-fn paths_in_options_are_bytes_and_hold_any_character() {
+fn path_options_are_bytes_and_round_trip_any_character() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
     let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_told_by_its_place() {
+    fn write_is_classified_by_offset_and_length() {
         let dir = tempfile::tempdir().unwrap();
         let order = order(dir.path());
         let parts = [
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_is_on_the_medium_before_its_name() {
+    fn referenced_cluster_is_synced_before_its_reference_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let order = order(dir.path());
         let zeroes = |at, len| Change::of_zeroes(at, len);
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_is_linked_is_known_from_then_on() {
+    fn written_first_level_entry_marks_its_table_as_second_level() {
         let dir = tempfile::tempdir().unwrap();
         let order = order(dir.path());
         assert!(order.part(9 << 12, 4096) == Part::Data);

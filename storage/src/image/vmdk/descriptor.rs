@@ -178,7 +178,7 @@ mod tests {
                         createType=\"custom\"\n";
 
     #[test]
-    fn extents_of_every_kind() {
+    fn descriptor_with_extents_of_every_kind_is_parsed() {
         let text = format!(
             "{HEAD}\n# Extent description\nRW 63 FLAT \"a b.vmdk\" 7\nRDONLY 1 VMFS \"c\"\n\
              RW 2 SPARSE \"d\"\nRW 3 ZERO\n\n#DDB\nddb.x = \"RW\"\n\0\0\0"
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn malformed_descriptor_is_rejected() {
         for line in [
             "",
             "RW",

@@ -26,7 +26,7 @@ impl Drop for Loop {
 }
 
 #[test]
-fn a_link_from_a_root_to_a_block_device_is_followed() {
+fn symlink_below_root_to_block_device_is_followed() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }
@@ -55,7 +55,7 @@ fn a_link_from_a_root_to_a_block_device_is_followed() {
 
 /// The directory of an image on a block device contains the disks of all guests.
 #[test]
-fn an_image_on_a_device_names_no_other_device() {
+fn image_on_block_device_may_not_reference_other_device() {
     if !has("qemu-img", "qemu-utils") {
         return;
     }

@@ -4,7 +4,7 @@ use super::*;
 
 /// Paths are bytes: those of images, and those that they name.
 #[test]
-fn names_need_not_be_utf8() {
+fn image_references_with_non_utf8_paths_are_served() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     if !has("qemu-img", "qemu-utils") {

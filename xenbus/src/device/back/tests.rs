@@ -14,7 +14,7 @@ fn settle(m: &mut BackendMachine, front: S, online: bool) -> Vec<BackAction> {
         }
         m.done(action);
         done.push(action);
-        assert!(done.len() <= 4, "no end: {done:?}");
+        assert!(done.len() <= 4, "state machine does not settle: {done:?}");
     }
 }
 
@@ -25,13 +25,13 @@ fn connected() -> BackendMachine {
 }
 
 #[test]
-fn a_session_is_taken_over_only_if_the_frontend_still_has_it() {
+fn resuming_backend_resumes_only_if_frontend_is_connected() {
     assert_eq!(settle(&mut connected(), S::Connected, true), []);
     let mut m = BackendMachine::resuming();
     assert_eq!(settle(&mut m, S::Initialising, true), [BackAction::WriteOffer]);
     assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Connect]);
     let mut m = BackendMachine::resuming();
-    assert_eq!(settle(&mut m, S::Connected, false), [BackAction::Close], "it is to go");
+    assert_eq!(settle(&mut m, S::Connected, false), [BackAction::Close], "device is offline");
     let mut m = BackendMachine::resuming();
     assert_eq!(m.decide(S::Connected, true), BackAction::Resume);
     m.failed();
@@ -40,7 +40,7 @@ fn a_session_is_taken_over_only_if_the_frontend_still_has_it() {
 }
 
 #[test]
-fn a_session_that_cannot_be_taken_over_waits_for_the_frontend_to_start_over() {
+fn resuming_backend_without_session_waits_for_frontend_restart() {
     let mut m = BackendMachine::resuming();
     assert_eq!(m.decide(S::Connected, true), BackAction::Resume);
     m.abandon(true);
@@ -52,7 +52,7 @@ fn a_session_that_cannot_be_taken_over_waits_for_the_frontend_to_start_over() {
 }
 
 #[test]
-fn frontend_that_was_never_served_is_connected_and_one_that_was_served_is_resumed() {
+fn interrupted_backend_resumes_served_and_connects_unserved_frontend() {
     for front in [S::Initialised, S::Connected] {
         let mut m = BackendMachine::interrupted();
         assert_eq!(settle(&mut m, front, true), [BackAction::Resume], "{front}");
@@ -70,13 +70,13 @@ fn frontend_that_was_never_served_is_connected_and_one_that_was_served_is_resume
 }
 
 #[test]
-fn a_device_lives_and_ends() {
+fn backend_follows_frontend_from_offer_to_removal() {
     let mut m = BackendMachine::new();
     assert_eq!(settle(&mut m, S::Initialising, true), [BackAction::WriteOffer]);
     assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
     assert_eq!(settle(&mut m, S::Connected, true), []);
     assert_eq!(settle(&mut m, S::Connected, false), [BackAction::StartClosing]);
-    assert!(m.is_connected(), "the frontend may still finish");
+    assert!(m.is_connected(), "backend stays connected while closing");
     assert_eq!(settle(&mut m, S::Closing, false), []);
     let end = [BackAction::Disconnect, BackAction::Close, BackAction::Remove];
     assert_eq!(settle(&mut m, S::Closed, false), end);
@@ -86,13 +86,13 @@ fn a_device_lives_and_ends() {
 }
 
 #[test]
-fn state_three_is_optional_and_so_is_waiting_for_the_offer() {
+fn frontend_that_skips_initialised_is_connected() {
     let mut m = BackendMachine::new();
     assert_eq!(settle(&mut m, S::Connected, true), [BackAction::WriteOffer, BackAction::Connect]);
 }
 
 #[test]
-fn a_frontend_that_starts_anew_is_offered_again() {
+fn frontend_that_restarts_gets_new_offer() {
     // kexec without Closing.
     let mut m = connected();
     let again = [BackAction::Disconnect, BackAction::WriteOffer];
@@ -113,24 +113,28 @@ fn a_frontend_that_starts_anew_is_offered_again() {
 }
 
 #[test]
-fn a_frontend_whose_new_start_went_unseen_is_connected_anew() {
+fn frontend_with_unseen_restart_is_reconnected() {
     let again = [BackAction::Disconnect, BackAction::WriteOffer, BackAction::Connect];
     let mut m = connected();
-    assert_eq!(settle(&mut m, S::Initialised, true), again, "4, then 3 after an unseen 1");
+    assert_eq!(
+        settle(&mut m, S::Initialised, true),
+        again,
+        "Initialised after an unseen Initialising"
+    );
     assert_eq!(settle(&mut m, S::Initialised, true), []);
     assert_eq!(settle(&mut m, S::Connected, true), []);
     m.superseded();
-    assert_eq!(settle(&mut m, S::Connected, true), again, "4 with other keys");
+    assert_eq!(settle(&mut m, S::Connected, true), again, "Connected with other keys");
     assert_eq!(settle(&mut m, S::Connected, true), []);
     m.superseded();
     let gone = [BackAction::Disconnect, BackAction::Close];
-    assert_eq!(settle(&mut m, S::Initialised, false), gone, "it is to go");
+    assert_eq!(settle(&mut m, S::Initialised, false), gone, "device is offline");
     m.superseded();
     assert_eq!(settle(&mut m, S::Connected, false), [], "there is no session");
 }
 
 #[test]
-fn a_frontend_with_bad_keys_is_not_tried_in_a_loop() {
+fn frontend_with_bad_keys_is_closed_and_not_retried() {
     let mut m = BackendMachine::new();
     settle(&mut m, S::Initialising, true);
     assert_eq!(m.decide(S::Initialised, true), BackAction::Connect);
@@ -142,7 +146,7 @@ fn a_frontend_with_bad_keys_is_not_tried_in_a_loop() {
 }
 
 #[test]
-fn a_restarted_backend_waits_for_the_frontend_to_start_over() {
+fn restarted_backend_waits_for_connected_frontend_to_restart() {
     let mut m = BackendMachine::restarted();
     assert_eq!(settle(&mut m, S::Connected, true), [BackAction::WriteOffer]);
     assert_eq!(settle(&mut m, S::Connected, true), []);
@@ -150,11 +154,15 @@ fn a_restarted_backend_waits_for_the_frontend_to_start_over() {
     assert_eq!(settle(&mut m, S::Connected, true), [BackAction::Connect]);
     let mut m = BackendMachine::restarted();
     let at_once = [BackAction::WriteOffer, BackAction::Connect];
-    assert_eq!(settle(&mut m, S::Initialised, true), at_once, "its rings were never used");
+    assert_eq!(
+        settle(&mut m, S::Initialised, true),
+        at_once,
+        "unused rings are connected immediately"
+    );
 }
 
 #[test]
-fn a_frontend_reconfigures_as_often_as_it_likes() {
+fn frontend_reconfiguration_repeats_while_connected() {
     let mut m = connected();
     for _ in 0..2 {
         assert_eq!(settle(&mut m, S::Reconfiguring, true), [BackAction::Reconfigure]);
@@ -170,7 +178,7 @@ fn a_frontend_reconfigures_as_often_as_it_likes() {
 }
 
 #[test]
-fn a_frontend_that_reconfigures_over_a_restart_is_answered() {
+fn reconfiguration_during_backend_restart_is_completed() {
     let mut m = BackendMachine::resuming();
     let over = [BackAction::Resume, BackAction::Reconfigure];
     assert_eq!(settle(&mut m, S::Reconfiguring, true), over);
@@ -181,23 +189,23 @@ fn a_frontend_that_reconfigures_over_a_restart_is_answered() {
     assert_eq!(settle(&mut m, S::Initialising, true), []);
     assert_eq!(settle(&mut m, S::Initialised, true), [BackAction::Connect]);
     let mut m = BackendMachine::resuming();
-    assert_eq!(settle(&mut m, S::Reconfiguring, false), [BackAction::Close], "it is to go");
+    assert_eq!(settle(&mut m, S::Reconfiguring, false), [BackAction::Close], "device is offline");
 }
 
 #[test]
-fn a_frontend_that_is_not_there_yet_is_waited_for() {
+fn missing_frontend_gets_offer_and_closes_if_it_disappears() {
     let mut m = BackendMachine::new();
     assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::WriteOffer]);
     assert_eq!(settle(&mut m, S::Initialising, true), []);
-    assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::Close], "it went");
+    assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::Close], "frontend disappeared");
     let mut m = BackendMachine::new();
     assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::WriteOffer]);
     let end = [BackAction::Close, BackAction::Remove];
-    assert_eq!(settle(&mut m, S::Unknown, false), end, "nobody ever came");
+    assert_eq!(settle(&mut m, S::Unknown, false), end, "no frontend appeared");
 }
 
 #[test]
-fn a_device_that_is_to_go_does_not_come_back() {
+fn offline_device_is_removed_and_not_offered_again() {
     let mut m = BackendMachine::new();
     settle(&mut m, S::Initialising, true);
     assert_eq!(settle(&mut m, S::Initialised, false), [BackAction::Close]);
@@ -205,7 +213,7 @@ fn a_device_that_is_to_go_does_not_come_back() {
 }
 
 #[test]
-fn a_vanished_frontend_lets_go_and_a_vanished_backend_removes() {
+fn vanished_frontend_disconnects_and_vanished_backend_is_removed() {
     let mut m = connected();
     assert_eq!(settle(&mut m, S::Unknown, true), [BackAction::Disconnect, BackAction::Close]);
     assert_eq!(settle(&mut m, S::Unknown, false), [BackAction::Remove]);
@@ -219,7 +227,7 @@ fn a_vanished_frontend_lets_go_and_a_vanished_backend_removes() {
 
 proptest! {
     #[test]
-    fn any_order_of_states_settles_and_repeats_do_nothing(
+    fn any_state_sequence_settles_and_repetition_is_no_action(
         steps in proptest::collection::vec((0_u32..9, any::<bool>(), 0_u8..8), 0..60)
     ) {
         let mut m = BackendMachine::new();

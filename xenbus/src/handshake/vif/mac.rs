@@ -51,7 +51,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn other_forms_are_refused() {
+    fn malformed_mac_address_is_rejected() {
         for bad in [
             "",
             "00:16:3e:00:00",
@@ -71,7 +71,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn addresses_round_trip(bytes: [u8; 6]) {
+        fn mac_address_text_round_trips(bytes: [u8; 6]) {
             prop_assert_eq!(Mac(bytes).to_string().parse::<Mac>(), Ok(Mac(bytes)));
         }
     }

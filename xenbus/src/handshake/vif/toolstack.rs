@@ -289,7 +289,7 @@ mod tests {
     use crate::handshake::encoding::Encoding as _;
 
     #[test]
-    fn speeds_and_what_is_none() {
+    fn speed_text_parses_and_invalid_speed_is_none() {
         for (text, speed, back) in [
             ("10G", 10_000_000_000, "10G"),
             ("1", 1_000_000_000, "1G"),

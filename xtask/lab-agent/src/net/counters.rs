@@ -56,7 +56,7 @@ mod tests {
     use super::find;
 
     #[test]
-    fn numbers_belong_to_the_names_above() {
+    fn proc_net_counter_is_found_by_name() {
         let text = "Ip: A B\nIp: 1 2\nUdp: A B InCsumErrors\nUdp: 3 4 5\n";
         assert_eq!(find(text, "Ip", "B"), Some(2));
         assert_eq!(find(text, "Udp", "InCsumErrors"), Some(5));

@@ -18,7 +18,7 @@ use crate::net;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "bench-disk",
-        proves: "requests per second of the guest's time, for every way to its pages",
+        proves: "requests per second of the guest's time, for every data path policy",
         backends: DISKS,
         kinds: PV,
         guests: Guests::Own,

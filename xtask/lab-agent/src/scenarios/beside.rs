@@ -13,7 +13,8 @@ use crate::sys;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "own-kinds",
-    proves: "a disk and a NIC of Linux's backends and one each of pvio's kinds, by pvio attach-disk",
+    proves: "a guest uses a disk and a NIC of Linux's backends and one each of pvio's own kinds, \
+             added by pvio attach-disk",
     backends: PVIO,
     kinds: BOTH,
     guests: Guests::Own,
@@ -43,7 +44,7 @@ fn own_kinds(lab: &mut Lab) -> Result<()> {
         guest.ask("disk-wait", json!(name), SHORT)?;
         let order = json!({ "name": name, "seed": 81, "requests": 100, "mib": 8 });
         let sum = guest.ask("disk-scribble", order, LONG)?;
-        ensure!(sum == disk.sum(8)?, "{name}: the image holds something else");
+        ensure!(sum == disk.sum(8)?, "{name}: image checksum differs from the guest's");
     }
     for (nic, name) in ["eth0", "eth1"].iter().enumerate() {
         let address = format!("{}/24", address(&guest, nic));

@@ -21,7 +21,8 @@ use crate::sys::{self, modules};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "disk-polled",
-        proves: "io=iopoll on a device that is slow if not polled: quick, every byte right, discards arrive",
+        proves: "io=iopoll on a device that is slow unless polled: fast, all data correct, \
+                 discards reach the device",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Own,
@@ -29,7 +30,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "disk-secure",
-        proves: "a guest's secure discard is one of the device's, wherever that has it, and nowhere else",
+        proves: "a guest's secure discard becomes a secure discard of the device if the device \
+                 supports it, and is rejected otherwise",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Own,
@@ -75,7 +77,10 @@ fn polled(lab: &mut Lab) -> Result<()> {
     });
     let seconds = guest.ask("measure-disk", order, LONG)?.as_f64().context("seconds")?;
     let took = Duration::try_from_secs_f64(seconds)?;
-    ensure!(took < INTERRUPT * REQUESTS / 2, "{REQUESTS} requests took {took:?}: none was polled");
+    ensure!(
+        took < INTERRUPT * REQUESTS / 2,
+        "{REQUESTS} requests took {took:?}: completions were not polled"
+    );
     lab.rows.push(json!({ "requests": REQUESTS, "seconds": seconds }));
     let order = json!({ "name": "xvda", "seed": 17, "requests": 30, "mib": 4 });
     let sum = guest.ask("disk-scribble", order, LONG)?;
@@ -83,14 +88,14 @@ fn polled(lab: &mut Lab) -> Result<()> {
                  --size=2M --direct=1 --ioengine=libaio --iodepth=8 --verify=crc32c \
                  --verify_fatal=1 --do_verify=1 --randseed=3 --output-format=terse";
     let said = guest.program(words)?;
-    ensure!(said.contains(";verify;"), "fio reports nothing: {said}");
+    ensure!(said.contains(";verify;"), "fio reports no result: {said}");
 
     // The device does not support write-zeroes, so only discards of the guest are counted.
     let seen = discards("nullb0")?;
     guest.program("blkdiscard -o 8M -l 2M /dev/xvda")?;
     ensure!(discards("nullb0")? > seen, "no discard reached the device");
     let held = sum_of(Path::new("/dev/nullb0"), 4)?;
-    ensure!(sum == held, "something else is kept");
+    ensure!(sum == held, "image checksum differs from the guest's");
     zeroes("/dev/nullb0", 8 << 20, 2 << 20)?;
     lab.watched(guest, |guest| guest.power_off())?;
     lab.nothing_left(&before)
@@ -102,7 +107,7 @@ fn zeroes(path: &str, at: u64, len: usize) -> Result<()> {
     File::open(path)?.read_exact_at(&mut bytes, at)?;
     match bytes.iter().position(|byte| *byte != 0) {
         None => Ok(()),
-        Some(found) => bail!("{path}: byte {} is still there", at + found as u64),
+        Some(found) => bail!("{path}: byte {} is not zero after the discard", at + found as u64),
     }
 }
 
@@ -150,12 +155,15 @@ fn secure(lab: &mut Lab) -> Result<()> {
     }
     let seen = discards("xvda")?;
     guest.program("blkdiscard -s -o 2M -l 4M /dev/xvda")?;
-    ensure!(discards("xvda")? == seen, "it came to the device as a discard that is not secure");
+    ensure!(discards("xvda")? == seen, "secure discard reached the device as an ordinary discard");
     guest.program("blkdiscard -o 7M -l 1M /dev/xvda")?;
-    ensure!(discards("xvda")? > seen, "no discard came to the device");
+    ensure!(discards("xvda")? > seen, "ordinary discard did not reach the device");
     let refused = guest.program("blkdiscard -s -o 2M -l 4M /dev/xvdb");
     let words = refused.err().map(|error| format!("{error:#}")).unwrap_or_default();
-    ensure!(words.contains("not supported"), "a device without secure discard: {words:?}");
+    ensure!(
+        words.contains("not supported"),
+        "secure discard on a device without support: {words:?}"
+    );
     lab.watched(guest, |guest| guest.power_off())?;
 
     zeroes(device, 2 << 20, 4 << 20)?;
@@ -163,7 +171,7 @@ fn secure(lab: &mut Lab) -> Result<()> {
     for (path, at) in [(Path::new(device), 0), (&plain.image, 0), (&plain.image, 2 << 20)] {
         File::open(path)?.read_exact_at(&mut bytes, at)?;
         let wrong = pattern::mismatch(&bytes, SEED, at);
-        ensure!(wrong.is_none(), "{}: what was not discarded changed", path.display());
+        ensure!(wrong.is_none(), "{}: data outside the discarded range changed", path.display());
     }
     drop(plain);
     drop(undo);

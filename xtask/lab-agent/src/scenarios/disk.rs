@@ -14,7 +14,7 @@ use crate::sys;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "disk-verify",
-        proves: "random writes and reads of 512 B to 1 MiB come back right, and are in the image",
+        proves: "random writes of 512 B to 1 MiB read back correctly and are in the image",
         backends: DISKS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -22,7 +22,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "disk-fs",
-        proves: "an ext4 made, filled and read again by the guest is sound, there and in the image",
+        proves: "an ext4 file system created and filled by the guest is consistent in the guest \
+                 and in the image",
         backends: DISKS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -30,7 +31,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "disk-fio",
-        proves: "fio's verified random I/O at depth 8 finds every block as written",
+        proves: "fio's verified random I/O at depth 8 reads every block as written",
         backends: DISKS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -46,7 +47,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "disk-readonly",
-        proves: "a read-only disk reads right and cannot be written",
+        proves: "a read-only disk reads correctly and cannot be written",
         // QEMU 7.2 does not offer it: "realization of device xen-disk failed: Block node is
         // read-only".
         backends: &[Backend::Pvio, Backend::Linux, Backend::PvioDm],
@@ -67,7 +68,7 @@ fn verify(lab: &mut Lab) -> Result<()> {
         shared.guest.ask("disk-blank", blank, LONG)?;
         let order = json!({ "name": name, "seed": 11, "requests": 300, "mib": MIB });
         let sum = shared.guest.ask("disk-scribble", order, LONG)?;
-        ensure!(sum == disk.sum(MIB)?, "{name}: the image holds something else");
+        ensure!(sum == disk.sum(MIB)?, "{name}: image checksum differs from the guest's");
     }
     Ok(())
 }
@@ -94,7 +95,7 @@ fn fio(lab: &mut Lab) -> Result<()> {
                  --direct=1 --ioengine=libaio --iodepth=8 --verify=crc32c --verify_fatal=1 \
                  --do_verify=1 --randseed=3 --output-format=terse";
     let said = lab.shared()?.guest.program(words)?;
-    ensure!(said.contains(";verify;"), "fio reports nothing: {said}");
+    ensure!(said.contains(";verify;"), "fio reports no result: {said}");
     Ok(())
 }
 
@@ -111,20 +112,23 @@ fn flush(lab: &mut Lab) -> Result<()> {
     };
     let before = flushed()?;
     let seen = shared.guest.ask("disk-flush", json!("xvda"), SHORT)?;
-    ensure!(seen["cache"] == "write back", "the guest sees a cache that is {}", seen["cache"]);
+    ensure!(seen["cache"] == "write back", "the guest sees cache mode {}", seen["cache"]);
     let asked = seen["flushes"].as_u64().unwrap_or_default();
     ensure!(asked >= 2, "the guest's kernel sent {asked} flushes for fdatasync and O_DSYNC");
     if let (Some(before), Some(after)) = (before, flushed()?) {
         ensure!(after >= before + 2, "of {asked} flushes {} reached the device", after - before);
     } else {
-        ensure!(matches!(backend, Backend::Qdisk | Backend::PvioDm), "the disk is no device");
+        ensure!(
+            matches!(backend, Backend::Qdisk | Backend::PvioDm),
+            "the disk is not on a block device"
+        );
     }
     let image = fs::File::open(&shared.disk.image)?;
     let mut bytes = vec![0; 8192];
     for (seed, offset) in [(1, 0), (2, 8192)] {
         image.read_exact_at(&mut bytes, offset)?;
         let wrong = crate::pattern::mismatch(&bytes, seed, offset);
-        ensure!(wrong.is_none(), "what was flushed at {offset} is not in the image");
+        ensure!(wrong.is_none(), "data flushed at {offset} is not in the image");
     }
     Ok(())
 }
@@ -132,7 +136,7 @@ fn flush(lab: &mut Lab) -> Result<()> {
 fn read_only(lab: &mut Lab) -> Result<()> {
     let shared = lab.shared()?;
     let seen = shared.guest.ask("disk-wait", json!("xvdc"), SHORT)?;
-    ensure!(seen["read_only"] == true, "the guest sees a disk it may write");
+    ensure!(seen["read_only"] == true, "the guest sees a writable disk");
     let order = json!({ "name": "xvdc", "seed": FIXED_SEED, "mib": FIXED_MIB, "write": false });
     shared.guest.ask("disk-verify", order, LONG)?;
     shared.guest.ask("disk-refuses-writes", json!("xvdc"), SHORT)?;

@@ -13,7 +13,8 @@ use crate::sys;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "driver-domain",
-    proves: "pvio in an unprivileged PV guest serves another; killed under I/O, a new one goes on",
+    proves: "pvio in an unprivileged PV guest serves another guest; after it is killed under I/O, \
+             a new driver domain serves it",
     backends: PVIO,
     kinds: BOTH,
     guests: Guests::Own,
@@ -51,7 +52,7 @@ fn works(guest: &mut Guest, server: &mut Guest, disk: &str, nic: &str, host: u32
     let order = json!({ "name": disk, "seed": 61, "requests": 100, "mib": 8 });
     let sum = guest.ask("disk-scribble", order, LONG)?;
     let held = server.ask("image-sum", json!({ "path": IMAGE, "mib": 8 }), SHORT)?;
-    ensure!(sum == held, "the image in the driver domain holds something else");
+    ensure!(sum == held, "checksum of the image in the driver domain differs from the guest's");
     guest.ask("nic-up", json!({ "name": nic, "address": format!("10.0.3.{host}/24") }), SHORT)?;
     let echo = json!({ "server": SERVER, "sizes": [8, 64, 1472, 9000], "rounds": 5 });
     guest.ask("nic-echo", echo, SHORT).map(drop)
@@ -73,7 +74,7 @@ fn driver_domain(lab: &mut Lab) -> Result<()> {
         first.destroy()?;
         first.wait_gone(SHORT)
     })?;
-    guest.ask("hello", Value::Null, SHORT).context("after its backend was killed")?;
+    guest.ask("hello", Value::Null, SHORT).context("guest after its backend was killed")?;
 
     // Detach the devices of the dead driver domain, and attach those of the new one.
     let mut second = server(lab)?;
@@ -86,7 +87,8 @@ fn driver_domain(lab: &mut Lab) -> Result<()> {
     sys::succeed(&["xl", "block-attach", &domain, &disk], SHORT)?;
     let nic: Vec<_> = nic.split(',').collect();
     sys::succeed(&[&["xl", "network-attach", &domain], nic.as_slice()].concat(), SHORT)?;
-    works(&mut guest, &mut second, "xvdb", "eth0", 3).context("served by the second")?;
+    works(&mut guest, &mut second, "xvdb", "eth0", 3)
+        .context("devices served by the second driver domain")?;
 
     lab.watched(guest, |guest| {
         guest.destroy()?;

@@ -16,7 +16,7 @@ use crate::sys;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "hostile-disk-frontend",
-        proves: "what a blkfront can say wrong ends that one disk, with a reason, and nothing else",
+        proves: "a blkfront that writes invalid keys loses only that disk, with a reason",
         backends: NICS,
         kinds: PV,
         guests: Guests::Shared,
@@ -24,7 +24,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "hostile-nic-frontend",
-        proves: "what a netfront can say wrong ends that one NIC, with a reason, and nothing else",
+        proves: "a netfront that writes invalid keys loses only that NIC, with a reason",
         backends: NICS,
         kinds: PV,
         guests: Guests::Shared,
@@ -32,7 +32,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "hostile-silence",
-        proves: "a guest that stops to answer, in the middle of I/O, is told of and can be taken its devices away",
+        proves: "a guest that stops responding during I/O is reported, and its devices can be \
+                 removed",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -55,45 +56,49 @@ type Case = (&'static str, &'static [(&'static str, &'static str)], Then);
 /// Grant 1 and port 1 of a PV guest are those of xenstore: the page can be mapped, but the channel
 /// is already bound.
 const DISKS: &[Case] = &[
-    ("nothing", &[], Then::Closed),
-    ("no channel", &[("ring-ref", "8")], Then::Closed),
-    ("words", &[("ring-ref", "banana"), ("event-channel", "x")], Then::Closed),
-    ("negative", &[("ring-ref", "-1"), ("event-channel", "-5")], Then::Closed),
+    ("no keys", &[], Then::Closed),
+    ("no event channel", &[("ring-ref", "8")], Then::Closed),
+    ("text instead of numbers", &[("ring-ref", "banana"), ("event-channel", "x")], Then::Closed),
+    ("negative numbers", &[("ring-ref", "-1"), ("event-channel", "-5")], Then::Closed),
     (
         "beyond 64 bits",
         &[("ring-ref", "18446744073709551617"), ("event-channel", "99999999999999999999")],
         Then::Closed,
     ),
-    ("not granted", &[("ring-ref", "4000"), ("event-channel", "1")], Then::Closed),
-    ("not a grant", &[("ring-ref", "4294967295"), ("event-channel", "1")], Then::Closed),
-    ("bound channel", &[("ring-ref", "1"), ("event-channel", "1")], Then::Closed),
-    ("no such channel", &[("ring-ref", "1"), ("event-channel", "4000")], Then::Closed),
+    ("page not granted", &[("ring-ref", "4000"), ("event-channel", "1")], Then::Closed),
     (
-        "a huge ring",
+        "invalid grant reference",
+        &[("ring-ref", "4294967295"), ("event-channel", "1")],
+        Then::Closed,
+    ),
+    ("event channel already bound", &[("ring-ref", "1"), ("event-channel", "1")], Then::Closed),
+    ("event channel does not exist", &[("ring-ref", "1"), ("event-channel", "4000")], Then::Closed),
+    (
+        "huge ring",
         &[("ring-page-order", "200"), ("ring-ref0", "1"), ("event-channel", "1")],
         Then::Closed,
     ),
     (
-        "queues without end",
+        "too many queues",
         &[("multi-queue-num-queues", "4294967295"), ("ring-ref", "1"), ("event-channel", "1")],
         Then::Closed,
     ),
     (
-        "another protocol",
+        "unknown protocol",
         &[("protocol", "klingon"), ("ring-ref", "1"), ("event-channel", "1")],
         Then::Closed,
     ),
     (NO_STATE, &[("state", "banana")], Then::NotServed),
-    ("a state there is not", &[("state", "99")], Then::NotServed),
-    ("connected at once", &[("state", "4")], Then::NotServed),
+    ("undefined state", &[("state", "99")], Then::NotServed),
+    ("Connected without keys", &[("state", "4")], Then::NotServed),
     (
-        "backwards",
+        "states in reverse order",
         &[("state", "6"), ("state", "5"), ("state", "2"), ("state", "1")],
         Then::NotServed,
     ),
-    ("silence", &[("state", "1")], Then::NotServed),
+    ("no further state", &[("state", "1")], Then::NotServed),
     (
-        "changes its mind",
+        "keys changed between states",
         &[
             ("ring-ref", "8"),
             ("state", "3"),
@@ -111,23 +116,23 @@ const DISKS: &[Case] = &[
     ),
 ];
 
-const NO_STATE: &str = "a state that is a word";
+const NO_STATE: &str = "state is text";
 
 /// Every netfront since 2007 writes `request-rx-copy`.
 const NICS_PLAYED: &[Case] = &[
-    ("nothing", &[], Then::Closed),
+    ("no keys", &[], Then::Closed),
     (
-        "words",
+        "text instead of numbers",
         &[("tx-ring-ref", "a"), ("rx-ring-ref", "b"), ("event-channel", "c"), COPY],
         Then::Closed,
     ),
     (
-        "not granted",
+        "page not granted",
         &[("tx-ring-ref", "4000"), ("rx-ring-ref", "4001"), ("event-channel", "1"), COPY],
         Then::Closed,
     ),
     (
-        "bound channel",
+        "event channel already bound",
         &[("tx-ring-ref", "1"), ("rx-ring-ref", "1"), ("event-channel", "1"), COPY],
         Then::Closed,
     ),
@@ -142,22 +147,22 @@ const NICS_PLAYED: &[Case] = &[
         Then::Closed,
     ),
     (
-        "no such channel",
+        "event channel does not exist",
         &[("tx-ring-ref", "1"), ("rx-ring-ref", "1"), ("event-channel", "4000"), COPY],
         Then::Closed,
     ),
     (
-        "queues without end",
+        "too many queues",
         &[("multi-queue-num-queues", "4294967295"), ("event-channel", "1"), COPY],
         Then::Closed,
     ),
     (
-        "backwards",
+        "states in reverse order",
         &[("state", "6"), ("state", "5"), ("state", "2"), ("state", "1")],
         Then::NotServed,
     ),
     (
-        "changes its mind",
+        "keys changed between states",
         &[
             ("tx-ring-ref", "8"),
             ("state", "4"),
@@ -173,9 +178,9 @@ const NICS_PLAYED: &[Case] = &[
         Then::NotServed,
     ),
     (NO_STATE, &[("state", "banana")], Then::NotServed),
-    ("initialised", &[("state", "3")], Then::NotServed),
-    ("a state there is not", &[("state", "99")], Then::NotServed),
-    ("silence", &[("state", "1")], Then::NotServed),
+    ("Initialised instead of Connected", &[("state", "3")], Then::NotServed),
+    ("undefined state", &[("state", "99")], Then::NotServed),
+    ("no further state", &[("state", "1")], Then::NotServed),
 ];
 const COPY: (&str, &str) = ("request-rx-copy", "1");
 
@@ -241,7 +246,7 @@ fn witnessed(lab: &mut Lab, play: impl FnOnce(&mut Lab) -> Result<()>) -> Result
     play(lab)?;
     lab.nothing_left(&before)?;
     let rounds = lab.shared()?.guest.ask("load-stop", Value::Null, LONG);
-    rounds.context("the guest beside it").map(drop)
+    rounds.context("load of the other guest").map(drop)
 }
 
 /// Returns the path of a backend's `error` node in dom0.
@@ -264,7 +269,7 @@ fn play(
     let front = format!("/local/domain/{domain}/device/{kind}/{device}");
     let back = format!("/local/domain/0/backend/{kind}/{domain}/{device}");
     let error = error_node(kind, domain, device);
-    xs::wait_for(&format!("{back}/state"), &["2"], SHORT).context("the backend's offer")?;
+    xs::wait_for(&format!("{back}/state"), &["2"], SHORT).context("backend enters InitWait")?;
     for (key, value) in *writes {
         xs::write(&format!("{front}/{key}"), value)?;
     }
@@ -279,7 +284,7 @@ fn play(
     let closed = wait_until(patience, || {
         seen = (xs::read(&format!("{back}/state"))?, xs::read(&error)?);
         let state = seen.0.as_deref().unwrap_or_default();
-        ensure!(state != "4" || end.contains(&"4"), "{kind}, {name}: it is served");
+        ensure!(state != "4" || end.contains(&"4"), "{kind}, {name}: the device is served");
         Ok(end.contains(&state) && seen.1.is_some())
     })?;
     if *then == Then::Closed && !closed {
@@ -298,7 +303,7 @@ fn logged(device: &str, why: &str) -> Result<()> {
     let there = wait_until(Duration::from_secs(5), || {
         Ok(std::fs::read_to_string(PVIO_LOG)?.lines().any(said))
     })?;
-    ensure!(there, "{device}: {why} is in xenstore and not in the log");
+    ensure!(there, "{device}: error {why} is in xenstore but not in the log");
     Ok(())
 }
 
@@ -325,7 +330,7 @@ fn silence(lab: &mut Lab) -> Result<()> {
         sys::succeed(&["xl", "network-detach", &domain, "0"], SHORT)?;
         let error = xs::read(&error_node("vif", guest.domain, "0"))?.unwrap_or_default();
         if lab.backend == Backend::Pvio {
-            ensure!(error.contains("frontend-keeps-device"), "the error node says {error:?}");
+            ensure!(error.contains("frontend-keeps-device"), "error node is {error:?}");
             logged(&format!("/local/domain/0/backend/vif/{domain}/0"), &error)?;
         }
         // Checked while the guest still exists.
@@ -348,6 +353,6 @@ fn detach(guest: &Guest, words: &[&str], node: &str) -> Result<()> {
     })?;
     sys::succeed(words, SHORT)?;
     let gone = wait_until(SHORT, || Ok(xs::read(&format!("{back}/state"))?.is_none()))?;
-    ensure!(gone, "{back} is still there");
+    ensure!(gone, "{back} was not removed");
     Ok(())
 }

@@ -18,7 +18,7 @@ use crate::sys;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "hotplug-disk",
-        proves: "disks attached, used and detached under I/O on others leave nothing behind",
+        proves: "disks attached, used and detached during I/O on other disks leave no resources",
         backends: DISKS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -26,7 +26,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "hotplug-nic",
-        proves: "NICs attached, used and detached under floods both ways leave nothing behind",
+        proves: "NICs attached, used and detached during floods both ways leave no resources",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -34,7 +34,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "driver-reload",
-        proves: "frontends unbound and bound, unloaded and loaded, find their devices as before",
+        proves: "frontends that are unbound and bound, unloaded and loaded, find their devices \
+                 unchanged",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -105,7 +106,10 @@ fn nic(lab: &mut Lab) -> Result<()> {
         lab.rows
             .push(json!({ "sent": sent, "came": came, "sent there": poured, "came there": went }));
         for taken in [&came, &went] {
-            ensure!(taken.count > 20 && taken.late == 0, "until it was unplugged: {taken:?}");
+            ensure!(
+                taken.count > 20 && taken.late == 0,
+                "datagrams before the NIC was detached: {taken:?}"
+            );
         }
         lab.nothing_left(&before)?;
     }
@@ -190,8 +194,9 @@ fn attach_again(shared: &Shared, disk: usize) -> Result<()> {
     let (node, number) = DISKS_OF_SHARED[disk];
     let front = format!("/local/domain/{}/device/{node}", shared.guest.domain);
     let back = xs::must_read(&format!("{front}/backend"))?;
-    xs::wait_for(&format!("{front}/state"), &["6"], SHORT).context("let go by the frontend")?;
-    xs::wait_for(&format!("{back}/state"), &["6", "2"], SHORT).context("let go by the backend")?;
+    xs::wait_for(&format!("{front}/state"), &["6"], SHORT).context("frontend enters Closed")?;
+    xs::wait_for(&format!("{back}/state"), &["6", "2"], SHORT)
+        .context("backend enters Closed or InitWait")?;
     let domain = shared.guest.domain.to_string();
     sys::succeed(&["xl", "block-detach", &domain, number], SHORT)?;
     sys::succeed(&["xl", "block-attach", &domain, &shared.lines[disk]], SHORT).map(drop)
@@ -199,7 +204,7 @@ fn attach_again(shared: &Shared, disk: usize) -> Result<()> {
 
 fn connected(guest: &Guest, node: &str) -> Result<()> {
     let state = format!("/local/domain/{}/device/{node}/state", guest.domain);
-    xs::wait_for(&state, &["4"], SHORT).context("taken up again")
+    xs::wait_for(&state, &["4"], SHORT).context("frontend enters Connected again")
 }
 
 /// Checks that disk and NIC work, and that the disk's contents are unchanged.

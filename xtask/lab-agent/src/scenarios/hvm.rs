@@ -10,7 +10,7 @@ use crate::dom0::lab::{LONG, Lab, SHORT, address};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "hvm-guest",
-    proves: "the PV drivers of an HVM guest write, read and send without a wrong byte",
+    proves: "the PV drivers of an HVM guest transfer disk and network data correctly",
     backends: NICS,
     kinds: &[Kind::Hvm],
     guests: Guests::Own,
@@ -28,7 +28,7 @@ fn hvm(lab: &mut Lab) -> Result<()> {
     guest.ask("disk-wait", json!("xvde"), SHORT)?;
     let order = json!({ "name": "xvde", "seed": 71, "requests": 100, "mib": 8 });
     let sum = guest.ask("disk-scribble", order, LONG)?;
-    ensure!(sum == disk.sum(8)?, "the image holds something else");
+    ensure!(sum == disk.sum(8)?, "image checksum differs from the guest's");
     let address = format!("{}/24", address(&guest, 0));
     guest.ask("nic-up", json!({ "name": "eth0", "address": address }), SHORT)?;
     let echo = json!({ "server": "10.0.0.1", "sizes": [8, 64, 1472, 9000], "rounds": 3 });

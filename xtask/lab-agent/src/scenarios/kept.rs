@@ -21,13 +21,13 @@ pub const SCENARIOS: &[Scenario] = &[
         "raw file: attached and detached under I/O, fio, ext4, flushes, read-only",
         |lab| kept(lab, StorageKind::Raw),
     ),
-    scenario("kept-direct", "the same around dom0's page cache", |lab| {
+    scenario("kept-direct", "the same with O_DIRECT, without dom0's page cache", |lab| {
         kept(lab, StorageKind::Direct)
     }),
-    scenario("kept-qcow2", "the same kept in qcow2, which QEMU finds sound", |lab| {
+    scenario("kept-qcow2", "the same on a qcow2 image, which qemu-img finds consistent", |lab| {
         kept(lab, StorageKind::Qcow2)
     }),
-    scenario("kept-nbd", "the same kept by qemu-nbd", |lab| kept(lab, StorageKind::Nbd)),
+    scenario("kept-nbd", "the same on an export of qemu-nbd", |lab| kept(lab, StorageKind::Nbd)),
 ];
 
 const fn scenario(
@@ -94,14 +94,14 @@ fn kept(lab: &mut Lab, kept: StorageKind) -> Result<()> {
     let sum = guest.ask("disk-scribble", scribble, LONG)?;
     stopped(guest)?;
     let held = sum_of(store.bytes()?, 8)?;
-    ensure!(sum == held, "something else is kept");
+    ensure!(sum == held, "image checksum differs from the guest's");
 
     flush(guest, &store, &device)?;
     let fio = "fio --name=verify --filename=/dev/xvdd --rw=randrw --bsrange=4k-64k --size=4M \
                --direct=1 --ioengine=libaio --iodepth=8 --verify=crc32c --verify_fatal=1 \
                --do_verify=1 --randseed=3 --output-format=terse";
     let said = guest.program(fio)?;
-    ensure!(said.contains(";verify;"), "fio reports nothing: {said}");
+    ensure!(said.contains(";verify;"), "fio reports no result: {said}");
     file_system(guest)?;
     let check = json!({ "name": "xvde", "seed": SEED, "mib": MIB, "write": false });
     guest.ask("disk-verify", check, LONG)?;
@@ -119,7 +119,7 @@ fn kept(lab: &mut Lab, kept: StorageKind) -> Result<()> {
     let image = store.bytes()?.display().to_string();
     sys::succeed(&["e2fsck", "-f", "-n", &image], SHORT)?;
     fixed.sum(MIB)?;
-    ensure!(fs::read(fixed.bytes()?)? == bytes, "the image that may not be written changed");
+    ensure!(fs::read(fixed.bytes()?)? == bytes, "the read-only image changed");
     Ok(())
 }
 
@@ -133,7 +133,7 @@ fn stopped(guest: &mut Guest) -> Result<()> {
 fn flush(guest: &mut Guest, store: &Store, device: &str) -> Result<()> {
     let before = flushes(device)?;
     let seen = guest.ask("disk-flush", json!("xvdd"), SHORT)?;
-    ensure!(seen["cache"] == "write back", "the guest sees a cache that is {}", seen["cache"]);
+    ensure!(seen["cache"] == "write back", "the guest sees cache mode {}", seen["cache"]);
     let asked = seen["flushes"].as_u64().unwrap_or_default();
     ensure!(asked >= 2, "the guest's kernel sent {asked} flushes for fdatasync and O_DSYNC");
     let reached = flushes(device)? - before;
@@ -143,7 +143,7 @@ fn flush(guest: &mut Guest, store: &Store, device: &str) -> Result<()> {
     for (seed, offset) in [(1, 0), (2, 8192)] {
         image.read_exact_at(&mut bytes, offset)?;
         let wrong = pattern::mismatch(&bytes, seed, offset);
-        ensure!(wrong.is_none(), "what was flushed at {offset} is not in the image");
+        ensure!(wrong.is_none(), "data flushed at {offset} is not in the image");
     }
     Ok(())
 }

@@ -14,7 +14,8 @@ use crate::net::http;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "kernel-5.10",
-        proves: "a guest with Linux 5.10, whose disks appear before their queues do, writes and sends",
+        proves: "a guest with Linux 5.10, whose disks appear before their queues, transfers disk \
+                 and network data correctly",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Own,
@@ -22,7 +23,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "kernel-6.12",
-        proves: "a guest with Linux 6.12 writes and sends without a wrong byte",
+        proves: "a guest with Linux 6.12 transfers disk and network data correctly",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Own,
@@ -30,7 +31,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "firmware-ipxe",
-        proves: "iPXE's netfront loads a script, twice, and runs it: what it was sent is what it got",
+        proves: "iPXE's netfront loads two scripts and runs them: the received data is correct",
         backends: PVIO,
         kinds: &[Kind::Hvm],
         guests: Guests::Own,
@@ -50,11 +51,14 @@ fn works(lab: &mut Lab, kernel: &'static str) -> Result<()> {
     (spec.kernel, spec.memory) = (Some(kernel), Some(256));
     let mut guest = Guest::start(&spec)?;
     let version = guest.ask("kernel", json!(null), SHORT)?;
-    ensure!(version.as_str().is_some_and(|it| it.starts_with(kernel)), "it runs Linux {version}");
+    ensure!(
+        version.as_str().is_some_and(|it| it.starts_with(kernel)),
+        "the guest runs Linux {version}"
+    );
     guest.ask("disk-wait", json!("xvda"), SHORT)?;
     let order = json!({ "name": "xvda", "seed": 73, "requests": 200, "mib": 8 });
     let sum = guest.ask("disk-scribble", order, LONG)?;
-    ensure!(sum == disk.sum(8)?, "the image holds something else");
+    ensure!(sum == disk.sum(8)?, "image checksum differs from the guest's");
     guest.ask("disk-flush", json!("xvda"), SHORT)?;
     let address = format!("{}/24", address(&guest, 0));
     guest.ask("nic-up", json!({ "name": "eth0", "address": address }), SHORT)?;

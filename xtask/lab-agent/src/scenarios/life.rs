@@ -22,7 +22,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "life-crash",
-        proves: "a guest that crashes while it writes and sends leaves nothing either",
+        proves: "a guest that crashes during I/O leaves no node, grant, port, interface or thread",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Own,
@@ -30,7 +30,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "life-destroy",
-        proves: "nor does one that is destroyed in the middle of I/O",
+        proves: "a guest that is destroyed during I/O leaves no node, grant, port, interface or \
+                 thread",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Own,
@@ -38,7 +39,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "life-reboot",
-        proves: "a guest that reboots, by itself and by xl, finds its disk as it left it",
+        proves: "a guest that reboots, by itself and by xl, finds its disk unchanged",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Own,
@@ -46,7 +47,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "life-reboots",
-        proves: "a guest that reboots five times in a row finds its disk as it left it each time",
+        proves: "a guest that reboots five times in a row finds its disk unchanged each time",
         backends: PVIO,
         kinds: PV,
         guests: Guests::Own,
@@ -54,7 +55,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "life-pause",
-        proves: "a guest that is paused under load and unpaused, several times, goes on with every byte",
+        proves: "a guest that is paused and unpaused under load, several times, continues without \
+                 data loss",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Own,
@@ -62,7 +64,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "life-vcpus",
-        proves: "a guest with several queues goes on while its processors are taken away and given back",
+        proves: "a guest with several queues continues while its vCPUs are removed and added",
         backends: NICS,
         kinds: PV,
         guests: Guests::Own,
@@ -70,7 +72,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "life-many",
-        proves: "16 disks and 8 NICs of one guest all work, and nothing is left of them",
+        proves: "16 disks and 8 NICs of one guest all work and leave no resources",
         backends: NICS,
         kinds: PV,
         guests: Guests::Own,
@@ -78,7 +80,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "life-save",
-        proves: "a guest that is saved while it writes and sends, and restored, goes on with every byte",
+        proves: "a guest that is saved during I/O and restored continues without data loss",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Own,
@@ -86,7 +88,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "life-five",
-        proves: "five guests at once, one of the other kind, write, read and send without a wrong byte",
+        proves: "five concurrent guests, one of the other type, transfer disk and network data \
+                 correctly",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Own,
@@ -116,7 +119,10 @@ fn load() -> Value {
 pub(super) fn went_on(guest: &mut Guest) -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     let rounds: Vec<u64> = serde_json::from_value(guest.ask("load-stop", Value::Null, LONG)?)?;
-    ensure!(rounds.iter().all(|rounds| *rounds > 0), "rounds of disk and NIC: {rounds:?}");
+    ensure!(
+        rounds.iter().all(|rounds| *rounds > 0),
+        "load did not continue: rounds of disk and NIC: {rounds:?}"
+    );
     Ok(())
 }
 
@@ -231,7 +237,7 @@ fn vcpus(lab: &mut Lab) -> Result<()> {
         let followed = wait_until(SHORT, || {
             Ok(guest.ask("processors", json!(processors), SHORT)? == expected)
         })?;
-        ensure!(followed, "the guest does not go to {processors} processors");
+        ensure!(followed, "the guest does not change to {processors} vCPUs");
     }
     went_on(&mut guest)?;
     lab.watched(guest, |guest| guest.power_off())?;
@@ -318,7 +324,11 @@ fn five(lab: &mut Lab) -> Result<()> {
     for (guest, _) in &mut guests {
         let rounds = guest.ask("load-stop", Value::Null, LONG)?;
         let rounds: Vec<u64> = serde_json::from_value(rounds)?;
-        ensure!(rounds.iter().all(|n| *n > 1), "{} made {rounds:?} rounds", guest.name);
+        ensure!(
+            rounds.iter().all(|n| *n > 1),
+            "{}: too few rounds of load: {rounds:?}",
+            guest.name
+        );
     }
     let mut disks = Vec::new();
     for (guest, disk) in guests {

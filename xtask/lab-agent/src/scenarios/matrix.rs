@@ -13,18 +13,20 @@ use crate::dom0::xs;
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
         "matrix-raw",
-        "a raw file, in 10 shapes of 1 and 4 queues and rings of 1 to 16 pages",
+        "a raw file, in 10 configurations with 1 and 4 queues and rings of 1 to 16 pages",
         |lab| matrix(lab, StorageKind::Raw),
     ),
     scenario(
         "matrix-direct",
-        "a block device around dom0's page cache, in the same shapes",
+        "a block device with O_DIRECT, without dom0's page cache, in the same configurations",
         |lab| matrix(lab, StorageKind::Device),
     ),
-    scenario("matrix-qcow2", "a qcow2 image, in the same shapes; QEMU finds it sound", |lab| {
-        matrix(lab, StorageKind::Qcow2)
-    }),
-    scenario("matrix-nbd", "an export of qemu-nbd, in the same shapes", |lab| {
+    scenario(
+        "matrix-qcow2",
+        "a qcow2 image, in the same configurations; qemu-img finds it consistent",
+        |lab| matrix(lab, StorageKind::Qcow2),
+    ),
+    scenario("matrix-nbd", "an export of qemu-nbd, in the same configurations", |lab| {
         matrix(lab, StorageKind::Nbd)
     }),
 ];
@@ -81,16 +83,20 @@ impl Shape {
         let queues = said(format!("{front}/multi-queue-num-queues"))?.max(1);
         ensure!(queues == self.queues, "the guest uses {queues} queues");
         let order = said(format!("{front}/ring-page-order"))?;
-        ensure!(order == self.order, "the guest's rings are of order {order}");
+        ensure!(order == self.order, "the guest uses ring page order {order}");
         let kept = said(format!("{back}/feature-persistent"))? == 1
             && said(format!("{front}/feature-persistent"))? == 1;
         ensure!(kept == self.persistent, "persistent grants: {kept}");
         let segments = seen["segments"].as_u64().context("segments")?;
         ensure!(
             (segments > 11) == self.indirect,
-            "the guest makes requests of {segments} segments"
+            "the guest submits requests of {segments} segments"
         );
-        ensure!(seen["sector_size"] == self.sector, "its sectors are {}", seen["sector_size"]);
+        ensure!(
+            seen["sector_size"] == self.sector,
+            "the guest sees sectors of {} bytes",
+            seen["sector_size"]
+        );
         Ok(())
     }
 }
@@ -131,12 +137,12 @@ fn matrix(lab: &mut Lab, kept: StorageKind) -> Result<()> {
     }
     let said = guest.program(&words)?;
     let verified = disks.iter().all(|(name, ..)| said.contains(&format!(";{name};")));
-    ensure!(verified, "fio does not report on all: {said}");
+    ensure!(verified, "fio does not report a result for every disk: {said}");
     lab.watched(guest, |guest| guest.power_off())?;
     lab.nothing_left(&before)?;
     for ((name, shape, store), sum) in disks.iter().zip(sums) {
         let held = store.sum(SUMMED).with_context(|| name.clone())?;
-        ensure!(held == sum, "{name}, {}: something else is kept", shape.words());
+        ensure!(held == sum, "{name}, {}: image checksum differs from the guest's", shape.words());
         lab.rows.push(json!({ "disk": shape.words() }));
     }
     Ok(())

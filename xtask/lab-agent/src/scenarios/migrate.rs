@@ -18,7 +18,8 @@ const PVH: &[Kind] = &[Kind::Pvh];
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "migrate-disk",
-        proves: "a guest saved under load, restored while its first domain exists: disk and NIC go on",
+        proves: "a guest saved under load and restored while its first domain exists continues to \
+                 use disk and NIC",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Own,
@@ -26,7 +27,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "migrate-live",
-        proves: "xl migrate of a guest under load to the same host: its disk and NIC go on",
+        proves: "a guest under load that xl migrates to the same host continues to use disk and \
+                 NIC",
         backends: NICS,
         kinds: PVH,
         guests: Guests::Own,
@@ -55,9 +57,9 @@ fn live(lab: &mut Lab) -> Result<()> {
     let first = guest.domain;
     sys::succeed(&["xl", "migrate", "-s", "", &guest.name, "exec xl migrate-receive"], LONG)?;
     guest.reattach()?;
-    ensure!(guest.domain != first, "it is the same domain");
+    ensure!(guest.domain != first, "the guest has the same domain after the migration");
     let left = xs::read(&format!("/local/domain/{first}/name"))?;
-    ensure!(left.is_none(), "the first domain is left: {left:?}");
+    ensure!(left.is_none(), "the first domain still exists: {left:?}");
     goes_on(lab, &before, guest, &disk)
 }
 
@@ -82,7 +84,7 @@ fn goes_on(lab: &mut Lab, before: &Ledger, mut guest: Guest, disk: &Disk) -> Res
     guest.ask("disk-blank", json!({ "name": "xvda", "mib": 8 }), LONG)?;
     let order = json!({ "name": "xvda", "seed": 61, "requests": 100, "mib": 8 });
     let sum = guest.ask("disk-scribble", order, LONG)?;
-    ensure!(sum == disk.sum(8)?, "the image holds something else");
+    ensure!(sum == disk.sum(8)?, "image checksum differs from the guest's");
     let echo = json!({ "server": "10.0.0.1", "sizes": [64, 1472], "rounds": 3 });
     guest.ask("nic-echo", echo, SHORT)?;
     lab.watched(guest, |guest| guest.power_off())?;

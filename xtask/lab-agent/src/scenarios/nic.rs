@@ -34,7 +34,8 @@ use crate::{net, sys};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "nic-sizes",
-        proves: "datagrams and pings of 8 B to 64 KiB cross two NICs both ways, every byte compared",
+        proves: "datagrams and pings of 8 B to 64 KiB pass two NICs both ways, with every byte \
+                 compared",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -42,7 +43,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nic-bulk",
-        proves: "TCP and UDP both ways by iperf3, and 16 MiB both ways that both ends sum alike",
+        proves: "TCP and UDP both ways by iperf3, and 16 MiB both ways with equal checksums",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -50,7 +51,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nic-offloads",
-        proves: "checksum, SG, TSO, GSO and GRO switched off and on in the guest change no byte",
+        proves: "data is correct with checksum offload, SG, TSO, GSO and GRO switched off and on \
+                 in the guest",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -109,11 +111,12 @@ fn bulk(lab: &mut Lab) -> Result<()> {
 fn iperf(guest: &mut Guest, server: &str, words: &str) -> Result<String> {
     let said = guest.program(&format!("iperf3 -c {server} -p 5201 {words}"))?;
     let line = said.lines().rfind(|line| line.trim_end().ends_with("receiver"));
-    let line = line.with_context(|| format!("iperf3 {words} says: {said}"))?.trim();
+    let line =
+        line.with_context(|| format!("iperf3 {words} printed no receiver line: {said}"))?.trim();
     let got = line.split_whitespace().collect::<Vec<_>>();
     let bytes = got.iter().position(|word| word.ends_with("Bytes")).context(line.to_owned())?;
     let bytes: f64 = got[bytes.saturating_sub(1)].parse().context(line.to_owned())?;
-    ensure!(bytes > 0.0, "iperf3 {words}: nothing came: {line}");
+    ensure!(bytes > 0.0, "iperf3 {words}: no data was received: {line}");
     if words.contains("-u") {
         let lost = got.iter().find_map(|word| word.split_once('/')?.0.parse::<u64>().ok());
         let all = got.iter().find_map(|word| word.split_once('/')?.1.parse::<u64>().ok());
@@ -142,7 +145,10 @@ fn send_at(guest: &mut Guest, server: &str, listener: TcpListener, bytes: u64) -
     let order = json!({ "server": server, "port": port, "bytes": bytes, "seed": 21 });
     let sent = guest.ask("tcp-send", order, LONG)?;
     let (received, sum) = receiver.join().map_err(|_| anyhow!("the receiver panicked"))??;
-    ensure!(received == bytes && sent == sum, "{received} of {bytes} bytes, {sum} for {sent}");
+    ensure!(
+        received == bytes && sent == sum,
+        "{received} of {bytes} bytes received, checksum {sum}, sent {sent}"
+    );
     Ok(())
 }
 

@@ -14,7 +14,8 @@ use crate::dom0::xs;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "own-blkfront",
-        proves: "pvio's blkfront writes, takes over from one that was killed, and reads all of it",
+        proves: "pvio's blkfront writes; another one that replaces it after it was killed reads \
+                 all data",
         backends: DISKS,
         kinds: PV,
         guests: Guests::Own,
@@ -22,7 +23,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "own-netfront",
-        proves: "pvio's netfront sends and receives, also after one that was killed",
+        proves: "pvio's netfront sends and receives, also after it was killed and restarted",
         backends: NICS,
         kinds: PV,
         guests: Guests::Own,
@@ -30,7 +31,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "own-netfront-qnic",
-        proves: "pvio's netfront connects to QEMU's NIC backend, which takes its packets",
+        proves: "pvio's netfront connects to QEMU's NIC backend, which accepts its packets",
         backends: &[Backend::Qdisk],
         kinds: PV,
         guests: Guests::Own,
@@ -46,7 +47,7 @@ fn disk(lab: &mut Lab) -> Result<()> {
     let mut guest = bare(lab, vec![disk.line("xvda", Access::Write, lab.backend)?], 0)?;
     let order = json!({ "number": NUMBER, "seed": 21, "mib": MIB });
     let sum = guest.ask("own-disk", order, LONG)?;
-    ensure!(sum == disk.sum(MIB)?, "the image holds something else");
+    ensure!(sum == disk.sum(MIB)?, "image checksum differs from the guest's");
     guest.power_off()
 }
 

@@ -13,7 +13,7 @@ use crate::dom0::lab::{LONG, Lab, NIC, SHORT, address};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "disk-policies",
-        proves: "pages mapped, copied, kept mapped: each way, every byte of a disk is right",
+        proves: "disk data is correct with every data path policy: map, copy, persistent grants",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Own,
@@ -21,7 +21,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nic-policies",
-        proves: "pages mapped, copied: each way, every byte of a packet is right",
+        proves: "packet data is correct with every data path policy: map, copy",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Own,
@@ -45,7 +45,7 @@ pub const NICS: &[(&str, Words)] =
 fn disks(lab: &mut Lab) -> Result<()> {
     for (name, words) in DISKS {
         lab.serve(words)?;
-        disk(lab).with_context(|| format!("disks by {name}"))?;
+        disk(lab).with_context(|| format!("disks with policy {name}"))?;
     }
     Ok(())
 }
@@ -53,7 +53,7 @@ fn disks(lab: &mut Lab) -> Result<()> {
 fn nics(lab: &mut Lab) -> Result<()> {
     for (name, words) in NICS {
         lab.serve(words)?;
-        nic(lab).with_context(|| format!("NICs by {name}"))?;
+        nic(lab).with_context(|| format!("NICs with policy {name}"))?;
     }
     Ok(())
 }
@@ -83,7 +83,7 @@ fn disk(lab: &mut Lab) -> Result<()> {
         guest.ask("disk-wait", json!(name), SHORT)?;
         let order = json!({ "name": name, "seed": 51, "requests": 120, "mib": 8 });
         let sum = guest.ask("disk-scribble", order, LONG)?;
-        ensure!(sum == disk.sum(8)?, "{name}: the image holds something else");
+        ensure!(sum == disk.sum(8)?, "{name}: image checksum differs from the guest's");
     }
     lab.watched(guest, |guest| guest.power_off())?;
     lab.nothing_left(&before)

@@ -16,7 +16,8 @@ use crate::sys;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "survival-daemon",
-        proves: "pvio serve is killed under load three times; its guest's disk and NIC go on",
+        proves: "after pvio serve is killed under load, three times, its guest continues to use \
+                 disk and NIC",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Own,
@@ -24,7 +25,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "survival-second",
-        proves: "a second pvio serve is refused with the first one's process; guests of the first go on",
+        proves: "a second pvio serve is rejected naming the first one's process; guests of the \
+                 first continue",
         backends: PVIO,
         kinds: PV,
         guests: Guests::Own,
@@ -32,7 +34,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "attach-taken",
-        proves: "xl block-attach of an image that another guest has is refused, and attached once that guest lets go",
+        proves: "xl block-attach of an image in use by another guest is rejected, and succeeds \
+                 after that guest detached it",
         backends: PVIO,
         kinds: PV,
         guests: Guests::Own,
@@ -40,7 +43,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "attach-refused",
-        proves: "a disk that xl's script refuses is attached after xl block-detach, with its image there",
+        proves: "a disk rejected by xl's hotplug script can be attached after xl block-detach, \
+                 once its image exists",
         backends: NICS,
         kinds: PV,
         guests: Guests::Own,
@@ -48,7 +52,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "survival-domain",
-        proves: "a driver domain is destroyed under load and restored; the next guest finds its disk",
+        proves: "after a driver domain is destroyed under load and restored, the next guest finds \
+                 its disk",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Own,
@@ -61,10 +66,10 @@ fn second(lab: &mut Lab) -> Result<()> {
     let (mut guest, disk) = ready(lab, lab.kind)?;
     let load = json!({ "disks": ["xvda"], "echoes": ["10.0.0.1"] });
     guest.ask("load-start", load, SHORT)?;
-    let first = lab.backends().pvio().context("pvio does not serve")?;
+    let first = lab.backends().pvio().context("pvio serve does not run")?;
     for _ in 0..2 {
         let ran = sys::run(&["/usr/bin/pvio", "serve"], SHORT)?;
-        ensure!(!ran.status.success(), "a second daemon serves: {}", ran.output);
+        ensure!(!ran.status.success(), "a second daemon was started: {}", ran.output);
         ensure!(ran.output.contains(&first.to_string()), "{}", ran.output);
     }
     went_on(&mut guest)?;
@@ -84,7 +89,7 @@ fn taken(lab: &mut Lab) -> Result<()> {
     sys::succeed(&["xl", "block-attach", &guest.name, &line], SHORT)?;
     guest.ask("disk-wait", json!("xvdf"), SHORT)?;
     let refused = sys::run(&["xl", "block-attach", &other.name, &line], LONG)?;
-    ensure!(!refused.status.success(), "xl says that it is attached: {}", refused.output);
+    ensure!(!refused.status.success(), "xl attached an image in use: {}", refused.output);
     guest.ask(
         "disk-scribble",
         json!({ "name": "xvdf", "seed": 67, "requests": 30, "mib": 4 }),
@@ -107,7 +112,7 @@ fn refused(lab: &mut Lab) -> Result<()> {
     let (mut guest, own) = ready(lab, lab.kind)?;
     let missing = Disk::by_pvio("xvdf", "rw", "/tmp/missing.img");
     let refused = sys::run(&["xl", "block-attach", &guest.name, &missing], LONG)?;
-    ensure!(!refused.status.success(), "xl attached it: {}", refused.output);
+    ensure!(!refused.status.success(), "xl attached a missing image: {}", refused.output);
     ensure!(
         refused.output.contains("No such file"),
         "xl reports another reason: {}",
@@ -123,14 +128,18 @@ fn refused(lab: &mut Lab) -> Result<()> {
 /// until `xl block-detach`, with every backend.
 fn attach_again(guest: &mut Guest, line: &str, disk: &Disk) -> Result<()> {
     let left = sys::run(&["xl", "block-attach", &guest.name, line], LONG)?;
-    ensure!(left.output.contains("already exists"), "libxl left no device: {}", left.output);
+    ensure!(
+        left.output.contains("already exists"),
+        "libxl kept no nodes of the rejected device: {}",
+        left.output
+    );
     sys::succeed(&["xl", "block-detach", &guest.name, "xvdf"], SHORT)?;
     sys::succeed(&["xl", "block-attach", &guest.name, line], SHORT)?;
     guest.ask("disk-wait", json!("xvdf"), SHORT)?;
     guest.ask("disk-blank", json!({ "name": "xvdf", "mib": 4 }), LONG)?;
     let order = json!({ "name": "xvdf", "seed": 71, "requests": 30, "mib": 4 });
     let sum = guest.ask("disk-scribble", order, LONG)?;
-    ensure!(sum == disk.sum(4)?, "the image holds something else");
+    ensure!(sum == disk.sum(4)?, "image checksum differs from the guest's");
     Ok(())
 }
 

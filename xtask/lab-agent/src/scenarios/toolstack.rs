@@ -13,7 +13,7 @@ use crate::dom0::xs;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "hostile-toolstack",
-    proves: "directories of backends that make no sense end in a reason, whatever is in them",
+    proves: "backend directories with invalid keys are rejected with a reason",
     backends: PVIO,
     kinds: PV,
     guests: Guests::Shared,
@@ -24,19 +24,19 @@ type Keys = &'static [(&'static str, &'static str)];
 
 /// Changes to the keys of a valid `backend/vbd/D/N`; `-` removes a key.
 const DISKS: &[(&str, Keys)] = &[
-    ("no frontend", &[("frontend", "-")]),
-    ("a frontend nowhere", &[("frontend", "/local/domain/4711/device/vbd/1")]),
-    ("no number of the guest's", &[("frontend-id", "-")]),
-    ("a guest that is a word", &[("frontend-id", "banana")]),
-    ("a guest beyond 16 bits", &[("frontend-id", "70000")]),
-    ("no image", &[("params", "-")]),
-    ("an image nowhere", &[("params", "/no/such/image")]),
-    ("a folder", &[("params", "/tmp")]),
-    ("a mode there is not", &[("mode", "z")]),
+    ("frontend missing", &[("frontend", "-")]),
+    ("frontend does not exist", &[("frontend", "/local/domain/4711/device/vbd/1")]),
+    ("frontend-id missing", &[("frontend-id", "-")]),
+    ("frontend-id is text", &[("frontend-id", "banana")]),
+    ("frontend-id beyond 16 bits", &[("frontend-id", "70000")]),
+    ("params missing", &[("params", "-")]),
+    ("image does not exist", &[("params", "/no/such/image")]),
+    ("params is a directory", &[("params", "/tmp")]),
+    ("undefined mode", &[("mode", "z")]),
 ];
 /// Only the backend writes its own state, so it may start from the beginning without reporting an
 /// error.
-const STATE: (&str, Keys) = ("a state there is not", &[("state", "banana")]);
+const STATE: (&str, Keys) = ("undefined state", &[("state", "banana")]);
 
 fn toolstack(lab: &mut Lab) -> Result<()> {
     lab.shared()?;
@@ -114,7 +114,7 @@ fn disk(guest: &Guest, image: &str, number: usize, keys: Keys, reason: bool) -> 
         Ok(reason && seen.1.is_some())
     })?;
     println!("PVIO-LAB disk {number}: state {:?}, error {:?}", seen.0, seen.1);
-    ensure!(!reason || seen.1.is_some(), "no reason in xenstore; its state is {:?}", seen.0);
-    ensure!(seen.0.as_deref() != Some("4"), "it is served");
+    ensure!(!reason || seen.1.is_some(), "no error node; backend state is {:?}", seen.0);
+    ensure!(seen.0.as_deref() != Some("4"), "the device is served");
     Ok(())
 }

@@ -18,7 +18,8 @@ use crate::{pattern, sys};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "disk-resize",
-        proves: "an image that is made larger and smaller is so at once in the guest, I/O going on",
+        proves: "an image that is enlarged and shrunk during I/O changes its size in the guest \
+                 immediately",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Own,
@@ -26,7 +27,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "disk-trim",
-        proves: "fstrim in the guest makes a raw file and a qcow2 image give room back, and qcow2 stays sound",
+        proves: "fstrim in the guest frees space of a raw file and a qcow2 image, and qcow2 stays \
+                 consistent",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Own,
@@ -34,7 +36,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "boot-grub",
-        proves: "GRUB, a guest itself, reads kernel and ramdisk from the disk and hands it over to Linux",
+        proves: "GRUB reads kernel and ramdisk from the disk and hands the disk over to Linux",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Own,
@@ -60,7 +62,10 @@ fn resize(lab: &mut Lab) -> Result<()> {
         guest.ask("disk-blank", json!({ "name": "xvda", "mib": 8 }), LONG)?;
         let order = json!({ "name": "xvda", "seed": mib, "requests": 60, "mib": mib });
         let sum = guest.ask("disk-scribble", order, LONG)?;
-        ensure!(sum == disk.sum(mib)?, "of {mib} MiB something else is kept");
+        ensure!(
+            sum == disk.sum(mib)?,
+            "checksum of the image of {mib} MiB differs from the guest's"
+        );
         guest.ask("disk-blank", json!({ "name": "xvda", "mib": mib }), LONG)?;
     }
     lab.watched(guest, |guest| guest.power_off())?;
@@ -110,8 +115,11 @@ fn trim(lab: &mut Lab) -> Result<()> {
     sys::succeed(&["qemu-img", "check", &to], SHORT)?;
     let left = [kept(&raw.image)?, kept(qcow2)?];
     lab.rows.push(json!({ "mib_before": full, "mib_after": left }));
-    ensure!(full.iter().all(|mib| *mib >= MIB), "{full:?} of {MIB} MiB were in use at first");
-    ensure!(left.iter().all(|mib| *mib <= MIB / 2), "{left:?} of {full:?} MiB after fstrim");
+    ensure!(full.iter().all(|mib| *mib >= MIB), "{full:?} of {MIB} MiB allocated before fstrim");
+    ensure!(
+        left.iter().all(|mib| *mib <= MIB / 2),
+        "{left:?} of {full:?} MiB still allocated after fstrim"
+    );
     Ok(fs::remove_file(qcow2)?)
 }
 
@@ -150,13 +158,13 @@ fn boot(lab: &mut Lab) -> Result<()> {
     let mut guest = Guest::start(&spec)?;
     let words = guest.ask("command-line", json!(null), SHORT)?;
     let words = words.as_str().context("the kernel's command line")?;
-    ensure!(words.contains("pvio.from-disk"), "not GRUB's kernel: {words}");
+    ensure!(words.contains("pvio.from-disk"), "the guest was not booted by GRUB: {words}");
     for (name, disk) in [("xvda", &disk), ("xvdb", &scratch)] {
         guest.ask("disk-wait", json!(name), SHORT)?;
         guest.ask("disk-blank", json!({ "name": name, "mib": 8 }), LONG)?;
         let order = json!({ "name": name, "seed": 13, "requests": 80, "mib": 8 });
         let sum = guest.ask("disk-scribble", order, LONG)?;
-        ensure!(sum == disk.sum(8)?, "{name}: something else is kept");
+        ensure!(sum == disk.sum(8)?, "{name}: image checksum differs from the guest's");
     }
     lab.watched(guest, |guest| guest.power_off())?;
     lab.nothing_left(&before)

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_and_items_are_told_from_other_words() {
+    fn paths_and_items_are_distinguished_from_other_code_spans() {
         let root = exec::root();
         assert!(is_path(&root, "xtask/src/nothing.rs") && is_path(&root, "docs/"));
         for other in ["/dev/xen", "run/pvio", "a b/c", "xtask/<name>.rs", "Queue"] {
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_followed_from_its_page() {
+    fn link_is_resolved_relative_to_its_page() {
         let page = exec::root().join("xtask/page.md");
         assert!(there(&page, "src/main.rs#there") && there(&page, "https://example.org/x"));
         assert!(!there(&page, "src/nothing.rs"));

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn two_files_that_import_each_other_are_found() {
+    fn files_importing_each_other_are_reported() {
         let files = [
             ("lib.rs", "mod a; mod b;"),
             ("a.rs", "use crate::b::B; pub struct A(B);"),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_imported_from_where_it_is_defined() {
+    fn import_through_reexport_counts_for_defining_file() {
         let files = [
             ("lib.rs", "mod a; pub use a::{inner::I, A};"),
             (
@@ -328,14 +328,11 @@ mod tests {
         ];
         assert!(found(&files).is_empty(), "re-exports are no imports: {:?}", found(&files));
         let back = ("a/inner.rs", "use crate::A; pub struct I(Option<Box<A>>);");
-        assert!(
-            found(&[files[0], files[1], back]).is_empty(),
-            "a part may use what it is a part of"
-        );
+        assert!(found(&[files[0], files[1], back]).is_empty(), "submodule may use its parent");
     }
 
     #[test]
-    fn unit_tests_and_declarations_do_not_count() {
+    fn imports_in_unit_tests_and_mod_declarations_are_ignored() {
         let files = [
             ("lib.rs", "mod a; mod b;"),
             ("a.rs", "use crate::b::B; pub struct A(B);"),

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn dependencies_up_or_across_are_found() {
+    fn dependency_on_higher_or_same_layer_is_reported() {
         assert_eq!(check(&[package("pvio-ring", &["pvio-grant-table"], &[])]).len(), 1);
         assert_eq!(check(&[package("pvio-blkback", &["pvio-hosted"], &[])]).len(), 1);
         assert_eq!(check(&[package("pvio-hosted", &["pvio-blkback"], &[])]).len(), 1);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dependency_down_is_allowed() {
+    fn dependency_on_lower_layer_is_allowed() {
         let down = package("pvio-blkback", &["pvio-ring", "pvio-xenbus"], &["pvio-sim"]);
         assert_eq!(check(&[down, package("pvio", &["pvio-blkback"], &[])]), [""; 0]);
     }

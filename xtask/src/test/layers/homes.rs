@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_found_in_paths_and_formats() {
+    fn xenstore_key_is_found_in_paths_and_format_strings() {
         let keys = keys().unwrap();
         let spelled = |literal| spelled(&keys, literal);
         assert_eq!(spelled("\"ring-ref\""), Some("ring-ref"));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn other_words_are_not_keys() {
+    fn text_without_xenstore_key_is_not_matched() {
         let keys = keys().unwrap();
         let spelled = |literal| spelled(&keys, literal);
         assert_eq!(spelled("\"the event-channel-less state\""), None);

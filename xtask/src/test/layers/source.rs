@@ -131,7 +131,7 @@ const AFTER: u8 = b'a';
     }
 
     #[test]
-    fn a_keyword_counts_and_a_comment_does_not() {
+    fn keyword_in_code_counts_and_in_comment_does_not() {
         let tokens = lex(SOURCE, UnitTests::Keep).unwrap();
         let keywords: Vec<_> = tokens.iter().filter(|token| token.text == "unsafe").collect();
         assert_eq!(keywords.len(), 1);
@@ -139,10 +139,10 @@ const AFTER: u8 = b'a';
     }
 
     #[test]
-    fn unit_tests_are_left_out_on_request() {
+    fn unit_tests_are_skipped_on_request() {
         assert_eq!(lines("ring-ref", UnitTests::Keep), [9, 15]);
         assert_eq!(lines("ring-ref", UnitTests::Leave), [9]);
         assert_eq!(lines("event-channel", UnitTests::Leave), [0; 0]);
-        assert_eq!(lines("b'a'", UnitTests::Leave), [17], "what follows counts again");
+        assert_eq!(lines("b'a'", UnitTests::Leave), [17], "line after the unit tests counts");
     }
 }

@@ -107,7 +107,7 @@ fn simple(error: u32, cookie: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_read_in_parts_chunks_and_holes_arrives_byte_by_byte() {
+fn split_read_with_chunks_and_holes_is_parsed_byte_by_byte() {
     let mut rig = Rig::new(EXPORT, &[(Io::Read { sector: 2 }, 12288)]);
     let sent = rig.sent();
     assert_eq!(
@@ -141,7 +141,7 @@ fn a_read_in_parts_chunks_and_holes_arrives_byte_by_byte() {
 }
 
 #[test]
-fn what_is_unanswered_is_sent_again_in_order_and_what_is_answered_is_not() {
+fn reconnect_resends_only_requests_without_reply_in_order() {
     let ios = [
         (Io::Write { sector: 0 }, 4096),
         (Io::Flush, 0),
@@ -171,7 +171,7 @@ fn what_is_unanswered_is_sent_again_in_order_and_what_is_answered_is_not() {
 }
 
 #[test]
-fn errors_are_those_of_the_request() {
+fn nbd_error_reply_fails_only_its_request() {
     let plain = Export { structured: false, ..EXPORT };
     let mut rig = Rig::new(plain, &[(Io::Write { sector: 0 }, 512), (Io::Read { sector: 0 }, 512)]);
     let sent = rig.sent();
@@ -189,7 +189,7 @@ fn errors_are_those_of_the_request() {
 
 proptest! {
     #[test]
-    fn a_hostile_server_ends_the_connection_and_nothing_else(
+    fn random_server_replies_complete_each_request_once(
         replies in prop::collection::vec(
             (0u64..6, 0u16..4, prop_oneof![0u16..4, Just(0x8001u16)], 0u64..20_000, 0usize..5000, any::<bool>()),
             0..40,
@@ -212,14 +212,14 @@ proptest! {
                     Ok(rest) => held = rest.to_vec(),
                     Err(Lost(_)) => break 'all,
                 }
-                prop_assert!(held.len() < 8192, "what is not complete is bounded");
+                prop_assert!(held.len() < 8192, "incomplete input is bounded");
             }
         }
         rig.requests.requeue(EXPORT);
         rig.requests.fail(EngineError::Os(5));
         let mut tags: Vec<u32> = rig.done().iter().map(|done| done.0).collect();
         tags.sort();
-        prop_assert_eq!(tags, [0, 1, 2], "each is over once");
+        prop_assert_eq!(tags, [0, 1, 2], "each request completes once");
     }
 }
 

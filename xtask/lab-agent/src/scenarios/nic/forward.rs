@@ -19,7 +19,8 @@ use crate::sys::{self, modules};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "nic-forward",
-    proves: "what a guest leaves to offloads, routed on, has right checksums on a wire",
+    proves: "packets that a guest leaves to offloads have correct checksums after dom0 has routed \
+             them",
     backends: NICS,
     kinds: BOTH,
     guests: Guests::Shared,
@@ -93,7 +94,7 @@ fn forward(lab: &mut Lab) -> Result<()> {
     guest.program("ip route replace 10.0.9.0/24 via 10.0.0.1 dev eth0")?;
     let features = guest.program("ethtool -k eth0")?;
     for on in ["tx-checksumming: on", "tcp-segmentation-offload: on"] {
-        ensure!(features.contains(on), "the guest's NIC has not {on}: {features}");
+        ensure!(features.contains(on), "the guest's NIC lacks {on}: {features}");
     }
     let before = wrong(guest)?;
     let echoes = beyond(|| net::Echoes::at(FAR))?;
@@ -106,11 +107,14 @@ fn forward(lab: &mut Lab) -> Result<()> {
     }
     let listener = || beyond(|| TcpListener::bind((FAR, 0)).context("listen"));
     let (sent, _) = packets_at(guest, FAR, listener()?, BULK)?;
-    ensure_long(sent, BULK).context("the guest did not leave TSO to its NIC")?;
+    ensure_long(sent, BULK).context("TSO of the guest's NIC was not used")?;
     // Without TSO, the guest computes the checksums (`tx off`) or leaves them blank (`tx on`).
     guest.program("ethtool -K eth0 tso off")?;
     let (cut, _) = packets_at(guest, FAR, listener()?, BULK / 8)?;
-    ensure!(cut >= BULK / 8 / SEGMENT, "{cut} packets, without TSO: the count proves nothing");
+    ensure!(
+        cut >= BULK / 8 / SEGMENT,
+        "{cut} packets without TSO: fewer than the segments of the transfer"
+    );
     for step in ["tx off", "tx on", "tso on"] {
         guest.program(&format!("ethtool -K eth0 {step}"))?;
         transfer_at(guest, FAR, listener()?, BULK / 8).context(step)?;
@@ -120,8 +124,8 @@ fn forward(lab: &mut Lab) -> Result<()> {
     guest.program("ip route del 10.0.9.0/24")?;
     drop((echoes, socket, undo));
     let left = sys::succeed(&["ip", "link", "show"], SHORT)?;
-    ensure!(!left.contains("near"), "left behind: {left}");
-    ensure!(!std::fs::exists("/run/netns")?, "/run/netns is left behind");
+    ensure!(!left.contains("near"), "interface was not removed: {left}");
+    ensure!(!std::fs::exists("/run/netns")?, "/run/netns was not removed");
     lab.rows = vec![json!({ "packets sent": sent, "of bytes": BULK, "wrong checksums": 0 })];
     Ok(())
 }

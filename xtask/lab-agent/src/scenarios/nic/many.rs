@@ -17,7 +17,7 @@ use crate::scenarios::{BOTH, Guests, NICS, Scenario};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "nic-queues",
-        proves: "a guest with two processors has two queues, and both carry what it sends and gets",
+        proves: "a guest with two vCPUs has two queues, and both carry packets in both directions",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Own,
@@ -25,7 +25,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nic-peers",
-        proves: "TCP and UDP from a guest with one queue to one with two and back, each offload off and on",
+        proves: "TCP and UDP both ways between a guest with one queue and one with two, each \
+                 offload off and on",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Own,
@@ -67,7 +68,7 @@ fn with_queues<T>(lab: &mut Lab, make: impl FnOnce(&Lab) -> Result<T>) -> Result
 fn agreed(guest: &Guest, queues: &str) -> Result<()> {
     let node = format!("/local/domain/{}/device/vif/0/multi-queue-num-queues", guest.domain);
     let agreed = xs::read(&node)?.unwrap_or_else(|| "1".to_owned());
-    ensure!(agreed == queues, "{agreed} queues");
+    ensure!(agreed == queues, "{agreed} queues negotiated");
     Ok(())
 }
 
@@ -126,7 +127,7 @@ fn peers(lab: &mut Lab) -> Result<()> {
     // The second guest is always one step behind the first.
     for step in super::STEPS {
         guests[0].program(&format!("ethtool -K eth0 {step}"))?;
-        talk(&mut guests, 128 << 10).with_context(|| format!("{step} at the first"))?;
+        talk(&mut guests, 128 << 10).with_context(|| format!("{step} in the first guest"))?;
         guests[1].program(&format!("ethtool -K eth0 {step}"))?;
     }
     talk(&mut guests, 128 << 10)?;

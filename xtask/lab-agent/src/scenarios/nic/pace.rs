@@ -11,7 +11,7 @@ use crate::sys::run::Flake;
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "nic-flood",
-    proves: "floods both ways change no byte and no order, and the NIC works on",
+    proves: "floods both ways keep data and order correct, and the NIC continues to work",
     backends: NICS,
     kinds: BOTH,
     guests: Guests::Shared,
@@ -43,12 +43,12 @@ fn flood(lab: &mut Lab) -> Result<()> {
         ensure!(!said.contains("wrong data") && !said.contains("DUP"), "ping: {said}");
         let lost = lost_by_ping(&said);
         if lost.is_some_and(|lost| lost > 0) {
-            return Err(Flake(format!("the guest had no processor during a ping: {said}")).into());
+            return Err(Flake(format!("the guest was not scheduled during a ping: {said}")).into());
         }
         ensure!(lost == Some(0), "ping of {size} bytes: {said}");
     }
     let dropped = counters::interface(&vif, "tx_dropped")? - before;
-    ensure!(dropped == 0, "{dropped} packets did not come to the guest");
+    ensure!(dropped == 0, "{dropped} packets to the guest were dropped");
     for round in 0..3 {
         let seed = 70 + round;
         let taker = Taker::start(5601, seed, None)?;
@@ -65,10 +65,15 @@ fn flood(lab: &mut Lab) -> Result<()> {
         rows.push(json!({ "sent each way": COUNT, "up": up, "down": down }));
         // More is sent than the queues can hold. What arrives must be intact and in order.
         for taken in [&up, &down] {
-            ensure!(taken.late == 0, "{} of {} datagrams out of order", taken.late, taken.count);
-            ensure!(taken.count > COUNT / 100, "{} of {COUNT} datagrams", taken.count);
+            ensure!(
+                taken.late == 0,
+                "{} of {} datagrams arrived out of order",
+                taken.late,
+                taken.count
+            );
+            ensure!(taken.count > COUNT / 100, "only {} of {COUNT} datagrams arrived", taken.count);
         }
-        net::echo(&net::client(&address(guest, 0))?, SIZE, seed).context("after a flood")?;
+        net::echo(&net::client(&address(guest, 0))?, SIZE, seed).context("echo after a flood")?;
     }
     lab.rows = rows;
     Ok(())
@@ -79,7 +84,7 @@ mod tests {
     use super::lost_by_ping;
 
     #[test]
-    fn answers_that_are_missing_are_excused_by_a_processor_that_was_away() {
+    fn lost_pings_are_excused_only_by_long_pause() {
         let said = |received, slowest| {
             format!(
                 "PING 10.0.0.1 (10.0.0.1) 8000(8028) bytes of data.\n\n--- 10.0.0.1 ping statistics ---\n\

@@ -18,7 +18,8 @@ use crate::scenarios::{BOTH, Guests, PVIO, Scenario};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "nic-switch",
-        proves: "two guests talk by pvio's own switch, without a tap, and with dom0 by its uplink",
+        proves: "two guests communicate through pvio's own switch, without a tap, and with dom0 \
+                 through its uplink",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Own,
@@ -26,7 +27,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nic-guard",
-        proves: "a guarded NIC sends under its own MAC and IP, and nothing under others",
+        proves: "a guarded NIC sends only with its own MAC and IP addresses",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -42,14 +43,14 @@ fn switch(lab: &mut Lab) -> Result<()> {
     let mut guests = [started(&spec)?, started(&spec)?];
     for guest in &guests {
         let tap = format!("/sys/class/net/vif{}.0", guest.domain);
-        ensure!(!std::fs::exists(&tap)?, "there is {tap}");
+        ensure!(!std::fs::exists(&tap)?, "{tap} exists");
     }
     let off = "ethtool -K eth0 tso off gso off gro off tx off";
     let on = "ethtool -K eth0 tx on gro on gso on tso on";
     // Switched on in both guests, off in the first, off in both, off in the second.
     for (guest, words) in [(0, on), (0, off), (1, off), (0, on)] {
         guests[guest].program(words)?;
-        talk(&mut guests, 1 << 20).with_context(|| format!("{words} at {guest}"))?;
+        talk(&mut guests, 1 << 20).with_context(|| format!("{words} in guest {guest}"))?;
     }
     let sizes = [8, 18, 60, 1472, 1473, 4096, 9000, 65_507];
     let server = address(&guests[1], 0);
@@ -57,8 +58,8 @@ fn switch(lab: &mut Lab) -> Result<()> {
     guests[0].ask("nic-echo", json!({ "server": server, "sizes": sizes, "rounds": 3 }), LONG)?;
     for guest in &mut guests {
         let echo = json!({ "server": "10.0.0.1", "sizes": sizes, "rounds": 2 });
-        guest.ask("nic-echo", echo, LONG).context("by the uplink")?;
-        transfer(guest, 1 << 20).context("by the uplink")?;
+        guest.ask("nic-echo", echo, LONG).context("through the uplink")?;
+        transfer(guest, 1 << 20).context("through the uplink")?;
     }
     for guest in guests {
         lab.watched(guest, |guest| guest.power_off())?;
@@ -103,15 +104,15 @@ fn guard(lab: &mut Lab) -> Result<()> {
         // Changed while the NIC is connected.
         xs::write(&format!("{back}/pvio-options"), &format!("guard={guard}"))?;
         std::thread::sleep(Duration::from_millis(500));
-        ensure!(answered(guest, OWN)?, "guard={guard}: {OWN} is not heard");
+        ensure!(answered(guest, OWN)?, "guard={guard}: no echo for own address {OWN}");
         let heard = answered(guest, OTHER)?;
-        ensure!(heard != own_ip_only, "guard={guard}: {OTHER} heard: {heard}");
+        ensure!(heard != own_ip_only, "guard={guard}: echo for other address {OTHER}: {heard}");
         set_mac(guest, "00:16:3e:00:00:99")?;
         let heard = answered(guest, OWN)?;
-        ensure!(heard != own_mac_only, "guard={guard}: another MAC heard: {heard}");
+        ensure!(heard != own_mac_only, "guard={guard}: echo for other MAC address: {heard}");
         set_mac(guest, &mac)?;
     }
-    ensure!(answered(guest, OWN)?, "{OWN} is not heard at the end");
+    ensure!(answered(guest, OWN)?, "no echo for own address {OWN} at the end");
     detach_nic(guest)?;
     drop(undo);
     lab.nothing_left(&before)

@@ -22,7 +22,7 @@ use crate::scenarios::{BOTH, Guests, PVIO, Scenario};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "nic-rate",
-        proves: "what a guest sends keeps to its `rate` within 5 %, also once that is changed",
+        proves: "a guest transmits at its `rate` within 5 %, also after the rate is changed",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -30,7 +30,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nic-fair",
-        proves: "four guests that flood have an equal part each of the rate they share, all of it",
+        proves: "four flooding guests with a shared rate get equal parts and use all of it",
         backends: PVIO,
         kinds: BOTH,
         guests: Guests::Own,
@@ -119,7 +119,7 @@ fn fair(lab: &mut Lab) -> Result<()> {
         ensure!(off.abs() < 5.0, "{all:.0} bytes a second of {SHARED:.0}: {off:.1} % off");
         let due = 100.0 / senders as f64;
         let fair = percent.iter().all(|part| (part / due - 1.0).abs() < 0.2);
-        ensure!(fair, "of {due:.0} % of the rate for each, they have {percent:?}");
+        ensure!(fair, "expected {due:.0} % of the rate for each guest, measured {percent:?}");
     }
     for guest in &mut guests[..3] {
         guest.ask("flood-end", Value::Null, LONG)?;
@@ -145,5 +145,5 @@ fn parts(sockets: &[UdpSocket]) -> Result<Vec<f64>> {
         .collect::<Result<_>>()?;
     let ends =
         takers.into_iter().map(|taker| taker.join().map_err(|_| anyhow!("a taker panicked"))?);
-    ends.collect::<Result<_>>().context("of the four")
+    ends.collect::<Result<_>>().context("rates of the guests")
 }

@@ -18,7 +18,8 @@ use crate::sys::modules;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "nic-ipv6",
-        proves: "neighbours, datagrams and TCP in segments longer than the MTU cross over IPv6",
+        proves: "neighbour discovery, datagrams and TCP segments longer than the MTU pass over \
+                 IPv6",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -26,7 +27,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nic-jumbo",
-        proves: "frames of 9014 bytes cross both ways without a fragment, and none that is longer",
+        proves: "frames of 9014 bytes pass both ways unfragmented, and longer ones do not",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -34,7 +35,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nic-vlan",
-        proves: "tagged frames reach the same tag at the bridge and at the vif, and no other tag",
+        proves: "VLAN-tagged frames reach the same tag at the bridge and at the vif, and no other \
+                 tag",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -42,7 +44,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "nic-multicast",
-        proves: "the bridge hears which groups the guest is in: those reach its NIC, others do not",
+        proves: "the bridge learns the guest's multicast groups: only their frames reach its NIC",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Shared,
@@ -78,7 +80,10 @@ fn ipv6(lab: &mut Lab) -> Result<()> {
     }
     let mac = guest.ask("nic-up", json!({ "name": "eth0", "address": addressed(guest) }), SHORT)?;
     let known = ip(&format!("-6 neighbour show to {own} dev xenbr0"))?;
-    ensure!(known.contains(mac.as_str().context("an address")?), "not {mac} but {known}");
+    ensure!(
+        known.contains(mac.as_str().context("an address")?),
+        "neighbour entry is {known}, not {mac}"
+    );
     let said =
         guest.program(&format!("ping -6 -n -q -c 3 -i 0.2 -W 5 -p a55a -s 9000 {SERVER}"))?;
     ensure!(said.contains(" 0% packet loss"), "ping: {said}");
@@ -134,9 +139,9 @@ fn jumbo(lab: &mut Lab) -> Result<()> {
     let said = guest.program(&format!("{ping} -s 8972 10.0.0.1"))?;
     ensure!(said.contains(" 0% packet loss"), "ping: {said}");
     let longer = guest.program(&format!("{ping} -s 8973 10.0.0.1"));
-    ensure!(longer.is_err(), "9001 bytes left through an MTU of 9000: {longer:?}");
+    ensure!(longer.is_err(), "a packet of 9001 bytes was sent with an MTU of 9000: {longer:?}");
     let after = fragments(guest)?;
-    ensure!(after == before, "{} fragments", after - before);
+    ensure!(after == before, "{} fragments were created or reassembled", after - before);
     // Without offloads, every long segment is a long frame.
     guest.program("ethtool -K eth0 tso off gso off gro off")?;
     let listener = TcpListener::bind(("10.0.0.1", 0))?;
@@ -179,9 +184,9 @@ fn vlan(lab: &mut Lab) -> Result<()> {
         transfer_at(guest, &server, TcpListener::bind((server.as_str(), 0))?, BULK)?;
         let order = json!([format!("eth{nic}.{tag}"), "rx_bytes"]);
         let tagged = guest.ask("nic-counter", order, SHORT)?.as_u64();
-        ensure!(tagged > Some(BULK), "{tagged:?} bytes came with tag {tag}");
+        ensure!(tagged > Some(BULK), "the guest received only {tagged:?} bytes with tag {tag}");
         let tagged = counters::interface(&format!("tag{tag}"), "rx_bytes")?;
-        ensure!(tagged > BULK, "{tagged} bytes of tag {tag} came here");
+        ensure!(tagged > BULK, "dom0 received only {tagged} bytes with tag {tag}");
     }
     // The same network on another VLAN is separate.
     ip("address add 10.0.7.1/24 dev tag5")?;
@@ -189,7 +194,7 @@ fn vlan(lab: &mut Lab) -> Result<()> {
     guest.ask("nic-up", json!({ "name": "eth0.7", "address": "10.0.7.2/24" }), SHORT)?;
     let other = guest.program("ping -n -q -c 3 -i 0.2 -W 1 10.0.7.1");
     let no = other.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
-    ensure!(no.contains("100% packet loss"), "tag 7 reached tag 5: {other:?}");
+    ensure!(no.contains("100% packet loss"), "frames of VLAN 7 reached VLAN 5: {other:?}");
     for name in ["eth0.5", "eth1.6", "eth0.7"] {
         guest.program(&format!("ip link del {name}"))?;
     }
@@ -221,14 +226,17 @@ fn multicast(lab: &mut Lab) -> Result<()> {
     let by: Ipv4Addr = address(guest, 0).parse()?;
     let group = json!({ "group": GROUP, "by": by });
     let (taken, frames, other) = heard(guest, &group)?;
-    all(&taken).context("in the group")?;
-    ensure!(frames >= taken.count, "{frames} frames, and it took {taken:?}");
-    ensure!(other < COUNT / 4, "{other} of {COUNT} frames to a NIC that is not in the group");
+    all(&taken).context("guest as group member")?;
+    ensure!(frames >= taken.count, "{frames} frames sent to the NIC, {taken:?} received");
+    ensure!(other < COUNT / 4, "{other} of {COUNT} frames reached a NIC that is not in the group");
     // The guest leaves the group when its socket is closed.
     std::thread::sleep(Duration::from_secs(2));
     let (taken, left, _) = heard(guest, &Value::Null)?;
-    ensure!(taken.count == 0, "after it left the group: {taken:?}");
-    ensure!(left < COUNT / 4, "{left} of {COUNT} frames of a group that was left");
+    ensure!(taken.count == 0, "datagrams received after leaving the group: {taken:?}");
+    ensure!(
+        left < COUNT / 4,
+        "{left} of {COUNT} frames reached the NIC after the guest left the group"
+    );
     lab.rows = vec![json!({ "frames in the group": frames, "beside": other, "after": left })];
 
     let guest = &mut lab.shared()?.guest;
@@ -237,7 +245,7 @@ fn multicast(lab: &mut Lab) -> Result<()> {
                         "rest": 20 });
     guest.ask("datagrams-send", order, SHORT)?;
     let taken = taker.end()?;
-    all(&taken).context("of the guest")?;
+    all(&taken).context("datagrams sent by the guest")?;
     guest.program("ip route del 239.1.2.0/24 dev eth0").map(drop)
 }
 
