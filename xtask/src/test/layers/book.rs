@@ -1,4 +1,5 @@
-//! Links, files, items and tests in the documentation must lead to something that exists.
+//! Links, files, items and tests in the documentation must lead to something that exists, and no line
+//! is too wide to read.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,7 +13,11 @@ use super::paths::Paths;
 use super::source::{self, UnitTests};
 use crate::exec;
 
-/// Returns the links, files, items and tests in each page that do not exist.
+/// Maximum number of columns of a line.
+const WIDTH: usize = 110;
+
+/// Returns the links, files, items and tests in each page that do not exist, and lines that are too
+/// wide.
 pub fn check(packages: &[Package]) -> Result<Vec<String>> {
     let root = exec::root();
     let readmes = packages.iter().map(|package| package.dir.join("README.md"));
@@ -35,6 +40,10 @@ pub fn check(packages: &[Package]) -> Result<Vec<String>> {
         // It contains the old names of items that were renamed since.
         if page.ends_with("CHANGELOG.md") {
             continue;
+        }
+        let wide = (1..).zip(text.lines()).filter(|(_, line)| line.chars().count() > WIDTH);
+        for (number, _) in wide {
+            faults.push(format!("{}:{number}: more than {WIDTH} columns", relative(page)));
         }
         for path in quoted(&text).filter(|quoted| is_path(&root, quoted)) {
             if !root.join(path).exists() {
