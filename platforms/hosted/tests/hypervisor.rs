@@ -21,7 +21,7 @@ fn second_hypervisor_in_same_directory_is_rejected() {
     let host = Host::new();
     let second = Hypervisor::start(host.dir.path()).unwrap_err();
     assert!(matches!(&second, StartError::Running(dir) if dir == host.dir.path()));
-    assert!(second.to_string().contains("a pvio hypervisor already runs in"));
+    assert!(second.to_string().contains("a pvio hypervisor is running in"));
     host.domain("still-served");
 }
 

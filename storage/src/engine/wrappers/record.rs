@@ -144,7 +144,7 @@ impl Record {
 
     /// Records that an operation begins: a write of bytes at an offset or, if `change` is `None`, a
     /// flush of all completed writes. Empty data extends a file up to the offset. For recorders
-    /// other than [`Recorded`]. Returns the number to pass to [`end`](Self::end).
+    /// other than [`Recorded`]. Returns the number to pass to [`complete`](Self::complete).
     pub fn submit(&self, change: Option<(u64, Arc<[u8]>)>) -> u64 {
         let mut log = self.log();
         let id = log.next;

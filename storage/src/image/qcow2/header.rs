@@ -1,6 +1,6 @@
 //! The header of a qcow2 image, checked completely before anything else of the image is used.
 //!
-//! The structures are in [`layout`](super::layout). Limits that are not part of the format are those
+//! The structures are in `layout.rs`. Limits that are not part of the format are those
 //! of QEMU (`block/qcow2.h`), or bound the cost of opening an image.
 
 use super::super::metadata::{Content, ContentError, buffer, try_vec};
