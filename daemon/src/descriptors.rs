@@ -63,7 +63,7 @@ impl Descriptors {
     /// Reserves descriptors.
     ///
     /// # Errors
-    /// Too few are left: a [`Fault`] that says how many.
+    /// Too few are available: a [`Fault`] with their number.
     pub fn reserve(&self, count: u64) -> Result<Reservation, Fault> {
         let Inner { limit, reserved } = &*self.0;
         let fits = |taken: u64| taken.checked_add(count).filter(|sum| sum <= limit);

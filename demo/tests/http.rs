@@ -30,7 +30,7 @@ fn inside(name: &str) -> bool {
     let curl = Command::new("curl").arg("-V").output();
     if !can.is_ok_and(|o| o.status.success()) || ip.is_err() || curl.is_err() {
         eprintln!(
-            "SKIPPED: no network namespace of our own; install util-linux, iproute2 and curl, and allow user namespaces"
+            "SKIPPED: no new network namespace; install util-linux, iproute2 and curl, and allow user namespaces"
         );
         return false;
     }

@@ -116,7 +116,7 @@ impl<P: BackendPlatform, S: VifServer<P>> Vif<P, S> {
         &self.server
     }
 
-    /// Returns the server and the running queues, for a server that has no threads of its own.
+    /// Returns the server and the running queues, for a server without threads.
     pub fn running(&mut self) -> (&mut S, &mut [S::Running]) {
         (&mut self.server, &mut self.running)
     }

@@ -139,7 +139,7 @@ impl Server {
         let begun = Instant::now();
         while !done(guest) {
             guest.work();
-            assert!(self.0.try_wait().unwrap().is_none(), "the backend ended by itself");
+            assert!(self.0.try_wait().unwrap().is_none(), "the backend ended on its own");
             assert!(begun.elapsed() < PATIENCE, "the guest does not finish: {guest:?}");
         }
     }

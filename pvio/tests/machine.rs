@@ -153,7 +153,7 @@ impl Run {
             || !Path::new("/dev/net/tun").exists()
         {
             eprintln!(
-                "SKIPPED: no taps in a namespace of our own; install util-linux and curl, allow user namespaces, modprobe tun"
+                "SKIPPED: no taps in a new network namespace; install util-linux and curl, allow user namespaces, modprobe tun"
             );
             return None;
         }

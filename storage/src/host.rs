@@ -63,7 +63,7 @@ impl Groups {
 
 /// Serves a vbd from the disk image that its `params` name.
 pub struct ImageServer {
-    /// Options for which the disk has no setting of its own.
+    /// Default options of disks.
     usual: DiskOptions,
     groups: Groups,
     budgets: MappingBudgets,

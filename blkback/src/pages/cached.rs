@@ -42,7 +42,7 @@ struct Cached<M> {
 }
 
 impl<M> CachedPages<M> {
-    /// Creates a cache of at most `most` pages, also limited by what is left of the budget.
+    /// Creates a cache of at most `most` pages, also limited by the rest of the budget.
     pub fn new(most: usize, budget: Arc<MappingBudget>) -> Self {
         Self {
             pages: GrantCache::new(most),

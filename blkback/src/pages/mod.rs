@@ -12,7 +12,7 @@
 //! Mappings are not batched over requests. A platform may be able to unmap only together what was
 //! mapped together ([`GrantMapper::map_each`]), and a page must be unmapped before its request is
 //! completed. A request's pages are therefore mapped with one call, and each cached page with a
-//! call of its own.
+//! separate call.
 //!
 //! When the cache is full, by the limit of the queue or by the [budget](MappingBudget) of its guest
 //! and its process, cached mappings stay. Further pages are mapped for their request or copied,
@@ -158,7 +158,7 @@ pub(crate) struct Pages<M> {
 
 impl<M: SharedMemory> Pages<M> {
     /// Creates the pages of a queue of `slots` requests of at most `segments` pages each. Cached
-    /// mappings are also limited by what is left of the budget.
+    /// mappings are also limited by the rest of the budget.
     pub fn new(path: DataPath, slots: usize, segments: usize, budget: &Arc<MappingBudget>) -> Self {
         let all = slots.saturating_mul(segments);
         let most = all.min(PAGES_MOST).max(segments.min(PAGES_MOST));

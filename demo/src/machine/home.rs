@@ -91,7 +91,7 @@ pub struct Sweep {
 
 impl Sweep {
     /// Removes the files. The hypervisor removes its sockets itself, except when the process exits
-    /// at once.
+    /// immediately.
     pub fn now(&self, with_sockets: bool) {
         let remove = |name: &str| drop(self.dir.remove(name));
         if with_sockets {

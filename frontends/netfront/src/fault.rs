@@ -29,7 +29,9 @@ pub enum BackendFault {
         got: u16,
     },
     /// Received data that crosses the end of its page.
-    #[error("the backend says that {size} bytes lie at offset {offset} of a page")]
+    #[error(
+        "invalid response of the backend: {size} bytes at offset {offset} cross the end of a page"
+    )]
     RxCrossesPage {
         /// Offset of the data in the page.
         offset: u16,
@@ -52,7 +54,9 @@ pub enum BackendFault {
     #[error("the backend sent an unsegmented packet that was not asked for")]
     RxGso,
     /// Headroom before received data that was not requested, does not fit, or is reported twice.
-    #[error("the backend says that {headroom} bytes are free before data at offset {offset}")]
+    #[error(
+        "invalid response of the backend: headroom of {headroom} bytes before data at offset {offset}"
+    )]
     RxHeadroom {
         /// Reported headroom, in bytes.
         headroom: u16,

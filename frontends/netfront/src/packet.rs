@@ -7,7 +7,7 @@ pub(crate) const DEFAULT_MTU: u32 = 1500;
 
 /// Negotiated features. A packet that needs a feature not listed here is neither sent nor accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a feature of the protocol by itself")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a separate feature of the protocol")]
 pub struct Features {
     /// The backend supports packets of several slots, that is, of more than 4096 bytes.
     pub sg: bool,

@@ -12,7 +12,7 @@
 //!         println!("{len} bytes came in");
 //!     }
 //!     queue.publish()?;
-//!     // Asks to be woken, and looks once more; only then may one wait for `queue.channel()`.
+//!     // Requests a notification and checks again; only then may one wait for `queue.channel()`.
 //!     if !queue.final_check()? {
 //!         break;
 //!     }

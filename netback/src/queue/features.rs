@@ -1,6 +1,6 @@
 /// Negotiated features of a vif. Features that are not listed here are not used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a feature of the protocol by itself")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a separate feature of the protocol")]
 pub struct Features {
     /// The guest accepts packets scattered over several buffers (`feature-sg`).
     pub sg: bool,

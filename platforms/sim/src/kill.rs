@@ -3,7 +3,7 @@
 //! A process accesses its platform through [`Mortal`] wrappers. Each store to shared memory, each
 //! call of grants and event channels, and each request to xenstore is a [`moment`] at which the
 //! process may be killed. [`run`] kills it at the selected moment by unwinding. Shared state stays
-//! as it is at that moment.
+//! unchanged from that moment on.
 //!
 //! ```
 //! use pvio_ring::shm::{HeapMemory, Region};

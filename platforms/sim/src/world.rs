@@ -112,7 +112,7 @@ fn step<W: World>(world: &mut W, sim: &mut Sim, menu: &mut Menu<W::Action>) -> b
     if !menu.must
         && let Some(waiting) = world.waiting()
     {
-        panic!("deadlock: nobody can act, but {waiting}");
+        panic!("deadlock: no action is possible, but {waiting}");
     }
     let Some(action) = menu.choose(sim) else { return false };
     sim.tick();

@@ -24,7 +24,7 @@ fn name(disk: &str) -> String {
 
 /// Waits until no I/O of an earlier process for the disk is in flight. Returns the descriptor that
 /// the next process waits for. Fails if that takes longer than `patience`. Nothing may be read or
-/// written before. Blocks, and is therefore called on a thread of its own.
+/// written before. Blocks, and is therefore called on a separate thread.
 pub(super) fn pass(
     records: &RecordDir,
     disk: &str,

@@ -70,7 +70,7 @@ impl Meter {
     /// # Errors
     /// [`ContentError::Unsupported`] if the limit is exceeded.
     pub fn retain(&self, bytes: u64) -> Result<(), ContentError> {
-        Self::add(&self.retained, bytes, MAX_RETAINED, "bytes of tables to be kept in memory")
+        Self::add(&self.retained, bytes, MAX_RETAINED, "bytes of tables in memory")
     }
 }
 

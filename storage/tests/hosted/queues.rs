@@ -75,7 +75,7 @@ fn four_queues(policy: Config) -> Machine {
     Machine::new(Config { max_queues: 4, ..policy })
 }
 
-/// Writes blocks of its own and reads them back. Returns the number of requests.
+/// Writes blocks and reads them back. Returns the number of requests.
 fn work(queue: &mut Queue<Domain>, number: u64) -> u64 {
     let mut requests = 0;
     for round in 0..50_u64 {

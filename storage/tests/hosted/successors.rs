@@ -95,7 +95,7 @@ fn content(number: usize, slot: usize) -> [u8; BLOCK] {
     [(slot * 7 + number + 1) as u8; BLOCK]
 }
 
-/// Writes and reads back a block of its own with each slot, repeatedly. Returns the queue when its
+/// Writes a block with each slot and reads it back, repeatedly. Returns the queue when its
 /// session is over, or when told to stop.
 fn work(seat: &Seat, number: usize, stop: &AtomicBool) {
     while !stop.load(Ordering::SeqCst) {

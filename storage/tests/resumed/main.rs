@@ -168,7 +168,7 @@ enum Op {
     Flush,
 }
 
-/// The operations of one slot of the guest, one after the other, in an area of its own.
+/// The operations of one slot of the guest, one after the other, in a separate area.
 struct Slot {
     /// Number of completed operations.
     done: u64,

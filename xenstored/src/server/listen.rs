@@ -82,7 +82,7 @@ fn clear_stale(path: &Path) -> io::Result<()> {
         return taken("exists and is not a socket");
     }
     match UnixStream::connect(path) {
-        Ok(_) => taken("somebody listens there"),
+        Ok(_) => taken("another process listens there"),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
         Err(e) => Err(e),
     }

@@ -77,7 +77,7 @@ fn slow_download(world: &World, url: &str) -> Result<Group> {
             return Ok(curl);
         }
         if let Some(status) = curl.ended()? {
-            bail!("the download ended with {status} before it was well begun");
+            bail!("the download ended with {status} before enough of it was received");
         }
         std::thread::sleep(Duration::from_millis(50));
     }

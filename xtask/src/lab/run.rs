@@ -86,10 +86,10 @@ const CHECKED: &[&str] = &[
 /// The slowest cases are checks with only one guest type each. `cargo xtask lab run all` also runs
 /// these, with the other type.
 const WITH_THE_OTHER_KIND: &[&str] = &[
-    "kept-direct:pvio:pv",
-    "kept-nbd:pvio:pv",
-    "kept-raw:pvio:pvh",
-    "kept-qcow2:pvio:pvh",
+    "storage-direct:pvio:pv",
+    "storage-nbd:pvio:pv",
+    "storage-raw:pvio:pvh",
+    "storage-qcow2:pvio:pvh",
     "matrix-direct:pvio:pv",
     "matrix-qcow2:pvio:pv",
     "matrix-raw:pvio:pvh",
@@ -171,7 +171,7 @@ fn run(cases: &[Case], options: &Options) -> Result<Vec<Row>> {
     for case in cases.iter().filter(|_| outcome.is_ok()) {
         if rows.iter().all(|row| row.scenario != case.id) {
             let (scenario, result) = (case.id.clone(), "failed".to_owned());
-            let reason = "nothing is known of it; see what was said of its machine".to_owned();
+            let reason = "no result was received; see the log of its machine".to_owned();
             rows.push(Row { scenario, result, seconds: 0.0, retries: 0, reason, rows: Vec::new() });
         }
     }

@@ -125,7 +125,7 @@ impl Handshake<'_> {
                 }
                 rep::ACK if has_size => return self.check(export),
                 kind if kind >= rep::ERROR => return Err(self.refused(kind, &reply.data)),
-                _ => return Err(self.protocol_error("an answer makes no sense")),
+                _ => return Err(self.protocol_error("an invalid reply")),
             }
         }
         Err(self.protocol_error("its answer has no end"))
@@ -198,7 +198,7 @@ impl Handshake<'_> {
         let mut head = OptionReply::new_zeroed();
         self.read(head.as_mut_bytes())?;
         if head.magic != wire::OPTION_REPLY || head.option != option {
-            return Err(self.protocol_error("it answers what was not asked"));
+            return Err(self.protocol_error("it sends a reply without a request"));
         }
         let (kind, len) = (head.kind.get(), head.len.get());
         if len > MAX_REPLY_LEN {

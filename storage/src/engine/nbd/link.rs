@@ -231,7 +231,7 @@ impl Client {
         let outgoing = !self.send(stream)?;
         let silent = last_received.elapsed();
         if !self.requests.is_empty() && silent > SILENCE {
-            return Err(Broken::Lost(Lost("it owes answers and is silent")));
+            return Err(Broken::Lost(Lost("it does not reply within the timeout")));
         }
         let timeout = (!self.requests.is_empty()).then(|| SILENCE - silent.min(SILENCE));
         let flags = if outgoing { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };

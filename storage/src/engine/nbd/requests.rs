@@ -239,7 +239,7 @@ impl Requests {
                 part.error = failure(reply.error.get())?;
                 let read = part.command == cmd::READ && part.error.is_none();
                 if read && self.export.structured {
-                    return Err(Lost("it answers a read without structure"));
+                    return Err(Lost("it sends a simple reply to a read"));
                 }
                 if read {
                     self.expect(cookie, 0, None, true)?;
@@ -249,7 +249,7 @@ impl Requests {
                 Ok(Some(rest))
             }
             wire::STRUCTURED_REPLY if self.export.structured => self.chunk(bytes),
-            _ => Err(Lost("it sends what is no reply")),
+            _ => Err(Lost("it sends an unknown reply")),
         }
     }
 
@@ -264,7 +264,8 @@ impl Requests {
             chunk::OFFSET_DATA if read && len > 8 => {
                 let Ok((offset, rest)) = U64::ref_from_prefix(rest) else { return Ok(None) };
                 let from = self.part(cookie)?.offset;
-                let into = offset.get().checked_sub(from).ok_or(Lost("it answers another read"))?;
+                let into =
+                    offset.get().checked_sub(from).ok_or(Lost("it sends data of another range"))?;
                 self.expect(cookie, into, Some(len - 8), done)?;
                 return Ok(Some(rest));
             }
@@ -284,7 +285,7 @@ impl Requests {
                 self.part(cookie)?.error = error.or(Some(EngineError::Os(5)));
                 rest = after;
             }
-            _ => return Err(Lost("it sends a chunk that makes no sense")),
+            _ => return Err(Lost("it sends an invalid chunk")),
         }
         if done {
             self.complete_part(cookie)?;
@@ -293,7 +294,7 @@ impl Requests {
     }
 
     fn part(&mut self, cookie: u64) -> Result<&mut Part, Lost> {
-        self.parts.get_mut(&cookie).ok_or(Lost("it answers what was not asked"))
+        self.parts.get_mut(&cookie).ok_or(Lost("it sends a reply without a request"))
     }
 
     /// Expects the data of a read next.
@@ -301,7 +302,7 @@ impl Requests {
         let part = self.part(cookie)?;
         let len = len.unwrap_or(part.len);
         if into + u64::from(len) > u64::from(part.len) {
-            return Err(Lost("it sends more than was asked for"));
+            return Err(Lost("it sends more data than requested"));
         }
         // The sum cannot overflow: the buffer is in memory.
         let at = part.data.unwrap_or_default() + into as usize;
@@ -315,12 +316,12 @@ impl Requests {
         let job = part.job;
         let job = self.jobs.get_mut(job).and_then(Option::as_mut);
         let room = job.and_then(|active| active.job.data.get_mut(at..at + bytes.len()));
-        room.ok_or(Lost("it sends more than was asked for"))?.copy_from_slice(bytes);
+        room.ok_or(Lost("it sends more data than requested"))?.copy_from_slice(bytes);
         Ok(())
     }
 
     fn hole(&mut self, cookie: u64, offset: u64, len: u32) -> Result<(), Lost> {
-        const TOO_MUCH: Lost = Lost("it sends more than was asked for");
+        const TOO_MUCH: Lost = Lost("it sends more data than requested");
         let part = self.part(cookie)?;
         let into = offset.checked_sub(part.offset).ok_or(TOO_MUCH)?;
         if into + u64::from(len) > u64::from(part.len) {
@@ -336,10 +337,10 @@ impl Requests {
 
     /// Completes a part and, with the last part, its job.
     fn complete_part(&mut self, cookie: u64) -> Result<(), Lost> {
-        let part = self.parts.remove(&cookie).ok_or(Lost("it answers what was not asked"))?;
+        let part = self.parts.remove(&cookie).ok_or(Lost("it sends a reply without a request"))?;
         if part.command == cmd::READ && part.error.is_none() && part.filled != part.len {
             self.parts.insert(cookie, part);
-            return Err(Lost("it sends less than was asked for"));
+            return Err(Lost("it sends less data than requested"));
         }
         let Some(slot) = self.jobs.get_mut(part.job) else { return Ok(()) };
         let Some(active) = slot else { return Ok(()) };

@@ -99,7 +99,7 @@ pub(crate) struct Blocking(pub Arc<dyn Executor>);
 
 impl Blocking {
     fn call(&self, io: Io, data: Vec<u8>) -> io::Result<Vec<u8>> {
-        // A blocking read of the eventfd is enough, because there is nothing else to wait for.
+        // A blocking read of the eventfd is enough, because it is the only wait point.
         let to = Arc::new(Completions::new(EventFd::blocking()?));
         let job = Job { io, data, part: Part::default(), to: Some(Arc::clone(&to)) };
         self.0.execute(&mut core::iter::once(job));

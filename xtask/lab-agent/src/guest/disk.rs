@@ -201,7 +201,7 @@ fn flush(name: &str) -> Result<Value> {
 
 /// Checks that a disk is read-only.
 fn refuses_writes(name: &str) -> Result<Value> {
-    ensure!(number(name, "ro")? == 1, "{name} does not say that it is read-only");
+    ensure!(number(name, "ro")? == 1, "{name} is not reported as read-only");
     let opened = Direct::open(name, true);
     let Ok(disk) = opened else { return Ok(Value::Null) };
     let mut buffer = Buffer::new(4096);

@@ -36,7 +36,7 @@ use serde_json::{Value, json};
 use crate::link::{Answer, HELLO, Request};
 use crate::sys::{self, modules, uptime};
 
-/// Executes requests until it is told to power off.
+/// Executes requests until one to power off.
 ///
 /// # Errors
 /// The console is gone.

@@ -39,7 +39,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "life-reboot",
-        proves: "a guest that reboots, by itself and by xl, finds its disk unchanged",
+        proves: "a guest that reboots, on its own or by xl, finds its disk unchanged",
         backends: NICS,
         kinds: BOTH,
         guests: Guests::Own,
@@ -171,7 +171,7 @@ fn reboots(lab: &mut Lab) -> Result<()> {
     reboot_each(lab, &[false; 5])
 }
 
-/// Reboots a guest once per entry: by itself if true, else by `xl`.
+/// Reboots a guest once per entry: on its own if true, else by `xl`.
 fn reboot_each(lab: &mut Lab, by_itself: &[bool]) -> Result<()> {
     let before = lab.settled()?;
     let (mut guest, disk) = ready(lab, lab.kind)?;

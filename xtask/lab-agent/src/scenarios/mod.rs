@@ -14,7 +14,7 @@
 //! | [`hvm`] | a guest with a device model |
 //! | [`matrix`] | disks with many configurations, on each type of storage |
 //! | [`kernels`] | guests with older and newer kernels, and firmware |
-//! | [`kept`] | the checks of disks, on each type of storage |
+//! | [`storage`] | the checks of disks, on each type of storage |
 //! | [`store`] | the types of storage |
 //! | [`life`] | guests that end in various ways while their devices are in use |
 //! | [`mod@bench`] | measurements, which are not part of `all` |
@@ -31,7 +31,6 @@ mod driver_domain;
 mod frontends;
 mod hotplug;
 mod hvm;
-mod kept;
 mod kernels;
 mod life;
 mod matrix;
@@ -40,6 +39,7 @@ mod nic;
 mod own;
 mod policies;
 mod runner;
+mod storage;
 mod store;
 mod survival;
 mod toolstack;
@@ -101,7 +101,7 @@ const BOTH: &[Kind] = &[Kind::Pv, Kind::Pvh];
 fn all() -> Vec<Case> {
     let families = [
         disk::SCENARIOS,
-        kept::SCENARIOS,
+        storage::SCENARIOS,
         nic::SCENARIOS,
         nic::wire::SCENARIOS,
         nic::forward::SCENARIOS,

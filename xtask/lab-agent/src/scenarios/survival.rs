@@ -130,7 +130,7 @@ fn attach_again(guest: &mut Guest, line: &str, disk: &Disk) -> Result<()> {
     let left = sys::run(&["xl", "block-attach", &guest.name, line], LONG)?;
     ensure!(
         left.output.contains("already exists"),
-        "libxl kept no nodes of the rejected device: {}",
+        "libxl has no nodes of the rejected device: {}",
         left.output
     );
     sys::succeed(&["xl", "block-detach", &guest.name, "xvdf"], SHORT)?;

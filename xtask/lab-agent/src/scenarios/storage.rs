@@ -17,17 +17,21 @@ use crate::sys::{self, modules, mount};
 
 pub const SCENARIOS: &[Scenario] = &[
     scenario(
-        "kept-raw",
+        "storage-raw",
         "raw file: attached and detached under I/O, fio, ext4, flushes, read-only",
-        |lab| kept(lab, StorageKind::Raw),
+        |lab| check_disks(lab, StorageKind::Raw),
     ),
-    scenario("kept-direct", "the same with O_DIRECT, without dom0's page cache", |lab| {
-        kept(lab, StorageKind::Direct)
+    scenario("storage-direct", "the same with O_DIRECT, without dom0's page cache", |lab| {
+        check_disks(lab, StorageKind::Direct)
     }),
-    scenario("kept-qcow2", "the same on a qcow2 image, which qemu-img finds consistent", |lab| {
-        kept(lab, StorageKind::Qcow2)
+    scenario(
+        "storage-qcow2",
+        "the same on a qcow2 image, which qemu-img finds consistent",
+        |lab| check_disks(lab, StorageKind::Qcow2),
+    ),
+    scenario("storage-nbd", "the same on an export of qemu-nbd", |lab| {
+        check_disks(lab, StorageKind::Nbd)
     }),
-    scenario("kept-nbd", "the same on an export of qemu-nbd", |lab| kept(lab, StorageKind::Nbd)),
 ];
 
 const fn scenario(
@@ -40,14 +44,14 @@ const fn scenario(
 
 /// Size of each disk in MiB.
 const MIB: u64 = 12;
-const FOLDER: &str = "/tmp/kept";
+const FOLDER: &str = "/tmp/storage";
 /// Seed of the contents of the read-only disk.
 const SEED: u64 = 78;
 
 /// Mounts a file system in dom0 on a device that counts flushes; returns the device's name.
 fn volume(undo: &mut Undo) -> Result<String> {
     modules::load("ext4")?;
-    let image = "/tmp/kept.img";
+    let image = "/tmp/storage.img";
     fs::File::create(image)?.set_len((8 * MIB) << 20)?;
     undo.later(move || drop(fs::remove_file(image)));
     sys::succeed(&["mke2fs", "-q", "-F", "-t", "ext4", image], SHORT)?;
@@ -70,10 +74,10 @@ fn flushes(device: &str) -> Result<u64> {
     stat.split_whitespace().nth(15).context("no flushes in stat")?.parse().context("stat")
 }
 
-fn kept(lab: &mut Lab, kept: StorageKind) -> Result<()> {
+fn check_disks(lab: &mut Lab, kind: StorageKind) -> Result<()> {
     let mut undo = Undo::default();
     let device = volume(&mut undo)?;
-    let (store, fixed) = (Store::new(kept, FOLDER, 0, MIB)?, Store::new(kept, FOLDER, 1, MIB)?);
+    let (store, fixed) = (Store::new(kind, FOLDER, 0, MIB)?, Store::new(kind, FOLDER, 1, MIB)?);
     let mut bytes = vec![0; usize::try_from(MIB << 20)?];
     pattern::fill(&mut bytes, SEED, 0);
     fixed.fill(&bytes)?;
