@@ -191,7 +191,7 @@ fn stage(control: &mut Control<Domain>, front: &[Queue<Domain>]) -> Result<()> {
     let begin = Instant::now();
     while !control.is_done() {
         control.step(front)?;
-        ensure!(begin.elapsed() < STAGING, "the backend does not answer");
+        ensure!(begin.elapsed() < STAGING, "the backend does not respond");
         std::thread::yield_now();
     }
     ensure!(control.staged() == KEPT, "the backend staged {} pages", control.staged());

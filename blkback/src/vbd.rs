@@ -353,11 +353,11 @@ impl<P: BackendPlatform, S: VbdServer<P>> BackendClass for Vbd<P, S> {
         let found = SessionRecord::begin(&mut self.server, context.addr, key, Begin::Resumed);
         #[cfg(feature = "std")]
         if let Err(fault) = &found {
-            let (device, reason) = (&context.back, fault.code);
+            let (device, reason, remedy) = (&context.back, fault.code, fault.remedy.as_deref());
             if context.was_unserved(fault) {
-                tracing::info!(device, reason, %fault, "session not resumed: it had not been served, connecting it");
+                tracing::info!(device, reason, %fault, remedy, "session not resumed: it had not been served, connecting it");
             } else {
-                tracing::warn!(device, reason, %fault, "session not resumed: the frontend has to reconnect");
+                tracing::warn!(device, reason, %fault, remedy, "session not resumed: the frontend has to reconnect");
             }
         }
         self.server.mapped_before(found?.maps_requests());

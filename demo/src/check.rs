@@ -120,7 +120,7 @@ fn outcome(report: &Report) -> Result<(), Failure> {
     }
     let first = report.first_mismatches.first().map_or("the sums differ", String::as_str);
     Err(Failure::new(
-        format!("{} cells did not hold what was written; the first: {first}", report.mismatches),
+        format!("the disk returned wrong data in {} blocks; the first: {first}", report.mismatches),
         "keep the image and the seed: the same --seed repeats the workload",
     ))
 }

@@ -98,8 +98,8 @@ pub enum QueueError {
     /// Protocol violation by the frontend.
     #[error("the frontend violated the protocol")]
     Fault(#[from] Fault),
-    /// The frontend cannot be notified.
-    #[error("the frontend cannot be notified")]
+    /// The event channel to the frontend failed.
+    #[error("the frontend's event channel failed")]
     Event(#[from] EventError),
 }
 

@@ -3,13 +3,13 @@
 mod serve;
 mod session;
 
-use crate::fault::AttachError;
+use crate::fault::{AttachError, QueueError};
 use crate::queue::{
     ControlRefs, EventPorts, Features, Headroom, Queue, QueueRefs, QueueSet, RateLimit,
 };
 use crate::stats::Stats;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -38,7 +38,7 @@ pub enum Attach {
     ByScript,
 }
 
-/// SessionConfig of a guest, from connect to disconnect.
+/// Configuration of a guest's session, from connect to disconnect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SessionConfig {
     /// Number of queues.
@@ -190,7 +190,7 @@ impl<P: BackendPlatform, S: VifServer<P>> BackendClass for Vif<P, S> {
         self.opened |= opened.is_ok();
         let status = match &opened {
             Ok(()) => Hotplug::Connected,
-            Err(fault) => Hotplug::Failed(fault.to_string().into()),
+            Err(fault) => Hotplug::Failed(fault.node_text().into()),
         };
         // The process that creates the interface reports its state; toolstacks wait for this key.
         write_hotplug(xs, &context.back, &status)?;
@@ -217,11 +217,11 @@ impl<P: BackendPlatform, S: VifServer<P>> BackendClass for Vif<P, S> {
         let found = SessionRecord::begin(&mut self.server, &rings, true);
         #[cfg(feature = "std")]
         if let Err(fault) = &found {
-            let (device, reason) = (&context.back, fault.code);
+            let (device, reason, remedy) = (&context.back, fault.code, fault.remedy.as_deref());
             if context.was_unserved(fault) {
-                tracing::info!(device, reason, %fault, "session not resumed: it had not been served, connecting it");
+                tracing::info!(device, reason, %fault, remedy, "session not resumed: it had not been served, connecting it");
             } else {
-                tracing::warn!(device, reason, %fault, "session not resumed: the frontend has to reconnect");
+                tracing::warn!(device, reason, %fault, remedy, "session not resumed: the frontend has to reconnect");
             }
         }
         found.map(drop)
@@ -361,7 +361,7 @@ impl<P: BackendPlatform, S: VifServer<P>> Vif<P, S> {
             // The earlier process may have published responses and ended before it notified the
             // guest.
             for channel in queues.iter().flat_map(Queue::channels) {
-                channel.notify().map_err(AttachError::Event)?;
+                channel.notify().map_err(|e| Fault::of(e.code(), &QueueError::Event(e)))?;
             }
         } else {
             session.record.commit();

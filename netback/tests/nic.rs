@@ -294,7 +294,7 @@ fn staged_pages_are_unmapped_before_close_and_staged_again_on_restart() {
 }
 
 /// The test acts as the backend: it writes these values and nothing else.
-mod backends_that_lie {
+mod hostile_backends {
     use super::*;
     use pvio_xenbus::handshake::vif::BackOffer;
 

@@ -100,7 +100,7 @@ pub struct BadOption {
 
 impl Remedy for BadOption {
     fn remedy(&self) -> Option<Cow<'static, str>> {
-        Some("docs/nics.md lists the options".into())
+        Some("see the options in docs/nics.md".into())
     }
 }
 

@@ -79,7 +79,7 @@ impl<Q: PacketQueue> WaitPort for QueuePort<Q> {
             self.queue.event().into_iter().for_each(EventFd::clear);
         }
         self.queue.check()?;
-        self.ring.poll()
+        self.ring.arm()
     }
 
     fn has_work(&mut self) -> io::Result<bool> {

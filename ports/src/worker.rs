@@ -108,6 +108,8 @@ where
     let events = events.collect::<io::Result<Vec<OwnedFd>>>()?;
     let start = move |stopped| {
         let mut port = make(Arc::clone(queue.stats()))?;
+        // Dropped before the port, also if a watch fails.
+        let queue = queue;
         // One watch for each channel, of which there are at most three, one for the siblings and
         // one for the stop.
         let wakeup = match wakeup {

@@ -62,7 +62,7 @@ fn without_io_uring(errno: u32, args: &[&str]) -> Option<Output> {
 }
 
 #[test]
-fn a_system_that_forbids_io_uring_is_told_of_before_anything_starts() {
+fn forbidden_io_uring_is_reported_before_anything_starts() {
     let dir = tempfile::tempdir().unwrap();
     let (image, state) = (dir.path().join("scratch.img"), dir.path().join("state"));
     fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();

@@ -144,7 +144,7 @@ proptest! {
 }
 
 #[test]
-fn a_reset_empties_both_streams() {
+fn reset_empties_both_streams() {
     for (input, output, attach_first, attach_second) in interfaces() {
         let mem = HeapMemory::pages(1);
         for at in [input.cons, input.prod, output.cons, output.prod] {

@@ -104,6 +104,12 @@ impl<T: Send + 'static> Task<T> {
 }
 
 impl<T> Task<T> {
+    /// Returns whether the thread has ended, whatever became of its outcome.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Waits for the end of the thread. The outcome is dropped, unless it was polled.
     pub fn join(self) {
         // A panic is part of the outcome.

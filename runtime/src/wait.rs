@@ -99,7 +99,9 @@ impl Watches {
     /// More than [`MAX_WATCHES`] descriptors.
     pub fn add<B: IoBuf>(&mut self, uring: &mut Uring<B>, file: OwnedFd) -> io::Result<Watch> {
         if self.all.len() >= MAX_WATCHES {
-            return Err(io::Error::other("a wait point watches at most 8 descriptors"));
+            return Err(io::Error::other(format!(
+                "a wait point watches at most {MAX_WATCHES} descriptors"
+            )));
         }
         let file = uring.add_file(file);
         self.all.push(Watched { file, armed: false, fired: false });
@@ -166,12 +168,12 @@ impl WatchRing {
         uring.reap(|done| watches.complete(done.token));
     }
 
-    /// Processes completed polls, and submits those that are not armed.
+    /// Submits polls of the descriptors that are not armed. Completions stay for the next
+    /// [`reap`](Self::reap): one that was processed here would not end the next wait.
     ///
     /// # Errors
     /// An error of `io_uring_enter`.
-    pub fn poll(&mut self) -> io::Result<()> {
-        self.reap();
+    pub fn arm(&mut self) -> io::Result<()> {
         self.watches.arm(&mut self.uring);
         self.uring.flush()
     }
@@ -217,6 +219,23 @@ mod tests {
         fn inner(&mut self) -> &mut WatchRing {
             &mut self.0
         }
+    }
+
+    #[test]
+    fn arming_leaves_completions_for_the_next_wait() {
+        let event = EventFd::new().unwrap();
+        let mut ring = WatchRing::new().unwrap();
+        let watch = ring.watch(event.to_fd().unwrap()).unwrap();
+        ring.arm().unwrap();
+        ring.reap();
+        assert!(!ring.fired(watch));
+        // It arrives after the last check.
+        event.notify();
+        ring.arm().unwrap();
+        assert!(!ring.fired(watch), "nothing reads it before the wait");
+        ring.wait(Some(Duration::from_secs(60))).unwrap();
+        ring.reap();
+        assert!(ring.fired(watch));
     }
 
     #[test]

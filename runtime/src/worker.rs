@@ -127,7 +127,8 @@ impl<E: Send + 'static> Worker<E> {
     /// dropping this does not block. A fault that was not polled is lost.
     pub fn stop(&mut self) -> Poll<()> {
         self.request_stop();
-        self.over |= self.task.as_mut().is_none_or(|task| task.poll().is_ready());
+        self.over |=
+            self.task.as_mut().is_none_or(|task| task.poll().is_ready() || task.is_finished());
         if self.over { Poll::Ready(()) } else { Poll::Pending }
     }
 }

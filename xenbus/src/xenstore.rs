@@ -50,6 +50,9 @@ pub enum XsError {
     /// The connection failed; the system's error text.
     #[error("the connection to xenstore failed: {0}")]
     Transport(Box<str>),
+    /// The server cannot serve the connection, or has reported an error and ignores it since then.
+    #[error("xenstored does not serve the connection: {0}")]
+    Server(Box<str>),
     /// The server violated the protocol; the connection is unusable.
     #[error("xenstored violated the protocol: {0}")]
     Protocol(&'static str),
@@ -65,7 +68,11 @@ impl Remedy for XsError {
     fn remedy(&self) -> Option<Cow<'static, str>> {
         match self {
             Self::Closed | Self::Transport(_) => Some("check that xenstored is running".into()),
-            Self::Refused { .. } | Self::Protocol(_) | Self::TooLong | Self::Conflict => None,
+            Self::Refused { .. }
+            | Self::Server(_)
+            | Self::Protocol(_)
+            | Self::TooLong
+            | Self::Conflict => None,
         }
     }
 }
@@ -91,7 +98,7 @@ impl XsError {
     /// at every attempt, a value that is too long) concern one request.
     #[must_use]
     pub const fn is_connection_lost(&self) -> bool {
-        matches!(self, Self::Closed | Self::Transport(_) | Self::Protocol(_))
+        matches!(self, Self::Closed | Self::Transport(_) | Self::Server(_) | Self::Protocol(_))
     }
 
     /// Returns whether the node does not exist.

@@ -169,7 +169,7 @@ fn events_reach_a_waiting_domain_and_a_flood_is_bounded() {
 }
 
 #[test]
-fn a_message_that_arrives_byte_by_byte_is_executed_once_complete() {
+fn message_that_arrives_byte_by_byte_is_executed_once_complete() {
     let machine = machine();
     let (page, _) = domain(&machine, 0, u32::MAX - 8);
     let mut ring = ByteRing::xenstore_client(page).unwrap();
@@ -185,7 +185,7 @@ fn a_message_that_arrives_byte_by_byte_is_executed_once_complete() {
 }
 
 #[test]
-fn a_domain_with_an_invalid_index_is_ignored_until_it_reconnects() {
+fn domain_with_invalid_index_is_ignored_until_it_reconnects() {
     for (at, value) in [
         (XENSTORE_REQ.prod, 1025),
         (XENSTORE_REQ.prod, u32::MAX),
@@ -219,7 +219,7 @@ fn a_domain_with_an_invalid_index_is_ignored_until_it_reconnects() {
 }
 
 #[test]
-fn an_oversize_message_is_a_protocol_error() {
+fn oversize_message_is_protocol_error() {
     let machine = machine();
     let (page, mut xs) = domain(&machine, 1, 0);
     let header = Header { kind: Op::Read.code(), req_id: 1, tx_id: 0, len: 4097 };
@@ -232,7 +232,7 @@ fn an_oversize_message_is_a_protocol_error() {
 }
 
 #[test]
-fn a_reconnection_drops_watches_transactions_and_messages() {
+fn reconnection_drops_watches_transactions_and_messages() {
     let machine = machine();
     let (page, mut xs) = domain(&machine, 1, u32::MAX - 100);
     xs.watch("w", "t").unwrap();
@@ -257,7 +257,7 @@ fn a_reconnection_drops_watches_transactions_and_messages() {
 }
 
 #[test]
-fn a_released_domain_is_closed_and_cannot_reconnect() {
+fn released_domain_is_closed_and_cannot_reconnect() {
     let machine = machine();
     let (page, _) = domain(&machine, 1, 0);
     let mut m = machine.borrow_mut();
@@ -271,7 +271,7 @@ fn a_released_domain_is_closed_and_cannot_reconnect() {
 
 /// The server writes anything into the page of a client.
 #[test]
-fn a_hostile_server_causes_an_error_and_not_more() {
+fn hostile_server_causes_only_an_error() {
     struct Silent;
 
     impl RingEvents for Silent {
@@ -318,7 +318,7 @@ proptest! {
 
     /// A domain writes anything anywhere into its page.
     #[test]
-    fn no_page_harms_the_server(
+    fn random_page_contents_do_not_harm_server(
         steps in proptest::collection::vec((0_usize..2100, any::<u32>(), any::<bool>(), 0_u32..64), 1..200),
         text: Vec<u8>,
     ) {

@@ -163,7 +163,7 @@ impl<M: SharedMemory> Batch<M, TablesRead> {
     where
         P: GrantMapper<Mapping = M> + GrantCopier,
     {
-        if pages.path != DataPath::Map {
+        if pages.path != DataPath::Map && !self.lists.requests.is_empty() {
             let BatchLists { requests, buffers, .. } = &mut self.lists;
             buffers.resize_with(requests.len(), || None);
             if pages.path.caches() {

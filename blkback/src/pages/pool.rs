@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_gets_contiguous_pages() {
+    fn request_gets_contiguous_pages() {
         let mut pool = PagePool::new(200);
         let [a, b, c] = [64, 70, 11].map(|count| take(&mut pool, count));
         let ranges = [0..64, 64..134, 134..145];

@@ -8,6 +8,7 @@ use crate::failure::{Failure, say};
 use pvio_grant_table::DomId;
 use pvio_storage::image::EscapedPath;
 use pvio_xenbus::client::Client;
+use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, DeviceClass, list_frontends, read_state, record_for_libxl,
     remove_device, request_removal, state_path,
@@ -100,6 +101,12 @@ fn first_free_vdev(xs: &mut Client, guest: DomId) -> Result<Vdev, Failure> {
     free.ok_or_else(|| Failure::new("the guest cannot have another disk: no number is free", ""))
 }
 
+/// Returns the failure that a backend has written to its `error` node.
+fn reported(node: &str) -> Failure {
+    let (what, remedy) = Fault::parse_node(node);
+    Failure::new(what, remedy.unwrap_or_default())
+}
+
 /// Waits until a disk's backend has opened it.
 fn wait_until_open(xs: &mut Client, addr: DeviceAddr, deadline: Instant) -> Result<(), Failure> {
     loop {
@@ -108,12 +115,14 @@ fn wait_until_open(xs: &mut Client, addr: DeviceAddr, deadline: Instant) -> Resu
                 // A backend whose image is locked also enters InitWait, and reports that it waits.
                 // It does so for a migration, where the other guest is about to end; that is not
                 // expected here, so it is an error.
-                return backend_error(xs, addr).map_or(Ok(()), |why| Err(Failure::new(why, "")));
+                return backend_error(xs, addr).map_or(Ok(()), |why| Err(reported(&why)));
             }
             XenbusState::Closing | XenbusState::Closed => {
                 let why = backend_error(xs, addr);
-                let why = why.unwrap_or_else(|| "the backend closed the disk".into());
-                return Err(Failure::new(why, ""));
+                return Err(match why {
+                    Some(why) => reported(&why),
+                    None => Failure::new("the backend closed the disk", ""),
+                });
             }
             _ if Instant::now() >= deadline => {
                 return Err(Failure::new(

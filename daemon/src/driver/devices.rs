@@ -293,7 +293,7 @@ where
                 CLOSING_TIMEOUT.as_secs()
             );
             let fault = Fault::new("frontend-keeps-device", why);
-            let remedy = "end its use in the guest, or detach it by force";
+            let remedy = "end its use in the guest, or detach it by force; it is served until then";
             device.driver.complain(xs, &fault.with_remedy(remedy))?;
             device.step = true;
         }
@@ -362,9 +362,9 @@ where
         } = device;
         let (before, transitions) = (device.state(), device.transitions());
         let life = match device.step(xs) {
-            // The frontend's domain is gone, so its nodes cannot be read any more.
+            // If the frontend's domain is gone, its nodes cannot be read any more.
             Err(XsError::Refused { path, errno, .. }) => {
-                tracing::info!(device = device.token(), %path, %errno, "the frontend's domain is gone");
+                tracing::info!(device = device.token(), %path, %errno, "xenstore request rejected: the device is no longer served");
                 Life::Gone
             }
             life => life?,
@@ -389,7 +389,12 @@ where
             if let Some(why) = &why
                 && let Some(unlogged) = errors.admit()
             {
-                tracing::warn!(device = device.token(), error = why, unlogged, "device failed");
+                tracing::warn!(
+                    device = device.token(),
+                    error = why,
+                    unlogged,
+                    "the device reports an error"
+                );
             }
             *last_error = why;
         }

@@ -191,7 +191,7 @@ impl<B: PacketBuf> Link<B> {
     pub fn report(&self, result: StagingResult) {
         if let Some(first) = self.set.members.first() {
             let reported = first.results.push(result).is_ok();
-            debug_assert!(reported, "more results tha commands");
+            debug_assert!(reported, "more results than commands");
             if self.index != 0 {
                 first.wake();
             }

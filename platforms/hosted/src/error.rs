@@ -174,7 +174,9 @@ impl Remedy for StartError {
 impl Remedy for DomainError {
     fn remedy(&self) -> Option<Cow<'static, str>> {
         match self {
-            Self::NameInUse(_) | Self::IdInUse(_) => Some("choose another".into()),
+            Self::NameInUse(_) | Self::IdInUse(_) => {
+                Some("choose another name or domain id".into())
+            }
             Self::OutOfIds => Some("destroy a domain first".into()),
             Self::Xenstore(error) => error.remedy(),
             // The text names the valid values.
@@ -187,8 +189,8 @@ impl Remedy for DomainError {
 impl Remedy for JoinError {
     fn remedy(&self) -> Option<Cow<'static, str>> {
         match self {
-            Self::NoHypervisor(_) => Some("start it first".into()),
-            Self::OtherUser => Some("run as that user".into()),
+            Self::NoHypervisor(_) => Some("start the hypervisor first".into()),
+            Self::OtherUser => Some("run as the user that started the hypervisor".into()),
             Self::Taken(_) => Some("stop that process, or join another domain".into()),
             Self::NoDomain(_) | Self::Lost | Self::Io(_) => None,
         }

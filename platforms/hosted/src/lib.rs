@@ -69,19 +69,19 @@
 //! let guest = Domain::join(dir.path(), front)?;
 //! let page = guest.alloc_pages(1)?;
 //! let gref = guest.grant(back, &page, 0, Access::ReadWrite)?;
-//! let bell = guest.alloc_unbound(back)?;
-//! let port = bell.port();
+//! let channel = guest.alloc_unbound(back)?;
+//! let port = channel.port();
 //!
 //! let state_dir = dir.path().to_owned();
 //! let driver = std::thread::spawn(move || {
 //!     let driver = Domain::join(state_dir, back).unwrap();
 //!     let page = driver.map(front, &[gref], Access::ReadWrite).unwrap();
-//!     let bell = driver.bind_interdomain(front, port).unwrap();
+//!     let channel = driver.bind_interdomain(front, port).unwrap();
 //!     page.write_bytes(0, b"hello").unwrap();
-//!     bell.notify().unwrap();
+//!     channel.notify().unwrap();
 //! });
 //!
-//! bell.wait(None)?;
+//! channel.wait(None)?;
 //! let mut greeting = [0; 5];
 //! page.read_bytes(0, &mut greeting);
 //! assert_eq!(&greeting, b"hello");

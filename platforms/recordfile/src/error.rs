@@ -52,9 +52,11 @@ impl Remedy for DirError {
     fn remedy(&self) -> Option<Cow<'static, str>> {
         let remedy = match self {
             Self::OtherOwner { .. } => "name a directory of your own",
-            Self::Writable { .. } => "chmod go-w it, or name another directory",
+            Self::Writable { .. } => {
+                "remove the permission with chmod go-w, or name another directory"
+            }
             Self::Open { .. } => "chmod go-rwx it, or name another directory",
-            Self::Link { .. } => "name the directory itself",
+            Self::Link { .. } => "name the path without the symbolic link",
             Self::Io { .. } => return None,
         };
         Some(remedy.into())

@@ -53,7 +53,8 @@ impl Remedy for OpenError {
     fn remedy(&self) -> Option<Cow<'static, str>> {
         Some(match self {
             Self::NotXen(_) => {
-                "boot it on Xen, or use the hosted platform, which does not need Xen".into()
+                "boot this machine on Xen, or use the hosted platform, which does not need Xen"
+                    .into()
             }
             Self::NoDevice { module, .. } => {
                 format!("load the kernel module (modprobe {module})").into()
@@ -62,10 +63,11 @@ impl Remedy for OpenError {
                 "run as root, or give this user permission to read and write it".into()
             }
             Self::Device { .. } => return None,
-            Self::Xenstore { .. } => {
-                "start xenstored in dom0, or, in a guest, check that it exists and can be opened"
-                    .into()
-            }
+            Self::Xenstore { path, .. } => format!(
+                "start xenstored in dom0, or, in a guest, check that {} exists and can be opened",
+                path.display()
+            )
+            .into(),
             Self::Id(error) => return error.remedy(),
             Self::BadId(_) => "run xen-init-dom0 in dom0".into(),
         })

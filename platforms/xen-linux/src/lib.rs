@@ -48,10 +48,10 @@
 //! let gref = GrantRef(String::from_utf8(node)?.parse()?);
 //!
 //! let page = domain.map(DomId(3), &[gref], Access::ReadWrite)?;
-//! let bell = domain.bind_interdomain(DomId(3), Port(17))?;
+//! let channel = domain.bind_interdomain(DomId(3), Port(17))?;
 //! page.write_bytes(0, b"hello");
-//! bell.notify()?;
-//! while !bell.wait(None)? {}
+//! channel.notify()?;
+//! while !channel.wait(None)? {}
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

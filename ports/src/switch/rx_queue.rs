@@ -36,7 +36,7 @@ pub(super) struct RxQueue {
 }
 
 impl RxQueue {
-    /// Creates an rx for a queue. `takes` holds whether it accepts unsegmented TCP over IPv4 and
+    /// Creates the receive queue. `takes` holds whether it accepts unsegmented TCP over IPv4 and
     /// over IPv6.
     pub fn new(takes: (bool, bool)) -> io::Result<Self> {
         let (large, small) = (ArrayQueue::new(LARGES), ArrayQueue::new(SMALLS));

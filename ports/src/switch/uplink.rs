@@ -8,6 +8,7 @@ use crate::wait::WaitPort;
 use crate::{NetPort, Packet, PacketBuf};
 use alloc::sync::Arc;
 use pvio_netback::stats::Stats;
+use pvio_ring::error::Report;
 use pvio_runtime::{StopFlag, WaitPoint, Watch, Worker, monotonic};
 use std::io;
 
@@ -17,7 +18,7 @@ const BATCH: usize = 64;
 /// Running uplink; dropping it stops it.
 #[derive(Debug)]
 pub struct Uplink {
-    _worker: Worker<io::Error>,
+    _worker: Worker<()>,
     stats: Arc<Stats>,
 }
 
@@ -27,7 +28,8 @@ impl Uplink {
     /// # Errors
     /// An error of the system if it has no thread, descriptor or io_uring available.
     pub fn start(name: &str, switch: &Arc<Switch>, tap: Tap) -> io::Result<Self> {
-        tap.set_unsegmented(true, true).map_err(io::Error::other)?;
+        let failed = |error| io::Error::other(alloc::format!("{}", Report(&error)));
+        tap.set_unsegmented(true, true).map_err(failed)?;
         let membership = switch.join(1, (true, true))?;
         let stats = Arc::new(Stats::default());
         let (counts, switch) = (Arc::clone(&stats), Arc::clone(switch));
@@ -41,13 +43,9 @@ impl Uplink {
                           stop: &StopFlag| {
             let _ends = Ends { switch, stop: stop.clone() };
             let outcome = moving.run(stop);
-            if let Err(error) = &outcome {
-                tracing::warn!(%error, "an uplink failed");
-            }
-            outcome
+            outcome.map_err(|error| tracing::warn!(%error, "an uplink failed"))
         };
-        let panicked = io::Error::other("an uplink panicked");
-        let mut worker = Worker::spawn(name, Arc::new(|| ()), panicked, start, serve)?;
+        let mut worker = Worker::spawn(name, Arc::new(|| ()), (), start, serve)?;
         worker.wait_ready()?;
         Ok(Self { _worker: worker, stats })
     }
@@ -68,7 +66,8 @@ struct Ends {
 impl Drop for Ends {
     fn drop(&mut self) {
         if !self.stop.is_set() {
-            tracing::error!("an uplink ended: the NICs of its switch are closed");
+            let panicked = std::thread::panicking();
+            tracing::error!(panicked, "an uplink ended: the NICs of its switch are closed");
             self.switch.lose_uplink();
         }
     }

@@ -179,7 +179,8 @@ fn failed_tap_creation_closes_device_with_error_and_hotplug_status() {
     assert!(error.contains("tap-no-bridge") && error.contains("ip link add nope"), "{error}");
     let back = rig.addr.backend_path();
     let hotplug = read_hotplug(&mut rig.tools, &back).unwrap();
-    assert!(matches!(hotplug, Some(Hotplug::Failed(_))), "{hotplug:?}");
+    let Some(Hotplug::Failed(why)) = hotplug else { panic!("{hotplug:?}") };
+    assert!(why.contains("ip link add nope"), "without the remedy: {why}");
     // The reason is written before the state.
     let begin = Instant::now();
     while read_state(&mut rig.tools, &back).unwrap() != XenbusState::Closed {

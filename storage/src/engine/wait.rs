@@ -27,7 +27,8 @@ pub trait WaitEngine<B>: BlockEngine<B> + WaitPoint {
 
 impl<B, E: BlockEngine<B> + WaitPoint> WaitEngine<B> for E {}
 
-/// An engine of one queue for any kind of storage.
+/// An engine of one queue for any kind of storage. A worker waits with
+/// [`wait_due`](WaitEngine::wait_due), which also ends at the engine's own deadline.
 pub type DiskEngine<B> = Box<dyn WaitEngine<B>>;
 
 /// Gives an io_uring to wait on to an engine without one. Must be used on the thread that created

@@ -224,7 +224,7 @@ impl Content for FileContent<'_> {
         self.meter.read(into.len())?;
         self.file.read_exact_at(into, at).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => {
-                ContentError::truncated(alloc::format!("nothing is there from byte {at} on"))
+                ContentError::truncated(alloc::format!("it ends before byte {at}"))
             }
             _ => e.into(),
         })

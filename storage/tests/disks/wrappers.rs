@@ -2,10 +2,10 @@
 
 use crate::support::{Rng, has, text, tool};
 use pvio_blkback::engine::clock::{Clock, Manual};
-use pvio_blkback::engine::{BlockEngine, EngineError, Io};
+use pvio_blkback::engine::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::HeapMemory;
-use pvio_runtime::BucketRate;
+use pvio_runtime::{BucketRate, WaitPoint as _, Wrapper};
 use pvio_storage::engine::faults::{FaultPlan, FaultSwitch, Faults};
 use pvio_storage::engine::ram::{RamDisk, RamEngine};
 use pvio_storage::engine::throttle::{Quota, SharedLimit, Throttle, ThrottleLimits, Throttles};
@@ -62,6 +62,71 @@ fn throttle_permits_burst_then_rate_and_never_delays_flushes() {
     clock.advance(Duration::from_secs(3600));
     assert_eq!(tags(&mut engine), [5]);
     assert_eq!(engine.deadline(), None);
+}
+
+/// An engine; while it is reaped for the third time, the limits are changed.
+struct ChangedMeanwhile {
+    ram: Ram,
+    share: Arc<SharedLimit>,
+    reaps: u32,
+}
+
+impl BlockEngine<HeapMemory> for ChangedMeanwhile {
+    fn geometry(&self) -> Geometry {
+        self.ram.geometry()
+    }
+
+    fn submit(
+        &mut self,
+        tag: u32,
+        io: Io,
+        segments: &mut Segments<HeapMemory>,
+    ) -> Result<(), Full> {
+        self.ram.submit(tag, io, segments)
+    }
+
+    fn kick(&mut self) {
+        self.ram.kick();
+    }
+
+    fn reap(&mut self, done: &mut Done<'_, HeapMemory>) {
+        self.reaps += 1;
+        if self.reaps == 3 {
+            self.share.wake();
+            self.ram.wait(Some(Duration::ZERO)).unwrap();
+        }
+        self.ram.reap(done);
+    }
+}
+
+impl Wrapper for ChangedMeanwhile {
+    type Inner = Ram;
+
+    fn inner(&mut self) -> &mut Ram {
+        &mut self.ram
+    }
+}
+
+#[test]
+fn change_of_limits_while_operations_are_released_does_not_disarm_the_throttle() {
+    let clock = Manual::default();
+    let rate = BucketRate::per_second(10, 1);
+    let throttles = Throttles::new(ThrottleLimits::of_all(Some(rate), None));
+    let share = Arc::new(SharedLimit::new(Arc::new(throttles)));
+    let engine = ChangedMeanwhile { ram: ram(), share: share.clone(), reaps: 0 };
+    let mut engine = Throttle::new(engine, share.clone(), clock.clone()).unwrap();
+    for tag in 0..2 {
+        engine.submit(tag, Io::Read { sector: 0 }, &mut page(512)).unwrap();
+    }
+    engine.kick();
+    assert_eq!(tags(&mut engine), [0]);
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(tags(&mut engine), [1], "released by the second reap, completed by the third");
+    // The next change ends the wait.
+    share.wake();
+    let begin = std::time::Instant::now();
+    engine.wait(Some(Duration::from_secs(60))).unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(30), "the change was not noticed");
 }
 
 #[test]

@@ -58,16 +58,16 @@ impl<M: SharedMemory, E: RingEvents> RingClient<M, E> {
     }
 
     /// Requests that the server drops all watches, transactions and messages of the connection, and
-    /// waits until it has reset the rings.
+    /// waits until it has reset the rings, without a deadline: without a server it does not return.
     ///
     /// # Errors
-    /// [`XsError::Transport`] if the server does not support this, or the event channel is not
+    /// [`XsError::Server`] if the server does not support this; [`XsError::Transport`] if the event channel is not
     /// usable.
     pub fn reconnect(&mut self) -> Result<(), XsError> {
         let RingTransport { ring, events } = &mut self.0.transport;
         let page = ring.memory();
         if PageWord::ServerFeatures.load(page) & SERVER_FEATURE_RECONNECTION == 0 {
-            return Err(XsError::Transport("the server does not support reconnection".into()));
+            return Err(XsError::Server("it does not support reconnection".into()));
         }
         PageWord::Connection.store(page, RECONNECT);
         events.notify()?;
@@ -117,7 +117,7 @@ impl<M: SharedMemory, E: RingEvents> RingTransport<M, E> {
             return Ok(());
         }
         match PageError::from_code(PageWord::Error.load(page)) {
-            Some(error) => Err(XsError::Transport(format!("the server reports: {error}").into())),
+            Some(error) => Err(XsError::Server(format!("{error}").into())),
             None => Ok(()),
         }
     }

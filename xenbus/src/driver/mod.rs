@@ -153,6 +153,13 @@ impl Fault {
         }
     }
 
+    /// Splits the text of an `error` node, as written by [`node_text`](Self::node_text), into what
+    /// failed and the remedy. Texts of faults contain no `"; "`, except in quoted names.
+    #[must_use]
+    pub fn parse_node(text: &str) -> (&str, Option<&str>) {
+        text.split_once("; ").map_or((text, None), |(what, remedy)| (what, Some(remedy)))
+    }
+
     /// Writes the fault to the `error` node.
     ///
     /// # Errors
@@ -222,4 +229,21 @@ fn announce(
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_the_error_node_contains_the_remedy_and_is_split_again() {
+        let fault = Fault::new("image-missing", "/a does not exist");
+        assert_eq!(
+            Fault::parse_node(&fault.node_text()),
+            ("image-missing: /a does not exist", None)
+        );
+        let text = fault.with_remedy("check the path").node_text();
+        let parts = ("image-missing: /a does not exist", Some("check the path"));
+        assert_eq!(Fault::parse_node(&text), parts);
+    }
 }

@@ -11,7 +11,7 @@
 //! | [`response`] | heads, error bodies |
 //! | [`listing`] | a directory as a page |
 //! | [`live`] | the live page, `/.pvio/status.json`, `/.pvio/metrics` |
-//! | `answer` | one response, and how it is sent |
+//! | `sending` | one response, and how it is sent |
 //! | [`connection`] | one connection, from listening to closed |
 //! | `gate` | drops connection requests while no socket is listening |
 //! | `state` | state that all connections share |

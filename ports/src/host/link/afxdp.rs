@@ -4,11 +4,9 @@
 use super::{LinkOps, LinkParams, WorkerSetup};
 use crate::afxdp::{AfXdp, AfXdpPort};
 use crate::worker::Worker;
-use alloc::string::ToString;
 use alloc::sync::Arc;
 use pvio_event_channel::BackendPlatform;
 use pvio_netback::stats::Stats;
-use pvio_ring::error::Report;
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::LogLimit;
 use pvio_xenbus::driver::Fault;
@@ -45,7 +43,7 @@ impl LinkOps for AfXdpLink {
         let port = move |stats: &Arc<Stats>| {
             // The kernel may take some time to release the queue from its last socket.
             let socket = interface.queue(u32::try_from(index).unwrap_or(u32::MAX));
-            let socket = socket.map_err(|e| io::Error::other(Report(&e).to_string()))?;
+            let socket = socket.map_err(io::Error::other)?;
             AfXdpPort::new(socket, Arc::clone(stats))
         };
         setup.spawn(port, |_| {})

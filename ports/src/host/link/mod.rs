@@ -19,6 +19,7 @@ mod tap;
 pub(super) use tap::TapEvents;
 
 use super::config::{NicConfig, NicSettings};
+use crate::afxdp::AfXdpError;
 use crate::options::{LinkSpec, NicOptions};
 use crate::settings::RuntimeSettings;
 use crate::wait::WaitPort;
@@ -32,6 +33,7 @@ use pvio_event_channel::BackendPlatform;
 use pvio_netback::queue::{Queue, Reception, Waker};
 use pvio_netback::stats::Stats;
 use pvio_netback::vif::{Attach, SessionConfig};
+use pvio_ring::error::{Remedy, Report};
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::{EventFd, LogLimit, PrivateBuf};
 use pvio_xenbus::driver::Fault;
@@ -199,10 +201,27 @@ where
 
 /// Returns the fault of a worker that cannot start.
 pub(super) fn not_started(error: io::Error) -> Fault {
-    Fault::new("worker", format!("the queue's worker cannot start: {error}"))
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<AfXdpError>());
+    let text = format!("the queue's worker cannot start: {}", Report(&error));
+    Fault { remedy: cause.and_then(Remedy::remedy), ..Fault::new("worker", text) }
 }
 
 /// Returns the fault of a session without an open link.
 pub(super) fn not_open() -> Fault {
     Fault::new("tap-missing", "no port is open for the queue")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn worker_that_cannot_start_reports_cause_and_remedy() {
+        let fault =
+            not_started(io::Error::other(AfXdpError::NotPermitted("open an AF_XDP socket")));
+        assert!(fault.text.ends_with("cannot open an AF_XDP socket: permission denied"), "{fault}");
+        assert!(fault.remedy.is_some_and(|remedy| remedy.contains("CAP_NET_ADMIN")));
+        let fault = not_started(io::ErrorKind::OutOfMemory.into());
+        assert!(fault.text.ends_with("out of memory") && fault.remedy.is_none(), "{fault}");
+    }
 }

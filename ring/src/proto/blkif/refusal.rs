@@ -23,10 +23,10 @@ pub enum RefusalReason {
     #[error("unknown operation")]
     UnknownOperation,
     /// More segments than the maximum, or none where data are required.
-    #[error("impossible number of segments")]
+    #[error("invalid number of segments")]
     SegmentCount,
     /// A discard of no sectors.
-    #[error("nothing to be done")]
+    #[error("discard of no sectors")]
     Empty,
     /// `last` is less than `first`, or outside the page.
     #[error("segment outside its page")]

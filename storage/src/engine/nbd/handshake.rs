@@ -128,7 +128,7 @@ impl Handshake<'_> {
                 _ => return Err(self.protocol_error("an invalid reply")),
             }
         }
-        Err(self.protocol_error("its answer has no end"))
+        Err(self.protocol_error("its reply has too many parts"))
     }
 
     /// Returns the information at the front of a reply's data.
@@ -138,7 +138,7 @@ impl Handshake<'_> {
     {
         match T::ref_from_prefix(data) {
             Ok((info, _)) => Ok(info),
-            Err(_) => Err(self.protocol_error("an answer is too short")),
+            Err(_) => Err(self.protocol_error("a reply is too short")),
         }
     }
 
@@ -202,7 +202,7 @@ impl Handshake<'_> {
         }
         let (kind, len) = (head.kind.get(), head.len.get());
         if len > MAX_REPLY_LEN {
-            return Err(self.protocol_error("an answer is too long"));
+            return Err(self.protocol_error("a reply is too long"));
         }
         let mut data = alloc::vec![0; len as usize];
         self.read(&mut data)?;

@@ -125,8 +125,8 @@ impl NbdError {
 impl Remedy for NbdError {
     fn remedy(&self) -> Option<Cow<'static, str>> {
         let remedy = match self {
-            Self::Unreachable { .. } => "check that it is running",
-            Self::Protocol { .. } => "check that it is an NBD server",
+            Self::Unreachable { .. } => "check that the NBD server is running",
+            Self::Protocol { .. } => "check that an NBD server listens at this address",
             Self::NoExport { .. } => "list the exports it has with nbdinfo --list",
             Self::Refused { remedy, .. } => (*remedy)?,
             Self::ReadOnly { .. } => "attach the disk read-only",

@@ -135,7 +135,7 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
     };
     let has = |bit| header.incompatible & bit != 0;
     if has(incompatible::CORRUPT) {
-        return fail(ContentError::corrupt("it is marked so by a program that found it out"));
+        return fail(ContentError::corrupt("another program has marked it as corrupt"));
     }
     // The reference counts may be wrong, but reading does not need them.
     if !write && has(incompatible::DIRTY) {
@@ -160,7 +160,9 @@ pub(super) fn check_features(layer: &Layer, write: bool) -> Result<(), ImageErro
         return fail(ContentError::unsupported(what));
     }
     if has(incompatible::DATA_FILE) && write {
-        return fail(ContentError::unsupported("its data in another file, to be written"));
+        return fail(ContentError::unsupported(
+            "writing to an image whose data is in another file",
+        ));
     }
     match &layer.backing {
         Some(Backing::Qcow2(layer)) => check_features(layer, false),

@@ -214,7 +214,7 @@ impl Used {
     fn new(content: &dyn Content, header: &Header) -> Result<Self, ContentError> {
         let clusters = content.length().div_ceil(header.cluster());
         if clusters > MOST {
-            let what = format!("{clusters} clusters, not closed by who wrote it last");
+            let what = format!("repair of an unclosed image of {clusters} clusters");
             return Err(ContentError::unsupported(what));
         }
         let mut counts = try_vec(clusters)?;
@@ -264,7 +264,7 @@ impl Used {
         match clusters.any(|cluster| self.get(cluster) > 0) {
             false => Ok(()),
             true => Err(ContentError::corrupt(
-                "it was not closed by who wrote it last, and its reference counts lack a block",
+                "its last writer did not close it, and its reference counts lack a block",
             )),
         }
     }

@@ -78,7 +78,7 @@ impl Dynamic {
         let place = |place: u32| u64::from(place);
         let apart = places.windows(2).all(|two| place(two[0]) + whole / SECTOR <= place(two[1]));
         if !apart || places.first().is_some_and(|one| place(*one) < first) {
-            return Err(ContentError::corrupt("two things are in one place of the file"));
+            return Err(ContentError::corrupt("two structures overlap in the file"));
         }
         let used = places.last().map_or(first * SECTOR, |last| place(*last) * SECTOR + whole);
         let device = file.metadata()?.file_type().is_block_device();

@@ -70,7 +70,7 @@ impl Footer {
         let kind = match raw.disk_type.get() {
             disk_type::FIXED if size > at => {
                 return Err(ContentError::truncated(format!(
-                    "{size} bytes, with {at} of them there"
+                    "the disk has {size} bytes, the file holds {at}"
                 )));
             }
             disk_type::FIXED => Kind::Fixed,

@@ -104,9 +104,9 @@ impl Header {
         }
         let place = |sector: U64| match sector.get() {
             RawHeader::GD_AT_END => Ok(RawHeader::GD_AT_END),
-            sector => sector
-                .checked_mul(SECTOR)
-                .ok_or_else(|| ContentError::truncated(format!("something is in sector {sector}"))),
+            sector => sector.checked_mul(SECTOR).ok_or_else(|| {
+                ContentError::truncated(format!("an offset points to sector {sector}"))
+            }),
         };
         let descriptor = (place(raw.descriptor_offset)?, raw.descriptor_size.get());
         if descriptor.1 > LONGEST_DESCRIPTOR / SECTOR {

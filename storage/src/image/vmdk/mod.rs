@@ -148,8 +148,9 @@ impl Vmdk {
             }
             let bytes = extent.sectors * SECTOR;
             let end = at.checked_add(bytes);
-            let end =
-                end.ok_or_else(|| fail(path)(ContentError::corrupt("a disk without an end")))?;
+            let end = end.ok_or_else(|| {
+                fail(path)(ContentError::corrupt("the sum of its extents exceeds 64 bits"))
+            })?;
             let data = match (whole.take(), &extent.data) {
                 // All in one file; its name in the descriptor is ignored, because the file may have
                 // been renamed.

@@ -53,7 +53,7 @@ impl Sparse {
         let state = State::read(&content, &header)?;
         if !write && state.end > content.length() {
             return Err(ContentError::corrupt(
-                "it was not closed by who wrote it last; attached to be written it is repaired",
+                "its last writer did not close it; it is repaired when it is attached for writing",
             ));
         }
         let (state, flushes) = (RwLock::new(state), FlushState::default());
@@ -380,7 +380,7 @@ impl<'a> Places<'a> {
                 .or_else(|| tables.next_if(|part| part.0 == at))
                 .or_else(|| grains.next_if(|part| part.0 == at));
             if at < end {
-                return Err(ContentError::corrupt("two things are in one place of the file"));
+                return Err(ContentError::corrupt("two structures overlap in the file"));
             }
             end = next.map_or(end, |part| part.1);
         }

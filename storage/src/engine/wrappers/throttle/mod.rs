@@ -164,13 +164,16 @@ impl<B, E: WaitEngine<B>, C: Clock> BlockEngine<B> for Throttle<B, E, C> {
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
-        self.engine.reap(done);
-        if self.engine.fired(self.woken) {
-            self.wake.clear();
-        }
-        // A synchronous engine does not notify of its completions.
-        while !self.is_empty() && self.release() {
+        loop {
             self.engine.reap(done);
+            // After every reap: a watch that has fired is not armed again.
+            if self.engine.fired(self.woken) {
+                self.wake.clear();
+            }
+            // A synchronous engine does not notify of its completions.
+            if self.is_empty() || !self.release() {
+                break;
+            }
         }
     }
 }
