@@ -6,7 +6,7 @@
 //! | [`port`] | [`NetPort`]: source and destination of packets |
 //! | [`fault`] | reasons why a vif ends, and why a packet is dropped |
 //! | [`stats`] | counters that any thread may read while the queue runs |
-//! | [`vif`] | the device: from the toolstack's configuration to a connected queue |
+//! | [`vif`] | the device: from the toolstack's configuration to connected queues |
 //! | [`wire`] | the size of a packet on the wire |
 //!
 //! *Transmit* (tx) is guest to port, *receive* (rx) is port to guest, as in the header. Data is copied,
@@ -14,7 +14,7 @@
 //! pages (staging grants) stay mapped. Every packet is in private memory, in one piece, before any part
 //! of it is parsed (XSA-155, XSA-423).
 //!
-//! The core ([`queue`]) is `no_std` and does no I/O; it is driven by
+//! The crate is `no_std` with `alloc`. It does no I/O and has no thread: its caller drives it by
 //! [`Queue::poll`].
 #![no_std]
 #![forbid(unsafe_code)]

@@ -1,5 +1,5 @@
 //! Shared memory, ring index arithmetic and Xen PV wire formats. This crate is the lowest layer of
-//! pvio and can be embedded in any hypervisor, kernel or firmware: `no_std`, no allocation.
+//! pvio and can be embedded in any hypervisor, kernel or firmware: `no_std`, and without allocation unless the feature `alloc` is on.
 //!
 //! | module | contents |
 //! |---|---|

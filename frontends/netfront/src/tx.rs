@@ -188,7 +188,7 @@ impl<P: Granter> Tx<P> {
             if !self.ring.final_check().map_err(BackendFault::TxRing)? {
                 return Ok(false);
             }
-            if self.is_told(counters)? {
+            if self.take_relevant(counters)? {
                 return Ok(true);
             }
         }
@@ -199,7 +199,7 @@ impl<P: Granter> Tx<P> {
     /// once.
     pub fn has_work(&mut self, counters: &mut Counters) -> Result<bool, BackendFault> {
         let came = self.is_waiting() && self.ring.has_responses().map_err(BackendFault::TxRing)?;
-        Ok(came && self.is_told(counters)?)
+        Ok(came && self.take_relevant(counters)?)
     }
 
     const fn is_waiting(&self) -> bool {
@@ -207,7 +207,7 @@ impl<P: Granter> Tx<P> {
     }
 
     /// Returns whether the responses that arrived are relevant: free slots, or the group request.
-    fn is_told(&mut self, counters: &mut Counters) -> Result<bool, BackendFault> {
+    fn take_relevant(&mut self, counters: &mut Counters) -> Result<bool, BackendFault> {
         let room = core::mem::take(&mut self.blocked);
         if self.group_request.is_none() {
             return Ok(room);

@@ -57,7 +57,7 @@ impl FromStr for Policy {
 pub(super) enum PageAccess<P: BackendPlatform> {
     Copy,
     Map,
-    GrantCache(CachedMappings<P>),
+    Cached(CachedMappings<P>),
 }
 
 impl<P: BackendPlatform> From<Policy> for PageAccess<P> {
@@ -95,7 +95,7 @@ impl<P: BackendPlatform> GrantCopier for Unstaged<'_, '_, P> {
         match access {
             PageAccess::Copy => platform.copy(ops),
             PageAccess::Map => Mapped::new(platform).copy(ops),
-            PageAccess::GrantCache(kept) => kept.copy(ops),
+            PageAccess::Cached(mappings) => mappings.copy(ops),
         }
     }
 }

@@ -136,7 +136,7 @@ impl<P: BackendPlatform, B: PacketBuf, R: SharedMemory + Clone> Queue<P, B, R> {
     /// negotiation gives it for staged pages only. It is meant for frontends that are known to
     /// grant the same pages for the whole session.
     pub fn use_cached_mappings(&mut self, mappings: CachedMappings<P>) {
-        self.access = PageAccess::GrantCache(mappings);
+        self.access = PageAccess::Cached(mappings);
     }
 
     /// Returns the limit of the guest's transmit rate, which may be changed at any time. A packet

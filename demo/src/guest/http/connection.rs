@@ -209,8 +209,8 @@ impl Connection {
         }
     }
 
-    /// Aborts a response that cannot be completed. The next step resets the connection, which tells
-    /// the client.
+    /// Aborts a response that cannot be completed. The next step resets the connection, so
+    /// that the client detects it.
     fn give_up(&mut self, shared: &mut Shared, server_status: &ServerStatus) {
         server_status.http.count_error();
         if let State::Sending(sending) = &mut self.state {

@@ -130,14 +130,14 @@ impl Stage {
         self.at = match self.at {
             At::Size { queue } if done && data > 0 => At::Add { queue, most: data },
             At::Add { queue, .. } if done => {
-                self.keep(queue, self.listed);
+                self.set_mapped(queue, self.listed);
                 let queue = queue.saturating_add(1);
                 if queue < queues { At::Size { queue } } else { At::Done }
             }
             At::Remove { queue } => {
                 let left = if done { refused(list, self.listed) } else { self.listed };
                 self.refused = self.refused.saturating_add(left);
-                self.keep(queue, 0);
+                self.set_mapped(queue, 0);
                 At::Remove { queue: queue.saturating_add(1) }
             }
             // The backend stages no pages, or no more: it accesses the others with a grant
@@ -149,7 +149,7 @@ impl Stage {
         }
     }
 
-    fn keep(&mut self, queue: usize, pages: usize) {
+    fn set_mapped(&mut self, queue: usize, pages: usize) {
         if let Some(mapped) = self.mapped.get_mut(queue) {
             *mapped = pages;
         }
