@@ -299,9 +299,11 @@ fn play(
 
 /// Checks that the log has a line with this error of the device.
 fn logged(device: &str, why: &str) -> Result<()> {
-    let said = |line: &str| line.contains(&format!("{device:?}")) && line.contains(why);
+    // Fields of a log line are quoted and escaped.
+    let [device_field, error_field] = [device, why].map(|value| format!("{value:?}"));
+    let is_logged = |line: &str| line.contains(&device_field) && line.contains(&error_field);
     let there = wait_until(Duration::from_secs(5), || {
-        Ok(std::fs::read_to_string(PVIO_LOG)?.lines().any(said))
+        Ok(std::fs::read_to_string(PVIO_LOG)?.lines().any(is_logged))
     })?;
     ensure!(there, "{device}: error {why} is in xenstore but not in the log");
     Ok(())
