@@ -11,7 +11,7 @@ use pvio_ports::wrappers::shape::SharedRate;
 #[derive(Debug, Clone, Default, Args)]
 pub struct NicArgs {
     /// Default options of NICs, separated by commas, such as guard=ip,tx=10M (see docs/nics.md)
-    #[arg(long = "nic-options", value_name = "WORDS", default_value = "")]
+    #[arg(long = "nic-options", value_name = "OPTIONS", default_value = "")]
     pub options: String,
     /// A rate limit that NICs may share (share=NAME), in bytes per second in each direction
     #[arg(long = "nic-share", value_name = "NAME=RATE")]
