@@ -37,22 +37,35 @@ fn number(name: &str, file: &str) -> Result<u64> {
     text.trim().parse().with_context(|| path)
 }
 
-/// Waits until a disk exists and has its size.
+/// Waits until a disk exists, has its size and all attributes that are reported: Linux creates the
+/// disk before its queue, and the attributes of the queue one after the other.
 fn wait(name: &str) -> Result<Value> {
     let start = Instant::now();
-    // Linux 5.10 creates a disk before its queue.
-    let queue = format!("/sys/block/{name}/queue/max_segments");
-    while !fs::exists(format!("/dev/{name}"))? || number(name, "size")? == 0 || !fs::exists(&queue)?
-    {
-        ensure!(start.elapsed() < Duration::from_secs(30), "no {name} after 30 s");
+    loop {
+        let described = describe(name);
+        if start.elapsed() > Duration::from_secs(30) {
+            let context = || format!("no {name} after 30 s");
+            return described.and_then(|it| it.context("it has no size")).with_context(context);
+        }
+        if let Ok(Some(description)) = described {
+            return Ok(description);
+        }
         std::thread::sleep(Duration::from_millis(50));
     }
-    Ok(json!({
-        "sectors": number(name, "size")?,
+}
+
+/// Returns the attributes of a disk, or `None` if it has no size.
+fn describe(name: &str) -> Result<Option<Value>> {
+    let sectors = number(name, "size")?;
+    if sectors == 0 || !fs::exists(format!("/dev/{name}"))? {
+        return Ok(None);
+    }
+    Ok(Some(json!({
+        "sectors": sectors,
         "read_only": number(name, "ro")? == 1,
         "sector_size": number(name, "queue/logical_block_size")?,
         "segments": number(name, "queue/max_segments")?,
-    }))
+    })))
 }
 
 /// Waits until a disk has the given size.
