@@ -6,7 +6,7 @@
 //! | [`tap`] | the kernel's network stack |
 //! | [`afxdp`] | a queue of a network interface, bypassing the host's network stack |
 //! | [`switch`] | other vifs of this process |
-//! | [`file`] | a capture file to write, and one to read; or back to the guest |
+//! | [`mod@file`] | a capture file to write, and one to read; or back to the guest |
 //!
 //! [`wrappers`] around a port filter, limit, disturb and capture its packets. [`options`] parses the
 //! configuration of ports and wrappers; [`settings`] changes the wrappers of a connected vif.

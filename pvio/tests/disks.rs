@@ -169,7 +169,7 @@ fn disks_are_attached_changed_and_detached_while_guest_runs() {
 
     // A disk that cannot be attached leaves no nodes, and the error names the reason.
     let missing = machine.refused(&["attach-disk", "guest", "/nowhere/x.img", "--vdev", "xvdd"]);
-    assert!(missing.contains("/nowhere/x.img does not exist; check the path"), "{missing}");
+    assert!(missing.contains("/nowhere/x.img does not exist\nhelp: check the path"), "{missing}");
     assert_eq!(machine.devices("xvdd"), [] as [Value; 0]);
 
     for kind in ["vbd", "pvio-vbd"] {
