@@ -1,11 +1,11 @@
 //! Guest pages: mapped for one request, mapped and cached, or replaced by bounce buffers.
 //!
-//! The requests of a poll form a [`Batch`]. They first declare which pages they need. The segments of
+//! The requests of a poll form a `Batch`. They first declare which pages they need. The segments of
 //! indirect requests are read with one call for all of them, and their pages declared. Data to be
 //! written to the disk is then copied with one call for all requests, and each request takes its pages
 //! or is rejected on its own. The types of the batch's states enforce this order.
 //!
-//! Completed operations form [`Completions`] and are settled together: data that was read from the
+//! Completed operations form `Completions` and are settled together: data that was read from the
 //! disk into bounce buffers is copied to the guest with one call, and all pages are released. Their
 //! results, and so their responses, are available only then.
 //!
