@@ -93,7 +93,7 @@ impl<M: SharedMemory> ByteRing<M> {
     /// # Errors
     /// As [`console_frontend`](Self::console_frontend).
     pub fn xenstore_client(mem: M) -> Result<Self, RingFault> {
-        Self::attach(mem, XENSTORE_RSP, XENSTORE_REQ)
+        Self::attach_xenstore(mem, XENSTORE_RSP, XENSTORE_REQ)
     }
 
     /// Attaches to a domain's xenstore ring as xenstored.
@@ -101,7 +101,19 @@ impl<M: SharedMemory> ByteRing<M> {
     /// # Errors
     /// As [`console_frontend`](Self::console_frontend).
     pub fn xenstore_server(mem: M) -> Result<Self, RingFault> {
-        Self::attach(mem, XENSTORE_REQ, XENSTORE_RSP)
+        Self::attach_xenstore(mem, XENSTORE_REQ, XENSTORE_RSP)
+    }
+
+    /// Attaches to a xenstore ring, whose memory also holds the words after the streams.
+    fn attach_xenstore(
+        mem: M,
+        input: StreamLayout,
+        output: StreamLayout,
+    ) -> Result<Self, RingFault> {
+        let (bytes, slot_size) = (mem.len(), input.size as usize);
+        mem.load_u32(XENSTORE_ERROR, Ordering::Relaxed)
+            .ok_or(RingFault::Geometry { bytes, slot_size })?;
+        Self::attach(mem, input, output)
     }
 
     /// Attaches to a page, reading from `input` and writing to `output`, **at the indices stored in

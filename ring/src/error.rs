@@ -24,9 +24,9 @@ use core::fmt;
 /// #         Some(&self.0)
 /// #     }
 /// # }
-/// let error = OpenError(std::io::Error::other("no medium found"));
+/// let error = OpenError(std::io::Error::other("input/output error"));
 /// let text = Report(&error).to_string();
-/// assert_eq!(text, "disk image /a cannot be opened: no medium found");
+/// assert_eq!(text, "disk image /a cannot be opened: input/output error");
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Report<'a>(pub &'a (dyn Error + 'a));

@@ -8,7 +8,7 @@ use pvio_ring::RingFault;
 use pvio_ring::byte_ring::{
     ByteRing, CONSOLE_IN, CONSOLE_OUT, StreamLayout, XENSTORE_REQ, XENSTORE_RSP,
 };
-use pvio_ring::shm::{HeapMemory, Region};
+use pvio_ring::shm::{HeapMemory, Part, Region};
 use std::collections::VecDeque;
 
 type Attach = fn(HeapMemory) -> Result<ByteRing<HeapMemory>, RingFault>;
@@ -181,5 +181,15 @@ fn byte_ring_with_invalid_layout_is_rejected() {
         let fault = ByteRing::attach(HeapMemory::pages(1), bad, CONSOLE_OUT).unwrap_err();
         assert_eq!(fault.reason(), "ring-geometry", "{bad:?}");
         assert!(ByteRing::attach(HeapMemory::pages(1), CONSOLE_OUT, bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn memory_without_the_words_after_the_xenstore_rings_is_rejected() {
+    let part = |len| Part::new(HeapMemory::pages(1), 0, len).unwrap();
+    for attach in [ByteRing::xenstore_client, ByteRing::xenstore_server] {
+        // `error`, the last word of `struct xenstore_domain_interface`, ends at byte 2076.
+        assert_eq!(attach(part(2072)).unwrap_err().reason(), "ring-geometry");
+        assert!(attach(part(2076)).is_ok());
     }
 }

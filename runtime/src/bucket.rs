@@ -126,17 +126,24 @@ impl TokenBucket {
     /// Returns the time at which the bucket stops being empty, or `None` if it is not empty. It is
     /// empty while its level is zero or negative.
     pub fn empty_until(&self, rate: BucketRate, now: Duration) -> Option<Duration> {
-        let earliest = self.refilled.load(Ordering::Relaxed).checked_sub(rate.burst_span())?;
-        let empty = earliest >= ticks(now);
-        empty.then(|| Duration::from_nanos((earliest >> FRACTION).saturating_add(1)))
+        self.below_until(rate, now, |earliest, now| earliest >= now)
     }
 
     /// Returns the time at which the level stops being negative, or `None` if it is not negative. So
     /// one more operation passes at a level of zero than with [`empty_until`](Self::empty_until).
     pub fn in_debt_until(&self, rate: BucketRate, now: Duration) -> Option<Duration> {
+        self.below_until(rate, now, |earliest, now| earliest > now)
+    }
+
+    fn below_until(
+        &self,
+        rate: BucketRate,
+        now: Duration,
+        is_below: impl FnOnce(u64, u64) -> bool,
+    ) -> Option<Duration> {
         let earliest = self.refilled.load(Ordering::Relaxed).checked_sub(rate.burst_span())?;
-        let in_debt = earliest > ticks(now);
-        in_debt.then(|| Duration::from_nanos((earliest >> FRACTION).saturating_add(1)))
+        let below = is_below(earliest, ticks(now));
+        below.then(|| Duration::from_nanos((earliest >> FRACTION).saturating_add(1)))
     }
 
     /// Returns the time at which the bucket has at least this number of units, or `None` if it has

@@ -80,9 +80,9 @@ struct Slot<B> {
 
 const STREAM: u64 = u64::MAX;
 
-/// Direction of a transfer.
+/// Kind of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum IoKind {
     Read,
     /// A read that fails instead of waiting (`RWF_NOWAIT`).
     TryRead,
@@ -149,7 +149,7 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, offset, 0, segments, token, Way::Read)
+        self.transfer(file, offset, 0, segments, token, IoKind::Read)
     }
 
     /// Writes the segments, in order, at a byte offset of a file.
@@ -163,7 +163,7 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, offset, 0, segments, token, Way::Write)
+        self.transfer(file, offset, 0, segments, token, IoKind::Write)
     }
 
     /// As [`read`](Self::read), but skips the first `skip` bytes of the segments, to continue after
@@ -179,7 +179,7 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, offset, skip, segments, token, Way::Read)
+        self.transfer(file, offset, skip, segments, token, IoKind::Read)
     }
 
     /// As [`write`](Self::write), but for the first `skip` bytes of the segments.
@@ -194,7 +194,7 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, offset, skip, segments, token, Way::Write)
+        self.transfer(file, offset, skip, segments, token, IoKind::Write)
     }
 
     /// Reads the next data of a stream (a tap, a pipe).
@@ -202,7 +202,7 @@ impl<B: IoBuf> Uring<B> {
     /// # Errors
     /// [`Full`].
     pub fn read_stream(&mut self, file: FileId, seg: IoSeg<B>, token: u64) -> Result<(), Full> {
-        self.transfer(file, STREAM, 0, [seg], token, Way::Read)
+        self.transfer(file, STREAM, 0, [seg], token, IoKind::Read)
     }
 
     /// As [`read_stream`](Self::read_stream), but completes with `EAGAIN` immediately if there is
@@ -212,7 +212,7 @@ impl<B: IoBuf> Uring<B> {
     /// # Errors
     /// [`Full`].
     pub fn try_read_stream(&mut self, file: FileId, seg: IoSeg<B>, token: u64) -> Result<(), Full> {
-        self.transfer(file, STREAM, 0, [seg], token, Way::TryRead)
+        self.transfer(file, STREAM, 0, [seg], token, IoKind::TryRead)
     }
 
     /// Writes to a stream (a tap, a pipe).
@@ -225,7 +225,7 @@ impl<B: IoBuf> Uring<B> {
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
     ) -> Result<(), Full> {
-        self.transfer(file, STREAM, 0, segments, token, Way::Write)
+        self.transfer(file, STREAM, 0, segments, token, IoKind::Write)
     }
 
     /// Flushes a file's written data (and the size needed to read it) to the storage device.
@@ -312,7 +312,7 @@ impl<B: IoBuf> Uring<B> {
         skip: usize,
         segments: impl IntoIterator<Item = IoSeg<B>>,
         token: u64,
-        way: Way,
+        kind: IoKind,
     ) -> Result<(), Full> {
         const RWF_NOWAIT: i32 = 8;
         let fd = self.fd(file);
@@ -320,28 +320,28 @@ impl<B: IoBuf> Uring<B> {
         let lists = &mut self.slots[index as usize].lists;
         let segments = segments.into_iter();
         self.spare.fit(lists, segments.size_hint().0);
-        let flags = if way == Way::TryRead { RWF_NOWAIT } else { 0 };
+        let flags = if kind == IoKind::TryRead { RWF_NOWAIT } else { 0 };
         // A read from a file is a write to memory.
-        let entry = match (lists.fill(segments, skip, way != Way::Write), way) {
-            ([v], way)
+        let entry = match (lists.fill(segments, skip, kind != IoKind::Write), kind) {
+            ([v], kind)
                 if self.registered.as_ref().is_some_and(|memory| registered::is_in(memory, v)) =>
             {
                 self.on_registered += 1;
                 let (base, len) = (v.base, v.len as u32);
-                if way == Way::Write {
+                if kind == IoKind::Write {
                     opcode::WriteFixed::new(fd, base, len, 0).offset(offset).build()
                 } else {
                     let read = opcode::ReadFixed::new(fd, base, len, 0).offset(offset);
                     read.rw_flags(flags).build()
                 }
             }
-            ([v], Way::Write) => {
+            ([v], IoKind::Write) => {
                 opcode::Write::new(fd, v.base, v.len as u32).offset(offset).build()
             }
             ([v], _) => {
                 opcode::Read::new(fd, v.base, v.len as u32).offset(offset).rw_flags(flags).build()
             }
-            (v, Way::Write) => {
+            (v, IoKind::Write) => {
                 opcode::Writev::new(fd, v.as_ptr().cast(), v.len() as u32).offset(offset).build()
             }
             (v, _) => opcode::Readv::new(fd, v.as_ptr().cast(), v.len() as u32)

@@ -1,5 +1,4 @@
-//! Ports in memory: for tests, benchmarks, the simulator, and two vifs joined without a kernel
-//! between them.
+//! Ports in memory, for tests, benchmarks and the simulator.
 //!
 //! ```
 //! use pvio_netback::port::{NetPort, Offload, Packet, memory};

@@ -72,7 +72,7 @@ impl RecordStore {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The earlier process left no record.
-    #[error("the in-flight record {device} cannot be opened")]
+    #[error("the earlier process left no in-flight record {device}")]
     Missing {
         /// The device.
         device: String,

@@ -241,7 +241,7 @@ mod tests {
     fn errors_have_a_remedy_or_are_listed() {
         let all = all();
         let all: Vec<&dyn Remedy> = all.iter().map(|error| error as &dyn Remedy).collect();
-        // An error of the system, and one while reading: the cause says what is to be done.
+        // The remedy of an error of the system, or of reading, depends on the cause.
         assert_eq!(without_remedy(&all), ["Other", "Content"]);
         let server = || String::from("s");
         let refused = |remedy| NbdError::Refused { server: server(), what: server(), remedy };

@@ -51,7 +51,7 @@ pub fn deny() -> Result<Report> {
     };
     let no_database = || {
         Report::skipped(
-            "cargo deny check advisories: the database cannot be fetched; connect to it",
+            "cargo deny check advisories: the database cannot be fetched; is there a network?",
         )
     };
     Ok(report.and(match check(&["advisories"], FETCH) {
@@ -115,5 +115,8 @@ fn installed(extension: &Extension) -> Result<PathBuf, String> {
     };
     let last: Vec<&str> = why.trim_end().lines().rev().take(3).collect();
     let last: Vec<&str> = last.into_iter().rev().map(str::trim).collect();
-    Err(format!("{name} {version} cannot be installed: {}; connect to a registry", last.join(": ")))
+    Err(format!(
+        "{name} {version} cannot be installed: {}; is a registry reachable?",
+        last.join(": ")
+    ))
 }
