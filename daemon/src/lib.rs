@@ -32,6 +32,7 @@ pub mod failure;
 pub mod inspect;
 pub mod lock;
 pub mod nics;
+pub mod process;
 pub mod revive;
 pub mod script;
 pub mod serve;

@@ -1,0 +1,422 @@
+//! A device's session in a process of its own, which is replaced when it dies.
+
+use super::channel::ChannelError;
+use super::child::{Process, Program};
+use super::hub::{Hub, HubWatch};
+use super::messages::{Descriptor, FromDevice, RemoteFault, Start, ToDevice};
+use super::registry::Registry;
+use pvio_recordfile::RecordDir;
+use pvio_ring::error::Report;
+use pvio_runtime::{Notify, Task};
+use pvio_xenbus::driver::Fault;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// Maximum number of messages that are read in one step.
+const MAX_MESSAGES: usize = 64;
+/// How long the kernel may take to finish the I/O of a dead process. Its disk drivers time a command
+/// out after 30 s.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long a process may take to begin to serve.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a process may take to complete the requests in flight.
+const STOP_TIMEOUT: Duration = Duration::from_secs(35);
+/// A process that served at least for this time is replaced without delay.
+const HEALTHY: Duration = Duration::from_millis(200);
+/// Longest delay before a process is replaced.
+const MAX_DELAY: Duration = Duration::from_secs(5);
+/// Maximum number of processes in a row that die before [`HEALTHY`].
+const MAX_DEATHS: u32 = 12;
+
+/// What the processes of all devices are started with.
+#[derive(Debug, Clone)]
+pub struct Environment {
+    /// The events of all processes.
+    pub hub: Hub,
+    /// Their sockets.
+    pub registry: Registry,
+    /// The program of new processes.
+    pub program: Program,
+    /// In-flight records and fences; without them, a process that dies ends its session.
+    pub records: Option<RecordDir>,
+}
+
+/// The descriptors and the message with which a session starts.
+pub struct Launch<S> {
+    /// Descriptors, with their purpose.
+    pub descriptors: Vec<(Descriptor, OwnedFd)>,
+    /// The message.
+    pub serve: S,
+}
+
+/// The part of a session that depends on the class of the device.
+pub trait Session: Send + Sync + 'static {
+    /// The message with which it starts.
+    type Serve: Serialize;
+    /// A change of its settings.
+    type Change: Serialize;
+    /// What identifies it to another supervisor.
+    type Identity: DeserializeOwned;
+
+    /// Returns what a process needs. Blocks; called on a separate thread, after all I/O of an
+    /// earlier process has ended. `fence` is held by the process as long as it does I/O.
+    ///
+    /// # Errors
+    /// A [`Fault`] ends the session.
+    fn launch(&self, start: Start, fence: Option<OwnedFd>) -> Result<Launch<Self::Serve>, Fault>;
+}
+
+/// A message for the owner of a session.
+pub type Message<S> = FromDevice<<S as Session>::Identity>;
+
+/// A session in a process.
+pub struct Supervised<S: Session> {
+    device: String,
+    environment: Environment,
+    session: Arc<S>,
+    wake: Notify,
+    stage: Stage,
+    deaths: Deaths,
+    /// Processes that were replaced, over the whole session.
+    replaced: u64,
+}
+
+enum Stage {
+    Starting(Task<Result<Process, Fault>>),
+    Running(Running),
+    Stopping(Running, Instant),
+    Ended,
+}
+
+struct Running {
+    process: Process,
+    ready: bool,
+    /// When it must be ready, and since when it is.
+    since: Instant,
+    _watches: [HubWatch; 2],
+}
+
+/// Deaths in a row, and the delay that they cause.
+#[derive(Debug, Default)]
+struct Deaths(u32);
+
+impl Deaths {
+    /// Returns the delay before the next process; `None` if there have been too many.
+    fn next(&mut self, served: Duration) -> Option<Duration> {
+        self.0 = if served >= HEALTHY { 0 } else { self.0 + 1 };
+        let delay = |deaths: u32| Duration::from_millis(5).saturating_mul(1 << deaths).min(MAX_DELAY);
+        match self.0 {
+            0 | 1 => Some(Duration::ZERO),
+            deaths if deaths <= MAX_DEATHS => Some(delay(deaths)),
+            _ => None,
+        }
+    }
+}
+
+impl<S: Session> Supervised<S> {
+    /// Starts a session.
+    ///
+    /// # Errors
+    /// A [`Fault`] if the system has no thread.
+    pub fn start(
+        device: &str,
+        environment: &Environment,
+        session: Arc<S>,
+        start: Start,
+        wake: Notify,
+    ) -> Result<Self, Fault> {
+        let mut supervised = Self::new(device, environment, session, wake);
+        supervised.launch(start, Duration::ZERO)?;
+        Ok(supervised)
+    }
+
+    /// Continues the session of a process that an earlier supervisor started.
+    ///
+    /// # Errors
+    /// A [`Fault`] if the system lacks a resource.
+    pub fn adopt(
+        device: &str,
+        environment: &Environment,
+        session: Arc<S>,
+        process: Process,
+        wake: Notify,
+    ) -> Result<Self, Fault> {
+        let mut supervised = Self::new(device, environment, session, wake);
+        supervised.run(process, true)?;
+        Ok(supervised)
+    }
+
+    fn new(device: &str, environment: &Environment, session: Arc<S>, wake: Notify) -> Self {
+        Self {
+            device: device.into(),
+            environment: environment.clone(),
+            session,
+            wake,
+            stage: Stage::Ended,
+            deaths: Deaths::default(),
+            replaced: 0,
+        }
+    }
+
+    /// Returns what the session was started with.
+    #[must_use]
+    pub const fn session(&self) -> &Arc<S> {
+        &self.session
+    }
+
+    /// Returns the number of its process, if one runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        match &self.stage {
+            Stage::Running(running) | Stage::Stopping(running, _) => Some(running.process.pid()),
+            Stage::Starting(_) | Stage::Ended => None,
+        }
+    }
+
+    /// Returns how many processes were replaced because they died.
+    #[must_use]
+    pub const fn replaced(&self) -> u64 {
+        self.replaced
+    }
+
+    /// Handles what has happened: calls `on` for messages, and replaces a process that has died.
+    /// Ready while the session is served. To be called whenever the owner is woken.
+    ///
+    /// # Errors
+    /// A [`Fault`]: the session has ended.
+    pub fn poll(&mut self, on: &mut dyn FnMut(Message<S>)) -> Result<Poll<()>, Fault> {
+        match &mut self.stage {
+            Stage::Starting(task) => match task.poll() {
+                Poll::Pending => Ok(Poll::Pending),
+                Poll::Ready(started) => {
+                    self.stage = Stage::Ended;
+                    let failed = |e| Fault::new("device-process", format!("{e}"));
+                    let process = started.map_err(failed).flatten()?;
+                    self.run(process, false)?;
+                    self.poll(on)
+                }
+            },
+            Stage::Running(_) => self.poll_running(on),
+            Stage::Stopping(..) | Stage::Ended => Ok(Poll::Pending),
+        }
+    }
+
+    fn poll_running(&mut self, on: &mut dyn FnMut(Message<S>)) -> Result<Poll<()>, Fault> {
+        let Stage::Running(running) = &mut self.stage else { return Ok(Poll::Pending) };
+        let mut left = MAX_MESSAGES;
+        let lost = loop {
+            if left == 0 {
+                // The rest is read in the next step, which this one requests.
+                (self.wake)();
+                break None;
+            }
+            left -= 1;
+            match running.process.receive::<Message<S>>() {
+                Ok(None) if running.process.has_ended() => break Some(None),
+                Ok(None) => break None,
+                Ok(Some((FromDevice::Ready, _))) => {
+                    (running.ready, running.since) = (true, Instant::now());
+                }
+                Ok(Some((FromDevice::Fault(fault), _))) => {
+                    let fault = local(fault);
+                    self.end();
+                    return Err(fault);
+                }
+                Ok(Some((message, _))) => on(message),
+                Err(error) => break Some(Some(error)),
+            }
+        };
+        match lost {
+            Some(error) => self.replace_dead(error).map(|()| Poll::Pending),
+            None if running.ready => Ok(Poll::Ready(())),
+            None if running.since.elapsed() > START_TIMEOUT => {
+                self.end();
+                Err(Fault::new("device-process", "the device process does not begin to serve"))
+            }
+            None => Ok(Poll::Pending),
+        }
+    }
+
+    /// Starts a successor of a process that has died or that violates the protocol.
+    fn replace_dead(&mut self, error: Option<ChannelError>) -> Result<(), Fault> {
+        let Stage::Running(mut running) = std::mem::replace(&mut self.stage, Stage::Ended) else {
+            return Ok(());
+        };
+        running.process.kill();
+        let status = running.process.wait();
+        let how = status.map_or_else(|| "it ended".into(), |status| status.to_string());
+        let device = self.device.as_str();
+        let error = error.filter(|error| !matches!(error, ChannelError::Closed));
+        let error = error.map(|error| Report(&error).to_string());
+        let served = if running.ready { running.since.elapsed() } else { Duration::ZERO };
+        let Some(delay) = self.deaths.next(served).filter(|_| self.environment.records.is_some())
+        else {
+            let text = format!("the device process ended unexpectedly ({how})");
+            let remedy = "see the log for the reason, and report it: this is a fault of pvio";
+            return Err(Fault::new("device-process", text).with_remedy(remedy));
+        };
+        tracing::warn!(device, how, error, ?delay, "the device process ended: it is replaced");
+        self.replaced += 1;
+        let start = if running.ready { Start::Resumed } else { Start::ResumedOrNew };
+        self.launch(start, delay)
+    }
+
+    fn launch(&mut self, start: Start, delay: Duration) -> Result<(), Fault> {
+        let (device, environment) = (self.device.clone(), self.environment.clone());
+        let session = Arc::clone(&self.session);
+        let work = move || {
+            std::thread::sleep(delay);
+            launch(&device, &environment, &*session, start)
+        };
+        let wake = Arc::clone(&self.wake);
+        let task = Task::spawn(format!("start-{}", self.device), work, move || wake());
+        let failed = |e: io::Error| {
+            Fault::new("worker", format!("the thread that starts the device process cannot start: {e}"))
+        };
+        self.stage = Stage::Starting(task.map_err(failed)?);
+        Ok(())
+    }
+
+    fn run(&mut self, process: Process, ready: bool) -> Result<(), Fault> {
+        let watch = |fd| self.environment.hub.watch(fd, Arc::clone(&self.wake));
+        let [channel, end] = process.events();
+        let watches = watch(channel).and_then(|one| Ok([one, watch(end)?]));
+        let watches = watches.map_err(|e| process_fault(&e))?;
+        let running = Running { process, ready, since: Instant::now(), _watches: watches };
+        self.stage = Stage::Running(running);
+        Ok(())
+    }
+
+    /// Tells the process about a change of the settings that [`Session::launch`] returns from now
+    /// on. A process that does not read its messages is replaced.
+    pub fn change(&mut self, change: S::Change) {
+        let Stage::Running(running) = &self.stage else { return };
+        let change = ToDevice::<S::Serve, S::Change>::Change(change);
+        if let Err(error) = running.process.send(&change, &[]) {
+            tracing::warn!(device = self.device, error = %Report(&error), "the device process cannot be told about a change");
+            running.process.kill();
+        }
+    }
+
+    /// Lets the process complete the requests in flight and end; its session can be resumed. Called
+    /// again until it is ready.
+    pub fn stop(&mut self) -> Poll<()> {
+        match std::mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::Starting(mut task) => match task.poll() {
+                Poll::Pending => {
+                    self.stage = Stage::Starting(task);
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(Ok(process))) => match self.run(process, false) {
+                    Ok(()) => return self.stop(),
+                    Err(fault) => tracing::warn!(device = self.device, %fault, "a process cannot be stopped"),
+                },
+                Poll::Ready(_) => {}
+            },
+            Stage::Running(running) => {
+                if running.process.send(&ToDevice::<S::Serve, S::Change>::Stop, &[]).is_err() {
+                    running.process.kill();
+                }
+                self.stage = Stage::Stopping(running, Instant::now() + STOP_TIMEOUT);
+                return self.stop();
+            }
+            Stage::Stopping(mut running, until) => {
+                if running.process.has_ended() {
+                    running.process.wait();
+                } else {
+                    if Instant::now() >= until {
+                        running.process.kill();
+                    }
+                    self.stage = Stage::Stopping(running, until);
+                    return Poll::Pending;
+                }
+            }
+            Stage::Ended => {}
+        }
+        let _ = self.environment.registry.remove(&self.device);
+        Poll::Ready(())
+    }
+
+    /// Ends the process at once.
+    fn end(&mut self) {
+        if let Stage::Running(mut running) = std::mem::replace(&mut self.stage, Stage::Ended) {
+            running.process.kill();
+            running.process.wait();
+        }
+    }
+
+    /// Leaves the process to the next supervisor.
+    pub fn leave(&mut self) {
+        self.stage = Stage::Ended;
+    }
+}
+
+/// Starts a process for a session.
+fn launch<S: Session>(
+    device: &str,
+    environment: &Environment,
+    session: &S,
+    start: Start,
+) -> Result<Process, Fault> {
+    let fence = match &environment.records {
+        Some(records) => Some(pass_fence(records, device)?),
+        None => None,
+    };
+    let listen = environment.registry.listen(device).map_err(|e| process_fault(&e))?;
+    let Launch { mut descriptors, serve } = session.launch(start, fence)?;
+    descriptors.push((Descriptor::Listen, listen));
+    let name = format!("pvio: {device}");
+    let process =
+        Process::spawn(&environment.program, &name).map_err(|e| process_fault(&e))?;
+    let sent = send_all::<S>(&process, &descriptors, serve);
+    sent.map_err(|e| Fault::new("device-process", format!("it cannot be started: {}", Report(&e))))?;
+    Ok(process)
+}
+
+/// Sends the descriptors and the message of a session. The copies of the descriptors are closed by
+/// the caller: the supervisor must not hold a fence open.
+fn send_all<S: Session>(
+    process: &Process,
+    descriptors: &[(Descriptor, OwnedFd)],
+    serve: S::Serve,
+) -> Result<(), ChannelError> {
+    for part in descriptors.chunks(super::channel::MAX_DESCRIPTORS) {
+        let (purposes, all): (Vec<_>, Vec<_>) = part.iter().map(|(p, fd)| (*p, fd.as_fd())).unzip();
+        process.send(&ToDevice::<S::Serve, S::Change>::Descriptors(purposes), &all)?;
+    }
+    process.send(&ToDevice::<S::Serve, S::Change>::Serve(Box::new(serve)), &[])
+}
+
+/// Waits until the I/O of earlier processes has ended, and returns the next fence.
+fn pass_fence(records: &RecordDir, device: &str) -> Result<OwnedFd, Fault> {
+    let failed = |e: io::Error| {
+        let text = format!("the I/O of an earlier process has not ended: {e}");
+        let remedy = "check whether the storage responds, then detach the device and attach it again";
+        Fault::new("image-fence", text).with_remedy(remedy)
+    };
+    let fence = records.fence(&format!("{device}.fence")).map_err(failed)?;
+    if !fence.wait(FENCE_TIMEOUT).map_err(failed)? {
+        return Err(failed(io::ErrorKind::TimedOut.into()));
+    }
+    fence.hold().map_err(failed)
+}
+
+fn process_fault(error: &io::Error) -> Fault {
+    let text = format!("the device process cannot be started: {error}");
+    Fault::new("device-process", text)
+}
+
+/// Returns a fault of another process as one of this process.
+fn local(fault: RemoteFault) -> Fault {
+    let _ = fault;
+    todo!()
+}
+
+#[allow(unused)]
+type Inbox<S> = VecDeque<Message<S>>;
