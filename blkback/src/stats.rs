@@ -127,6 +127,20 @@ impl Stats {
         self.table().into_iter().map(|(name, counter)| (name, counter.get()))
     }
 
+    /// Returns all counters, levels and limits, always in the same order, for a process that
+    /// publishes them to another one. A later version only appends to them.
+    pub fn words(&self) -> impl Iterator<Item = u64> {
+        self.counters().map(Counter::get)
+    }
+
+    /// Sets all counters, levels and limits to what [`words`](Self::words) returned elsewhere; those
+    /// that are missing stay.
+    pub fn set_words(&self, words: impl IntoIterator<Item = u64>) {
+        for (counter, word) in self.counters().zip(words) {
+            counter.set(word);
+        }
+    }
+
     fn counters(&self) -> impl Iterator<Item = &Counter> {
         let Limits { in_flight, request_pages, cached_mappings, registered_pages } = &self.limits;
         let limits = [in_flight, request_pages, cached_mappings, registered_pages];
@@ -205,5 +219,27 @@ impl Counter {
     #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn words_restore_every_counter_and_level() {
+        let stats = Stats::default();
+        stats.set_words(1..);
+        assert!(stats.words().eq(1..=stats.words().count() as u64));
+        let other = Stats::default();
+        other.set_words(stats.words());
+        assert!(other.named().eq(stats.named()) && other.budgets().eq(stats.budgets()));
+        assert!(other.refused().eq(stats.refused()));
+        // An earlier version published fewer.
+        let before: Vec<u64> = other.words().collect();
+        other.set_words([7]);
+        assert_eq!(other.words().next(), Some(7));
+        assert!(other.words().skip(1).eq(before.into_iter().skip(1)));
     }
 }

@@ -148,6 +148,10 @@ impl Stats {
 
     /// Returns every counter that is not divided by reason, with its name.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.table().into_iter().map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
+    }
+
+    fn table(&self) -> [(&'static str, &AtomicU64); 12] {
         // The exhaustive pattern makes a new counter a compile error here.
         let Self {
             tx_packets,
@@ -182,8 +186,29 @@ impl Stats {
             ("notifies", notifications),
             ("wakeups", wakeups),
         ]
-        .into_iter()
-        .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
+    }
+
+    /// Returns all counters, levels and limits, always in the same order, for a process that
+    /// publishes them to another one. A later version only appends to them.
+    pub fn words(&self) -> impl Iterator<Item = u64> {
+        self.all().map(|counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// Sets all counters, levels and limits to what [`words`](Self::words) returned elsewhere; those
+    /// that are missing stay.
+    pub fn set_words(&self, words: impl IntoIterator<Item = u64>) {
+        for (counter, word) in self.all().zip(words) {
+            counter.store(word, Ordering::Relaxed);
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &AtomicU64> {
+        let levels = [&self.held, &self.limits].into_iter().flat_map(|held| {
+            let Held { packets, bytes, staged } = held;
+            [packets, bytes, staged]
+        });
+        let divided = self.controls.iter().chain(&self.ended).chain(&self.dropped);
+        self.table().into_iter().map(|(_, counter)| counter).chain(levels).chain(divided)
     }
 
     /// Returns [`ended`](Self::ended) for every fault, by its code.
@@ -286,4 +311,22 @@ impl Stats {
 #[inline]
 fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_restore_every_counter_and_level() {
+        let stats = Stats::default();
+        stats.set_words(1..);
+        assert!(stats.words().eq(1..=stats.words().count() as u64));
+        let other = Stats::default();
+        other.set_words(stats.words());
+        assert!(other.named().eq(stats.named()) && other.budgets().eq(stats.budgets()));
+        assert!(other.drops().eq(stats.drops()) && other.ends().eq(stats.ends()));
+        let status = CtrlStatus::BufferOverflow;
+        assert!(other.controls(status) == stats.controls(status) && stats.controls(status) > 0);
+    }
 }

@@ -14,6 +14,8 @@ mod wakeups;
 
 use crate::descriptors::Descriptors;
 use crate::failure::Failure;
+use crate::process::hub::Hub;
+use crate::process::supervised::Environment;
 use crate::served::Served;
 use crate::stop::{Stop, Wakeup, sleep};
 use devices::Devices;
@@ -74,6 +76,35 @@ pub struct Options {
     pub nic_queues: Option<u32>,
     /// Settings that all NICs share.
     pub nic_settings: Arc<NicSettings>,
+    /// Where devices are served.
+    pub isolation: Isolation,
+}
+
+/// Where devices are served.
+#[derive(Debug, Clone, Default)]
+pub enum Isolation {
+    /// In this process, by threads.
+    #[default]
+    Thread,
+    /// Each in a process of its own, without rights beyond its descriptors.
+    Process(Environment),
+}
+
+impl Isolation {
+    /// Returns the events of the device processes.
+    fn hub(&self) -> Option<&Hub> {
+        match self {
+            Self::Thread => None,
+            Self::Process(environment) => Some(&environment.hub),
+        }
+    }
+
+    /// Wakes the devices whose processes have sent something or ended.
+    fn dispatch(&self) {
+        if let Some(Err(error)) = self.hub().map(Hub::dispatch) {
+            tracing::error!(%error, "the events of device processes cannot be read");
+        }
+    }
 }
 
 impl Default for Options {
@@ -92,6 +123,7 @@ impl Default for Options {
             nic_policy: pvio_netback::queue::Policy::default(),
             nic_queues: None,
             nic_settings: Arc::default(),
+            isolation: Isolation::default(),
         }
     }
 }
@@ -183,6 +215,7 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
             nics.event(&event);
             events += 1;
         }
+        options.isolation.dispatch();
         for addr in woken.take() {
             disks.wake(addr);
             nics.wake(addr);
@@ -198,7 +231,9 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
         let next = removals.into_iter().chain(checks).chain(steps).min();
         let time = next.map(|when| when.saturating_duration_since(Instant::now()));
         // The wait fails only for lack of memory. Continuing would be a busy loop.
-        sleep(&[xs.as_fd(), wakeup.as_fd()], time).map_err(|_| XsError::Closed)?;
+        let hub = options.isolation.hub().map(Hub::as_fd);
+        let events: Vec<_> = [xs.as_fd(), wakeup.as_fd()].into_iter().chain(hub).collect();
+        sleep(&events, time).map_err(|_| XsError::Closed)?;
         wakeup.take();
     }
     if options.leave {
@@ -224,7 +259,10 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
             std::mem::forget((disks, nics));
             return Ok(());
         }
-        sleep(&[wakeup.as_fd()], Some(by - now)).map_err(|_| XsError::Closed)?;
+        let hub = options.isolation.hub().map(Hub::as_fd);
+        let events: Vec<_> = [wakeup.as_fd()].into_iter().chain(hub).collect();
+        sleep(&events, Some(by - now)).map_err(|_| XsError::Closed)?;
+        options.isolation.dispatch();
         wakeup.take();
     }
 }

@@ -116,9 +116,12 @@ mod tests {
     fn counting() -> (Arc<AtomicU64>, Notify) {
         let count = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&count);
-        (count, Arc::new(move || {
-            counted.fetch_add(1, Ordering::Relaxed);
-        }))
+        (
+            count,
+            Arc::new(move || {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }),
+        )
     }
 
     #[test]

@@ -110,7 +110,8 @@ impl Deaths {
     /// Returns the delay before the next process; `None` if there have been too many.
     fn next(&mut self, served: Duration) -> Option<Duration> {
         self.0 = if served >= HEALTHY { 0 } else { self.0 + 1 };
-        let delay = |deaths: u32| Duration::from_millis(5).saturating_mul(1 << deaths).min(MAX_DELAY);
+        let delay =
+            |deaths: u32| Duration::from_millis(5).saturating_mul(1 << deaths).min(MAX_DELAY);
         match self.0 {
             0 | 1 => Some(Duration::ZERO),
             deaths if deaths <= MAX_DEATHS => Some(delay(deaths)),
@@ -277,7 +278,10 @@ impl<S: Session> Supervised<S> {
         let wake = Arc::clone(&self.wake);
         let task = Task::spawn(format!("start-{}", self.device), work, move || wake());
         let failed = |e: io::Error| {
-            Fault::new("worker", format!("the thread that starts the device process cannot start: {e}"))
+            Fault::new(
+                "worker",
+                format!("the thread that starts the device process cannot start: {e}"),
+            )
         };
         self.stage = Stage::Starting(task.map_err(failed)?);
         Ok(())
@@ -315,7 +319,9 @@ impl<S: Session> Supervised<S> {
                 }
                 Poll::Ready(Ok(Ok(process))) => match self.run(process, false) {
                     Ok(()) => return self.stop(),
-                    Err(fault) => tracing::warn!(device = self.device, %fault, "a process cannot be stopped"),
+                    Err(fault) => {
+                        tracing::warn!(device = self.device, %fault, "a process cannot be stopped")
+                    }
                 },
                 Poll::Ready(_) => {}
             },
@@ -372,10 +378,11 @@ fn launch<S: Session>(
     let Launch { mut descriptors, serve } = session.launch(start, fence)?;
     descriptors.push((Descriptor::Listen, listen));
     let name = format!("pvio: {device}");
-    let process =
-        Process::spawn(&environment.program, &name).map_err(|e| process_fault(&e))?;
+    let process = Process::spawn(&environment.program, &name).map_err(|e| process_fault(&e))?;
     let sent = send_all::<S>(&process, &descriptors, serve);
-    sent.map_err(|e| Fault::new("device-process", format!("it cannot be started: {}", Report(&e))))?;
+    sent.map_err(|e| {
+        Fault::new("device-process", format!("it cannot be started: {}", Report(&e)))
+    })?;
     Ok(process)
 }
 
@@ -397,7 +404,8 @@ fn send_all<S: Session>(
 fn pass_fence(records: &RecordDir, device: &str) -> Result<OwnedFd, Fault> {
     let failed = |e: io::Error| {
         let text = format!("the I/O of an earlier process has not ended: {e}");
-        let remedy = "check whether the storage responds, then detach the device and attach it again";
+        let remedy =
+            "check whether the storage responds, then detach the device and attach it again";
         Fault::new("image-fence", text).with_remedy(remedy)
     };
     let fence = records.fence(&format!("{device}.fence")).map_err(failed)?;
@@ -415,7 +423,7 @@ fn process_fault(error: &io::Error) -> Fault {
 /// Returns a fault of another process as one of this process.
 fn local(fault: RemoteFault) -> Fault {
     let _ = fault;
-    todo!()
+    Fault::new("device-process", fault.text)
 }
 
 #[allow(unused)]

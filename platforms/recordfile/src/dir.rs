@@ -43,18 +43,26 @@ impl RecordDir {
     /// A system error, such as no space or no permission.
     pub fn create(&self, name: &str, len: usize) -> io::Result<RecordFile> {
         self.remove(name)?;
-        let flags =
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(&self.0, checked(name)?, flags, Mode::RUSR | Mode::WUSR)?;
+        let fd = self.new_file(name)?;
         RecordFile::map(fd, len).inspect_err(|_| drop(self.remove(name)))
     }
 
-    /// Maps a file that another process created.
+    /// Creates a file of `len` zero bytes for another process, as [`create`](Self::create), without
+    /// mapping it.
     ///
     /// # Errors
-    /// [`io::ErrorKind::NotFound`]; [`io::ErrorKind::InvalidData`] if it is not a regular file of
-    /// this user, or shorter than `len` bytes.
-    pub fn existing(&self, name: &str, len: usize) -> io::Result<RecordFile> {
+    /// As [`create`](Self::create).
+    pub fn create_unmapped(&self, name: &str, len: usize) -> io::Result<OwnedFd> {
+        self.remove(name)?;
+        let fd = self.new_file(name)?;
+        RecordFile::allocate(fd, len).inspect_err(|_| drop(self.remove(name)))
+    }
+
+    /// Opens a file that another process created, without mapping it.
+    ///
+    /// # Errors
+    /// As [`existing`](Self::existing).
+    pub fn existing_unmapped(&self, name: &str, len: usize) -> io::Result<OwnedFd> {
         // Opening a FIFO must not block.
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = openat(&self.0, checked(name)?, flags, Mode::empty())?;
@@ -63,6 +71,22 @@ impl RecordDir {
             let text = format!("{name} is no file of this user with at least {len} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
+        Ok(fd)
+    }
+
+    fn new_file(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(&self.0, checked(name)?, flags, Mode::RUSR | Mode::WUSR)?)
+    }
+
+    /// Maps a file that another process created.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`]; [`io::ErrorKind::InvalidData`] if it is not a regular file of
+    /// this user, or shorter than `len` bytes.
+    pub fn existing(&self, name: &str, len: usize) -> io::Result<RecordFile> {
+        let fd = self.existing_unmapped(name, len)?;
         RecordFile::map(fd, len)
     }
 

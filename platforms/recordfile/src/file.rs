@@ -34,16 +34,25 @@ impl RecordFile {
         Self::new(MmapOptions::new().len(len).map_anon()?.into())
     }
 
-    /// Maps the first `len` bytes of a file and allocates their blocks. If a full file system could
-    /// not provide a page at its first write, the process would end with `SIGBUS`.
-    pub(crate) fn map(fd: OwnedFd, len: usize) -> io::Result<Self> {
+    /// Maps the first `len` bytes of a file and allocates their blocks.
+    ///
+    /// # Errors
+    /// A system error.
+    pub fn map(fd: OwnedFd, len: usize) -> io::Result<Self> {
+        let fd = Self::allocate(fd, len)?;
+        Self::new(MmapOptions::new().len(len).map_raw(&fd)?)
+    }
+
+    /// Allocates the blocks of the first `len` bytes of a file. If a full file system could not
+    /// provide a page at its first write, the process would end with `SIGBUS`.
+    pub(crate) fn allocate(fd: OwnedFd, len: usize) -> io::Result<OwnedFd> {
         let file = File::from(fd);
         match retry_on_intr(|| fallocate(&file, FallocateFlags::empty(), 0, len as u64)) {
             Ok(()) => {}
             Err(Errno::OPNOTSUPP) => write_over(&file, len)?,
             Err(error) => return Err(error.into()),
         }
-        Self::new(MmapOptions::new().len(len).map_raw(&file)?)
+        Ok(file.into())
     }
 
     fn new(map: MmapRaw) -> io::Result<Self> {

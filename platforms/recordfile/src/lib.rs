@@ -19,6 +19,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod counters;
 mod dir;
 mod error;
 mod fence;
@@ -26,6 +27,7 @@ mod file;
 mod private_dir;
 mod store;
 
+pub use counters::CounterFile;
 pub use dir::RecordDir;
 pub use error::DirError;
 pub use fence::Fence;
