@@ -5,6 +5,7 @@
 //! | [`two_level`] | pending and mask bits in the shared info page, and their rules |
 //! | this module | the traits that a device uses, see below |
 //! | [`BackendPlatform`] | all that a backend requires of its platform, grants included |
+//! | `device` | the platform of a process that may open nothing (feature `std`) |
 //!
 //! [`EventChannels`] creates channels, [`EventChannel`] is one end of a channel. An event carries no
 //! data. It may be merged with others, and it may be spurious (binding a channel raises one). The
@@ -24,9 +25,16 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+#[cfg(feature = "std")]
+extern crate std;
+
+#[cfg(feature = "std")]
+mod device;
 mod platform;
 pub mod two_level;
 
+#[cfg(feature = "std")]
+pub use device::{DeviceDescriptors, DevicePlatform, DeviceScope};
 pub use platform::BackendPlatform;
 pub use pvio_ring::DomId;
 

@@ -14,7 +14,7 @@ mod checks;
 #[path = "selftest/remote.rs"]
 mod remote;
 
-use checks::{Outcome, World, copying, mapping, run, run_alone, say};
+use checks::{Outcome, World, copying, descriptors, mapping, run, run_alone, run_as_device, say};
 use pvio_event_channel::{EventChannels, Port};
 use pvio_grant_table::{Access, DomId, GrantMapper, GrantRef};
 use pvio_ring::shm::Region;
@@ -59,11 +59,14 @@ fn against(domain: &str, node: &str) -> Result<bool, String> {
     let xs = me.xenstore().map_err(|error| error.to_string())?;
     let mut peer = RemotePeer::meet(id, node.to_owned(), xs)?;
     let holder = std::env::current_exe().ok();
-    let mut world = World { me, peer: &mut peer, holder };
+    let mut world = World { me, is_device: false, peer: &mut peer, holder };
     let copying = run("across, ", &copying(), &mut world);
-    let mapping = run("across, ", &mapping(), &mut world);
+    let mapped = run("across, ", &mapping(), &mut world);
+    let opened = run("across, ", &descriptors(), &mut world);
+    let device = run_as_device("across, device, ", &[checks::copying(), mapping()], &mut world);
     peer.dismiss()?;
-    Ok(close(copying.0 + mapping.0, copying.1 + mapping.1))
+    let parts = [copying, mapped, opened, device];
+    Ok(close(parts.iter().map(|part| part.0).sum(), parts.iter().map(|part| part.1).sum()))
 }
 
 fn close(passed: usize, failed: usize) -> bool {

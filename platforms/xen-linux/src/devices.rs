@@ -19,8 +19,13 @@ pub(crate) struct Devices {
     hypervisor_type: PathBuf,
     guest_type: PathBuf,
     parameters: PathBuf,
+    release: PathBuf,
     xenstore: PathBuf,
 }
+
+/// First release of Linux in which the gntdev of a PV domain maps in other processes than the one
+/// that opened it.
+const MAPS_FOR_OTHERS: (u32, u32) = (5, 5);
 
 impl Devices {
     pub(crate) fn of_the_system() -> Self {
@@ -29,6 +34,7 @@ impl Devices {
             hypervisor_type: "/sys/hypervisor/type".into(),
             guest_type: "/sys/hypervisor/guest_type".into(),
             parameters: "/sys/module/xen_gntdev/parameters".into(),
+            release: "/proc/sys/kernel/osrelease".into(),
             xenstore: default_path(),
         }
     }
@@ -71,6 +77,23 @@ impl Devices {
         std::fs::read(&self.guest_type).is_ok_and(|kind| kind.trim_ascii() == b"PV")
     }
 
+    /// Checks that a process can map through a gntdev that another one opened. Before Linux 5.5, a
+    /// PV domain's gntdev belonged to the address space of the process that opened it.
+    pub(crate) fn maps_for_others(&self) -> Result<(), OpenError> {
+        if !self.is_pv() {
+            return Ok(());
+        }
+        let release = std::fs::read_to_string(&self.release).unwrap_or_default();
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().ok());
+        match (numbers.next().flatten(), numbers.next().flatten()) {
+            (Some(major), Some(minor)) if (major, minor) < MAPS_FOR_OTHERS => {
+                Err(OpenError::OldKernel(release.trim().to_owned()))
+            }
+            // A release that cannot be read is taken for a recent one: a mapping would fail there.
+            _ => Ok(()),
+        }
+    }
+
     fn open(&self, name: &str, module: &'static str, flags: OFlags) -> Result<OwnedFd, OpenError> {
         let path = self.dev.join(name);
         let flags = flags | OFlags::RDWR | OFlags::CLOEXEC;
@@ -93,18 +116,19 @@ impl Devices {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use pvio_ring::error::{Remedy, Report};
     use std::os::unix::net::UnixListener;
 
-    fn places(dir: &tempfile::TempDir) -> Devices {
+    pub(crate) fn places(dir: &tempfile::TempDir) -> Devices {
         let root = dir.path();
         Devices {
             dev: root.join("dev"),
             hypervisor_type: root.join("type"),
             guest_type: root.join("guest_type"),
             parameters: root.to_owned(),
+            release: root.join("release"),
             xenstore: root.join("socket"),
         }
     }
@@ -144,6 +168,24 @@ mod tests {
         for (kind, pv) in [("PV\n", true), ("PVH\n", false), ("HVM\n", false)] {
             std::fs::write(dir.path().join("guest_type"), kind).unwrap();
             assert_eq!(devices.is_pv(), pv);
+        }
+    }
+
+    #[test]
+    fn pv_domain_on_linux_before_5_5_cannot_map_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let devices = places(&dir);
+        for (kind, release, can) in [
+            ("PV\n", "5.4.0-150-generic\n", false),
+            ("PV\n", "4.19.0\n", false),
+            ("PV\n", "5.5.0\n", true),
+            ("PV\n", "6.1.0-25-amd64\n", true),
+            ("PV\n", "unknown", true),
+            ("PVH\n", "4.19.0\n", true),
+        ] {
+            std::fs::write(dir.path().join("guest_type"), kind).unwrap();
+            std::fs::write(dir.path().join("release"), release).unwrap();
+            assert_eq!(devices.maps_for_others().is_ok(), can, "{kind} {release}");
         }
     }
 

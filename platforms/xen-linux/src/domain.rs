@@ -1,5 +1,6 @@
 //! The domain that this process runs in.
 
+use crate::descriptors::Descriptors;
 use crate::devices::Devices;
 use crate::error::OpenError;
 use crate::pages::Granted;
@@ -26,10 +27,10 @@ pub struct XenDomain {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
-    id: DomId,
+    pub(crate) id: DomId,
     /// Whether it can map its own grants.
-    maps_own: bool,
-    pub(crate) devices: Devices,
+    pub(crate) maps_own: bool,
+    pub(crate) descriptors: Descriptors,
     /// Descriptor for clones that cannot open their own.
     gntdev: Arc<Gntdev>,
     gntalloc: Result<Gntalloc, OpenError>,
@@ -47,17 +48,23 @@ impl XenDomain {
     /// [`OpenError`], which contains the remedy.
     pub fn open() -> Result<Self, OpenError> {
         let devices = Devices::of_the_system();
-        let gntdev = Arc::new(devices.gntdev()?);
         devices.evtchn()?;
         let gntalloc = devices.gntalloc();
-        let inner = Inner {
-            id: devices.domid()?,
-            maps_own: devices.is_pv(),
-            devices,
-            gntdev: Arc::clone(&gntdev),
-            gntalloc,
-            granted: Mutex::default(),
-        };
+        let (id, maps_own) = (devices.domid()?, devices.is_pv());
+        Self::from_parts(id, maps_own, Descriptors::System(devices), gntalloc)
+    }
+
+    /// Makes a domain whose first gntdev descriptor is opened or taken now.
+    pub(crate) fn from_parts(
+        id: DomId,
+        maps_own: bool,
+        descriptors: Descriptors,
+        gntalloc: Result<Gntalloc, OpenError>,
+    ) -> Result<Self, OpenError> {
+        let gntdev = descriptors.gntdev()?;
+        let shared = Arc::clone(&gntdev);
+        let granted = Mutex::default();
+        let inner = Inner { id, maps_own, descriptors, gntdev: shared, gntalloc, granted };
         Ok(Self { inner: Arc::new(inner), gntdev: OnceLock::from(gntdev) })
     }
 
@@ -71,9 +78,12 @@ impl XenDomain {
     /// `/local/domain/<number>`. Several connections may be open, for example one for each thread.
     ///
     /// # Errors
-    /// [`OpenError::Xenstore`].
+    /// [`OpenError::Xenstore`]; [`OpenError::NothingToOpen`] in a device process.
     pub fn xenstore(&self) -> Result<Client, OpenError> {
-        self.inner.devices.xenstore()
+        match &self.inner.descriptors {
+            Descriptors::System(devices) => devices.xenstore(),
+            Descriptors::Device(_) => Err(OpenError::NothingToOpen),
+        }
     }
 
     /// Checks whether pages can be granted; if not, every
@@ -98,8 +108,8 @@ impl XenDomain {
     /// Returns the descriptor through which this clone maps.
     #[inline]
     pub(crate) fn gntdev(&self) -> &Arc<Gntdev> {
-        self.gntdev.get_or_init(|| match self.inner.devices.gntdev() {
-            Ok(own) => Arc::new(own),
+        self.gntdev.get_or_init(|| match self.inner.descriptors.gntdev() {
+            Ok(own) => own,
             // No descriptor is left: the shared one is slower, but works.
             Err(_) => Arc::clone(&self.inner.gntdev),
         })

@@ -1,3 +1,4 @@
+use pvio_ring::DomId;
 use pvio_ring::error::Remedy;
 use pvio_xenbus::XsError;
 use rustix::io::Errno;
@@ -47,6 +48,28 @@ pub enum OpenError {
     /// The domain id in xenstore is invalid.
     #[error("the node `domid` in xenstore is {0:?}, which is not a domain id")]
     BadId(String),
+    /// A process other than the one that opened it cannot map through gntdev.
+    #[error("in a PV domain on Linux {0}, only the process that opens gntdev can map through it")]
+    OldKernel(String),
+    /// The kernel rejected the restriction of an evtchn descriptor to one domain.
+    #[error("an evtchn descriptor cannot be restricted to domain {frontend}")]
+    Restrict {
+        /// The domain.
+        frontend: DomId,
+        /// Error of the system.
+        source: io::Error,
+    },
+    /// The descriptors of a device do not match their description.
+    #[error("a device has {given} descriptors, expected {expected}")]
+    Descriptors {
+        /// Number of descriptors that were given.
+        given: usize,
+        /// Number that the description requires.
+        expected: usize,
+    },
+    /// The platform was made from the descriptors of one device.
+    #[error("a platform that was made from descriptors opens no device and grants no pages")]
+    NothingToOpen,
 }
 
 impl Remedy for OpenError {
@@ -62,7 +85,13 @@ impl Remedy for OpenError {
             Self::Denied { .. } => {
                 "run as root, or give this user permission to read and write it".into()
             }
-            Self::Device { .. } => return None,
+            Self::Device { .. }
+            | Self::Restrict { .. }
+            | Self::Descriptors { .. }
+            | Self::NothingToOpen => return None,
+            Self::OldKernel(_) => {
+                "boot Linux 5.5 or later, or serve devices in the process that opens gntdev".into()
+            }
             Self::Xenstore { path, .. } => format!(
                 "start xenstored in dom0, or, in a guest, check that {} exists and can be opened",
                 path.display()
@@ -86,6 +115,10 @@ impl OpenError {
             Self::Xenstore { .. } => "xen-xenstore",
             Self::Id(_) => "xen-id",
             Self::BadId(_) => "xen-bad-id",
+            Self::OldKernel(_) => "xen-old-kernel",
+            Self::Restrict { .. } => "xen-restrict",
+            Self::Descriptors { .. } => "xen-descriptors",
+            Self::NothingToOpen => "xen-nothing-to-open",
         }
     }
 }
@@ -137,7 +170,11 @@ mod remedy_tests {
             &OpenError::Xenstore { path: path(), source: source() },
             &OpenError::Id(XsError::Closed),
             &OpenError::BadId("x".into()),
+            &OpenError::OldKernel("x".into()),
+            &OpenError::Restrict { frontend: DomId(1), source: source() },
+            &OpenError::Descriptors { given: 1, expected: 2 },
+            &OpenError::NothingToOpen,
         ]);
-        assert_eq!(none, ["Device"]);
+        assert_eq!(none, ["Device", "Restrict", "Descriptors", "NothingToOpen"]);
     }
 }

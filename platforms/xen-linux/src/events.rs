@@ -16,6 +16,7 @@
 //! [`take`](EventChannel::take) reads and then writes; an event that arrived in between is
 //! delivered by the write.
 
+use crate::descriptors::Evtchn;
 use crate::domain::XenDomain;
 use crate::sys::evtchn;
 use core::time::Duration;
@@ -29,7 +30,7 @@ use std::time::Instant;
 /// must only be polled, not read.
 #[derive(Debug)]
 pub struct Channel {
-    device: OwnedFd,
+    device: Evtchn,
     port: Port,
     remote: DomId,
 }
@@ -57,7 +58,7 @@ impl Channel {
                 return Ok(false);
             }
             let left = left.and_then(|left| Timespec::try_from(left).ok());
-            match poll(&mut [PollFd::new(&self.device, PollFlags::IN)], left.as_ref()) {
+            match poll(&mut [PollFd::new(self.device.fd(), PollFlags::IN)], left.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return Err(EventError::Hypervisor),
             }
@@ -67,7 +68,7 @@ impl Channel {
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
+        self.device.fd().as_fd()
     }
 }
 
@@ -77,7 +78,7 @@ impl EventChannel for Channel {
     }
 
     fn notify(&self) -> Result<(), EventError> {
-        evtchn::notify(&self.device, self.port.0).map_err(|why| match why {
+        evtchn::notify(self.device.fd(), self.port.0).map_err(|why| match why {
             Errno::NOTCONN | Errno::INVAL => EventError::Closed,
             _ => EventError::Hypervisor,
         })
@@ -85,12 +86,12 @@ impl EventChannel for Channel {
 
     fn take(&self) -> Result<bool, EventError> {
         let mut port = [0; 4];
-        match rustix::io::retry_on_intr(|| rustix::io::read(&self.device, &mut port)) {
+        match rustix::io::retry_on_intr(|| rustix::io::read(self.device.fd(), &mut port)) {
             Ok(4) => {}
             Err(Errno::AGAIN) => return Ok(false),
             _ => return Err(EventError::Hypervisor),
         }
-        match rustix::io::retry_on_intr(|| rustix::io::write(&self.device, &port)) {
+        match rustix::io::retry_on_intr(|| rustix::io::write(self.device.fd(), &port)) {
             Ok(_) => Ok(true),
             Err(_) => Err(EventError::Hypervisor),
         }
@@ -99,9 +100,10 @@ impl EventChannel for Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        // Closing the device would unbind too, but only after the last descriptor is closed, and a
-        // thread that waits for the channel may still have one.
-        let done = evtchn::unbind(&self.device, self.port.0);
+        // Closing the device would unbind too, but only after the last descriptor is closed: a
+        // thread that waits for the channel may still have one, and that of a device process is
+        // used again.
+        let done = evtchn::unbind(self.device.fd(), self.port.0);
         debug_assert!(done.is_ok(), "UNBIND: {done:?}");
     }
 }
@@ -135,8 +137,8 @@ impl XenDomain {
         if !remote.is_real() {
             return Err(EventError::NoDomain);
         }
-        let device = self.inner().devices.evtchn().map_err(|_| EventError::Hypervisor)?;
-        let port = Port(bind(&device).map_err(refusal)?);
+        let device = self.inner().descriptors.evtchn(remote).map_err(refusal)?;
+        let port = Port(bind(device.fd()).map_err(refusal)?);
         Ok(Channel { device, port, remote })
     }
 }

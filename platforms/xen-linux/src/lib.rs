@@ -9,6 +9,7 @@
 //! | `mapping` | access to pages of other domains, mapped or copied (`/dev/xen/gntdev`) |
 //! | `pages` | pages that this domain grants (`/dev/xen/gntalloc`) |
 //! | `events` | event channels (`/dev/xen/evtchn`) |
+//! | `device`, `descriptors` | the platform of a device process, made from descriptors |
 //! | `devices`, `error` | opening the devices; remedies when they are missing |
 //! | `sys` | `ioctl`s and memory mappings: all `unsafe` code of the crate |
 //!
@@ -23,6 +24,12 @@
 //!
 //! These devices belong to root. A service needs only permission to read and write them. [`OpenError`]
 //! reports what is missing, with a remedy.
+//!
+//! # Device processes
+//!
+//! A process that serves one device needs no right to open these devices. Its supervisor opens
+//! descriptors with [`DevicePlatform::device_descriptors`](pvio_event_channel::DevicePlatform), and
+//! the process makes its [`XenDomain`] from them.
 //!
 //! # Mapping, copying and cached mappings
 //!
@@ -55,6 +62,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod descriptors;
+mod device;
 mod devices;
 mod domain;
 mod error;
@@ -64,6 +73,7 @@ mod mapping;
 mod pages;
 mod sys;
 
+pub use device::{DEVICE_IOCTLS, DeviceDescription, EventRestriction};
 pub use domain::XenDomain;
 pub use error::{NotifyError, OpenError};
 pub use events::Channel;

@@ -3,6 +3,7 @@
 
 use pvio_blkback::Vbd;
 use pvio_blkfront::blocking::BlockingDisk;
+use pvio_event_channel::DevicePlatform;
 use pvio_netback::Vif;
 use pvio_netfront::Nic;
 use pvio_ports::host::NicServer;
@@ -18,6 +19,7 @@ fn memory<T: SharedMemory + Send + 'static>() {}
 fn waitable<T: AsFd>() {}
 fn backend<T: BackendClass>() {}
 fn frontend<T: FrontendClass>() {}
+fn device<T: DevicePlatform>() {}
 
 #[test]
 fn xen_domain_implements_all_device_traits() {
@@ -32,5 +34,6 @@ fn xen_domain_implements_all_device_traits() {
     backend::<Vif<XenDomain, NicServer>>();
     frontend::<pvio_blkfront::Disk<XenDomain>>();
     frontend::<Nic<XenDomain>>();
+    device::<XenDomain>();
     let _ = BlockingDisk::<XenDomain, Client>::attach;
 }

@@ -19,6 +19,10 @@ pub(super) const BIND_INTERDOMAIN: Opcode = code(b'E', 1, size_of::<BindInterdom
 pub(super) const BIND_UNBOUND_PORT: Opcode = code(b'E', 2, size_of::<u32>());
 pub(super) const UNBIND: Opcode = code(b'E', 3, size_of::<u32>());
 pub(super) const NOTIFY: Opcode = code(b'E', 4, size_of::<u32>());
+/// Without an argument.
+pub(super) const RESET: Opcode = code(b'E', 5, 0);
+/// The argument is a `domid_t`.
+pub(super) const RESTRICT_DOMID: Opcode = code(b'E', 6, size_of::<u16>());
 
 /// Allocates a port that `remote` may bind to.
 pub(crate) fn alloc_unbound(fd: &OwnedFd, mut remote: u32) -> Result<u32, Errno> {
@@ -47,6 +51,18 @@ pub(crate) fn unbind(fd: &OwnedFd, mut port: u32) -> Result<(), Errno> {
 pub(crate) fn notify(fd: &OwnedFd, mut port: u32) -> Result<(), Errno> {
     // SAFETY: the argument of this ioctl.
     unsafe { call(fd, NOTIFY, &mut port) }.map(drop)
+}
+
+/// Discards the stored events, which may be those of a closed port.
+pub(crate) fn reset(fd: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: this ioctl has no argument; the kernel ignores the address.
+    unsafe { call(fd, RESET, &mut 0_u32) }.map(drop)
+}
+
+/// Restricts the descriptor permanently: new ports can be bound to this domain only.
+pub(crate) fn restrict(fd: &OwnedFd, mut domain: u16) -> Result<(), Errno> {
+    // SAFETY: the struct of this ioctl is one `domid_t`.
+    unsafe { call(fd, RESTRICT_DOMID, &mut domain) }.map(drop)
 }
 
 fn port(answer: i32) -> Result<u32, Errno> {

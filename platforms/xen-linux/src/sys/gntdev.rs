@@ -94,6 +94,11 @@ impl Gntdev {
         Self { fd, at_once: limit.unwrap_or(MOST_AT_ONCE).clamp(1, MOST_AT_ONCE) }
     }
 
+    /// Returns the descriptor, to be passed to another process.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// Returns the largest number of pages that one call maps.
     pub(crate) fn at_once(&self) -> usize {
         self.at_once

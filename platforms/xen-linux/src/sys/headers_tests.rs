@@ -25,6 +25,7 @@ int main(void) {
     SHOW(IOCTL_GNTALLOC_ALLOC_GREF); SHOW(IOCTL_GNTALLOC_DEALLOC_GREF);
     SHOW(IOCTL_EVTCHN_BIND_INTERDOMAIN); SHOW(IOCTL_EVTCHN_BIND_UNBOUND_PORT);
     SHOW(IOCTL_EVTCHN_UNBIND); SHOW(IOCTL_EVTCHN_NOTIFY);
+    SHOW(IOCTL_EVTCHN_RESET); SHOW(IOCTL_EVTCHN_RESTRICT_DOMID);
     SHOW(GNTCOPY_source_gref); SHOW(GNTCOPY_dest_gref);
     SHOW(UNMAP_NOTIFY_CLEAR_BYTE); SHOW(UNMAP_NOTIFY_SEND_EVENT); SHOW(GNTALLOC_FLAG_WRITABLE);
     SHOW(sizeof(struct gntdev_grant_copy_segment));
@@ -52,6 +53,8 @@ fn expected() -> Vec<(&'static str, u64)> {
         ("IOCTL_EVTCHN_BIND_UNBOUND_PORT", evtchn::BIND_UNBOUND_PORT.into()),
         ("IOCTL_EVTCHN_UNBIND", evtchn::UNBIND.into()),
         ("IOCTL_EVTCHN_NOTIFY", evtchn::NOTIFY.into()),
+        ("IOCTL_EVTCHN_RESET", evtchn::RESET.into()),
+        ("IOCTL_EVTCHN_RESTRICT_DOMID", evtchn::RESTRICT_DOMID.into()),
         ("GNTCOPY_source_gref", 1),
         ("GNTCOPY_dest_gref", 2),
         ("UNMAP_NOTIFY_CLEAR_BYTE", 1),

@@ -25,3 +25,14 @@ pub(crate) mod memory;
 pub(crate) const GNTDEV: &str = "gntdev";
 pub(crate) const GNTALLOC: &str = "gntalloc";
 pub(crate) const EVTCHN: &str = "evtchn";
+
+/// Requests of a process that maps and copies pages of another domain and binds to its ports.
+pub(crate) const OF_DEVICE: [u32; 7] = [
+    gntdev::MAP_GRANT_REF,
+    gntdev::UNMAP_GRANT_REF,
+    copy::GRANT_COPY,
+    evtchn::BIND_INTERDOMAIN,
+    evtchn::UNBIND,
+    evtchn::NOTIFY,
+    evtchn::RESET,
+];

@@ -3,6 +3,7 @@
 //! Xen.
 
 mod copies;
+mod device;
 mod events;
 mod grants;
 mod notify;
@@ -46,6 +47,8 @@ pub fn same<T: PartialEq + std::fmt::Debug>(what: &str, is: T, wanted: T) -> Out
 /// Domain under test, its peer, and other resources of a check.
 pub struct World<'a> {
     pub me: XenDomain,
+    /// Whether `me` is made from descriptors for devices of the peer.
+    pub is_device: bool,
     pub peer: &'a mut dyn Peer,
     /// Program that maps a page and waits to be killed, if there is one: `PROGRAM hold <domain>
     /// <gref> <port>`.
@@ -65,6 +68,18 @@ pub fn copying() -> Checks<'static> {
     [copies::checks(), events::checks()].into_iter().flatten().collect()
 }
 
+/// Returns the checks of descriptors that this domain opens for a device of the peer.
+pub fn descriptors() -> Checks<'static> {
+    device::checks()
+}
+
+/// Replaces the domain under test by one made from descriptors, as in a device process.
+pub fn as_device(world: &mut World<'_>) -> Outcome {
+    world.me = device::of(&world.me, world.peer.id())?;
+    world.is_device = true;
+    Ok(())
+}
+
 /// Returns the checks of this domain alone.
 pub fn own() -> Checks<'static> {
     [pages::checks(), store::checks()].into_iter().flatten().collect()
@@ -73,16 +88,34 @@ pub fn own() -> Checks<'static> {
 /// Runs every check, with both ends in this domain. Returns the counts.
 pub fn run_alone(me: XenDomain, holder: Option<PathBuf>) -> (usize, usize) {
     let mut peer = LocalPeer::new(me.clone());
-    let mut world = World { me, peer: &mut peer, holder };
+    let mut world = World { me, is_device: false, peer: &mut peer, holder };
     let mut parts = vec![("own, ", own()), ("self, ", copying())];
-    if std::fs::read_to_string("/sys/hypervisor/guest_type").is_ok_and(|kind| kind == "PV\n") {
+    if is_pv() {
         parts.push(("self, ", mapping()));
     } else {
         println!("SKIPPED: only a PV domain maps its own grants; run `use` against a `peer`");
         parts.push(("self, ", grants::refused_here()));
     }
+    parts.push(("self, ", descriptors()));
     let counts = parts.into_iter().map(|(prefix, checks)| run(prefix, &checks, &mut world));
+    let counts = counts.fold((0, 0), |sum, (passed, failed)| (sum.0 + passed, sum.1 + failed));
+    let device = run_as_device("self, device, ", &[copying()], &mut world);
+    (counts.0 + device.0, counts.1 + device.1)
+}
+
+/// Runs checks with a platform that was made from descriptors. Returns the counts.
+pub fn run_as_device(prefix: &str, all: &[Checks<'_>], world: &mut World<'_>) -> (usize, usize) {
+    if let Err(why) = as_device(world) {
+        println!("FAIL {prefix}descriptors: {why}");
+        return (0, 1);
+    }
+    let counts = all.iter().map(|checks| run(prefix, checks, world));
     counts.fold((0, 0), |sum, (passed, failed)| (sum.0 + passed, sum.1 + failed))
+}
+
+/// Whether this is a PV domain, which can map its own grants.
+pub fn is_pv() -> bool {
+    std::fs::read_to_string("/sys/hypervisor/guest_type").is_ok_and(|kind| kind == "PV\n")
 }
 
 /// Runs checks, prints a line for each, and returns the counts.
