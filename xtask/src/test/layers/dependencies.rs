@@ -14,6 +14,8 @@ const MAY_NEED: &[(&str, &[&str])] = &[
     ("pvio-xenstored", &["pvio-ring", "pvio-xenbus"]),
     // 2: the threads of a process: wait point, workers, rate limits
     ("pvio-runtime", &["pvio-ring"]),
+    // 2: what a process may do, whatever it serves
+    ("pvio-confinement", &[]),
     // 3: the devices, independent of the platform
     ("pvio-blkback", CORE),
     ("pvio-storage", STORAGE),
@@ -93,6 +95,7 @@ const DAEMON: &[&str] = &[
     "pvio-ports",
     "pvio-runtime",
     "pvio-recordfile",
+    "pvio-confinement",
     "pvio-xen-linux",
 ];
 const DEMO: &[&str] = &[
