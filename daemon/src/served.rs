@@ -70,7 +70,7 @@ impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> ReportStatus
 }
 
 impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> ReportStatus
-    for Vif<P, pvio_ports::host::NicServer>
+    for Vif<pvio_ports::host::NicServer<P>>
 {
     fn status(&self) -> DeviceStatus {
         let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));

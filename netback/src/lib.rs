@@ -6,6 +6,7 @@
 //! | [`port`] | [`NetPort`]: source and destination of packets |
 //! | [`fault`] | reasons why a vif ends, and why a packet is dropped |
 //! | [`stats`] | counters that any thread may read while the queue runs |
+//! | [`session`] | a session of a guest: from mapped rings to running queues, without xenstore |
 //! | [`vif`] | the device: from the toolstack's configuration to connected queues |
 //! | [`wire`] | the size of a packet on the wire |
 //!
@@ -27,6 +28,7 @@ extern crate std;
 pub mod fault;
 pub mod port;
 pub mod queue;
+pub mod session;
 pub mod stats;
 #[cfg(feature = "test-utils")]
 pub mod test_utils;
@@ -36,5 +38,6 @@ pub mod wire;
 pub use fault::{DropReason, Fault};
 pub use port::NetPort;
 pub use queue::{Features, Queue};
+pub use session::{Session, SessionSpec};
 pub use stats::Stats;
 pub use vif::Vif;

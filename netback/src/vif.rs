@@ -1,32 +1,23 @@
 //! The device: the backend of a virtual NIC, from the toolstack's configuration to a running queue.
 
 mod serve;
-mod session;
 
-use crate::fault::{AttachError, QueueError};
-use crate::queue::{
-    ControlRefs, EventPorts, Features, Headroom, Queue, QueueRefs, QueueSet, RateLimit,
-};
+use crate::session::{Begin, SessionSpec};
 use crate::stats::Stats;
-use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::task::Poll;
-use pvio_event_channel::{BackendPlatform, EventChannel, Port};
-use pvio_grant_table::GrantRef;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, BackendContext, Fault, HotplugMode, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
-use pvio_xenbus::handshake::common::{Hotplug, read_hotplug, write_hotplug};
+use pvio_xenbus::handshake::common::{DeviceAddr, Hotplug, read_hotplug, write_hotplug};
 use pvio_xenbus::handshake::vif::{
-    BackOffer, EventChannels as Events, FrontRequest, MAX_QUEUES, Negotiated, Queue as QueueKeys,
-    ToolstackBack, VifRate, multicast_request_path, read_multicast_request, read_rate,
-    read_xdp_headroom, write_carrier,
+    BackOffer, FrontRequest, MAX_QUEUES, Negotiated, ToolstackBack, multicast_request_path,
+    read_multicast_request, read_rate, read_xdp_headroom, write_carrier,
 };
 pub use serve::VifServer;
-use session::{Rings, SessionRecord};
 
 /// What attaches the host's interface of a vif to a network.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,70 +29,39 @@ pub enum Attach {
     ByScript,
 }
 
-/// Configuration of a guest's session, from connect to disconnect.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SessionConfig {
-    /// Number of queues.
-    pub queues: usize,
-    /// Negotiated features.
-    pub features: Features,
-}
-
-/// Backend of a virtual NIC, driven by [`pvio_xenbus::driver::BackendDriver`].
-pub struct Vif<P: BackendPlatform, S: VifServer<P>> {
-    platform: P,
+/// Backend of a virtual NIC, driven by [`pvio_xenbus::driver::BackendDriver`]. It handles xenstore
+/// and the toolstack; its server has access to the guest.
+pub struct Vif<S: VifServer> {
     server: S,
     /// Whether the port exists.
     opened: bool,
     /// What attaches the port; `None` until it is known.
     attach: Option<Attach>,
-    /// One element for each queue; empty without a session.
-    running: Vec<S::Running>,
+    session: Option<S::Session>,
+    /// Negotiated features of the session.
     negotiated: Option<Negotiated>,
-    /// Limit of all queues together.
-    limit: Arc<RateLimit>,
-    headroom: Arc<Headroom>,
-    /// In-flight record of the session, with the guest's configuration.
-    session: Option<SessionRecord<S::Record>>,
-    stats: Vec<Arc<Stats>>,
+    /// Device whose session has an in-flight record.
+    recorded: Option<DeviceAddr>,
 }
 
-impl<P: BackendPlatform, S: VifServer<P>> Vif<P, S> {
+impl<S: VifServer> Vif<S> {
     /// Returns a vif without a port and without a session.
     #[must_use]
-    pub fn new(platform: P, server: S) -> Self {
-        let queues = queues_offered(&server);
-        let stats = (0..queues).map(|_| Arc::default()).collect();
+    pub fn new(server: S) -> Self {
         Self {
-            platform,
             server,
             opened: false,
             attach: None,
-            running: Vec::new(),
-            negotiated: None,
-            limit: Arc::default(),
-            headroom: Arc::default(),
             session: None,
-            stats,
+            negotiated: None,
+            recorded: None,
         }
     }
 
     /// Returns the counters of each possible queue, over all sessions.
     #[must_use]
     pub fn stats(&self) -> &[Arc<Stats>] {
-        &self.stats
-    }
-
-    /// Sets the guest's transmit rate limit for all queues together. Each session starts with the
-    /// value in xenstore (`rate`).
-    pub fn set_rate(&self, rate: Option<VifRate>) {
-        self.limit.set(rate);
-    }
-
-    /// Sets whether the guest receives only the multicast groups that it selected, until the
-    /// session ends. Each session starts with the negotiated value.
-    pub fn filter_groups(&self, chosen: bool) {
-        self.session.iter().for_each(|session| session.groups.set_filter(chosen));
+        self.server.stats()
     }
 
     /// Returns the negotiated features of the session; `None` without a session.
@@ -110,38 +70,19 @@ impl<P: BackendPlatform, S: VifServer<P>> Vif<P, S> {
         self.negotiated.as_ref()
     }
 
-    /// Returns the server, which runs the queues.
+    /// Returns the server, which opens the port and runs the sessions.
     #[must_use]
     pub fn server(&self) -> &S {
         &self.server
     }
 
-    /// Returns the server and the running queues, for a server without threads.
-    pub fn running(&mut self) -> (&mut S, &mut [S::Running]) {
-        (&mut self.server, &mut self.running)
-    }
-
-    fn attach(
-        &self,
-        context: &BackendContext,
-        (index, refs): (usize, &QueueRefs),
-        features: Features,
-        session: &SessionRecord<S::Record>,
-    ) -> Result<Queue<P, S::Buf, S::Record>, Fault>
-    where
-        P: Clone,
-    {
-        let stats = self.stats.get(index).map(Arc::clone).unwrap_or_default();
-        let peer = context.addr.front;
-        let platform = self.platform.clone();
-        let part = (&session.record, index, &session.groups);
-        let mut queue = Queue::attach_recorded(platform, peer, refs, features, stats, part)?;
-        queue.set_policy(self.server.policy());
-        Ok(queue)
+    /// Returns the server and the session, for a server without threads.
+    pub fn session(&mut self) -> (&mut S, Option<&mut S::Session>) {
+        (&mut self.server, self.session.as_mut())
     }
 }
 
-fn queues_offered<P: BackendPlatform, S: VifServer<P>>(server: &S) -> u32 {
+fn queues_offered(server: &impl VifServer) -> u32 {
     server.max_queues().clamp(1, MAX_QUEUES)
 }
 
@@ -163,7 +104,7 @@ fn features_offered(queues: u32) -> BackOffer {
     }
 }
 
-impl<P: BackendPlatform, S: VifServer<P>> BackendClass for Vif<P, S> {
+impl<S: VifServer> BackendClass for Vif<S> {
     fn prepare(
         &mut self,
         xs: &mut dyn Xenstore,
@@ -207,14 +148,15 @@ impl<P: BackendPlatform, S: VifServer<P>> BackendClass for Vif<P, S> {
     }
 
     fn forget_session(&mut self, context: &BackendContext) {
-        self.server.remove_record(&session::device(context.addr));
+        self.server.end(context.addr);
     }
 
     fn resumable(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
         let (request, negotiated) = request(xs, context)?;
         self.server.expect_queues(request.queues.len());
-        let rings = Rings::new(context, &request, &negotiated);
-        let found = SessionRecord::begin(&mut self.server, &rings, true);
+        let policy = self.server.policy();
+        let spec = SessionSpec::new(context.addr, &request, &negotiated, policy);
+        let found = self.server.resumable(&spec);
         #[cfg(feature = "std")]
         if let Err(fault) = &found {
             let (device, reason, remedy) = (&context.back, fault.code, fault.remedy.as_deref());
@@ -224,7 +166,7 @@ impl<P: BackendPlatform, S: VifServer<P>> BackendClass for Vif<P, S> {
                 tracing::warn!(device, reason, %fault, remedy, "session not resumed: the frontend has to reconnect");
             }
         }
-        found.map(drop)
+        found
     }
 
     fn connect(
@@ -235,14 +177,8 @@ impl<P: BackendPlatform, S: VifServer<P>> BackendClass for Vif<P, S> {
         if self.negotiated.is_none() {
             self.begin(xs, context)?;
         }
-        let Self { server, running, .. } = self;
-        for queue in running {
-            if server.ready(queue)?.is_pending() {
-                return Ok(Poll::Pending);
-            }
-        }
-        self.server.started();
-        Ok(Poll::Ready(()))
+        let Self { server, session, .. } = self;
+        session.as_mut().map_or(Ok(Poll::Pending), |session| server.ready(session))
     }
 
     fn describe(
@@ -254,7 +190,10 @@ impl<P: BackendPlatform, S: VifServer<P>> BackendClass for Vif<P, S> {
     }
 
     fn refresh(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
-        self.set_rate(read_rate(xs, &context.back)?);
+        let rate = read_rate(xs, &context.back)?;
+        if let Some(session) = &mut self.session {
+            self.server.set_rate(session, rate);
+        }
         if !self.opened {
             return Ok(());
         }
@@ -272,7 +211,10 @@ impl<P: BackendPlatform, S: VifServer<P>> BackendClass for Vif<P, S> {
         context: &BackendContext,
     ) -> Result<(), HandshakeError> {
         if self.negotiated.as_ref().is_some_and(|negotiated| negotiated.dynamic_multicast) {
-            self.filter_groups(read_multicast_request(xs, &context.front)?);
+            let chosen = read_multicast_request(xs, &context.front)?;
+            if let Some(session) = &mut self.session {
+                self.server.filter_groups(session, chosen);
+            }
         }
         Ok(())
     }
@@ -287,7 +229,9 @@ impl<P: BackendPlatform, S: VifServer<P>> BackendClass for Vif<P, S> {
         context: &BackendContext,
     ) -> Result<(), Fault> {
         let bytes = read_xdp_headroom(xs, &context.front)?;
-        self.headroom.set(u16::try_from(bytes).unwrap_or(u16::MAX));
+        if let Some(session) = &mut self.session {
+            self.server.set_headroom(session, u16::try_from(bytes).unwrap_or(u16::MAX));
+        }
         Ok(())
     }
 
@@ -295,22 +239,18 @@ impl<P: BackendPlatform, S: VifServer<P>> BackendClass for Vif<P, S> {
         if self.leave().is_pending() {
             return Poll::Pending;
         }
-        if let Some(session) = self.session.take() {
-            session.end(&mut self.server);
+        if let Some(device) = self.recorded.take() {
+            self.server.end(device);
         }
         Poll::Ready(())
     }
 
     fn leave(&mut self) -> Poll<()> {
-        let Self { server, running, .. } = self;
-        // Requests every queue to stop before the first wait.
-        running.retain_mut(|queue| server.stop(queue).is_pending());
-        if !running.is_empty() {
+        let Self { server, session, .. } = self;
+        if session.as_mut().is_some_and(|session| server.stop(session).is_pending()) {
             return Poll::Pending;
         }
-        if self.negotiated.take().is_some() {
-            self.server.stopped();
-        }
+        (self.session, self.negotiated) = (None, None);
         Poll::Ready(())
     }
 
@@ -319,90 +259,21 @@ impl<P: BackendPlatform, S: VifServer<P>> BackendClass for Vif<P, S> {
     }
 
     fn fault(&mut self) -> Option<Fault> {
-        let Self { server, running, .. } = self;
-        running.iter_mut().find_map(|running| server.fault(running))
+        let Self { server, session, .. } = self;
+        session.as_mut().and_then(|session| server.fault(session))
     }
 }
 
-impl<P: BackendPlatform, S: VifServer<P>> Vif<P, S> {
+impl<S: VifServer> Vif<S> {
     /// Starts a session with the features and queues that the frontend requested.
     fn begin(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
         let (request, negotiated) = request(xs, context)?;
-        // An earlier process may have offered more queues.
-        self.stats.resize_with(request.queues.len().max(self.stats.len()), Arc::default);
-        let features = features(&negotiated);
-        let rings = Rings::new(context, &request, &negotiated);
-        let session = SessionRecord::begin(&mut self.server, &rings, context.resumed)?;
-        // Every ring is mapped before the first packet: either all are served or none.
-        let refs = rings.queues.iter().enumerate();
-        let queues = refs.map(|queue| self.attach(context, queue, features, &session));
-        let mut queues = queues.collect::<Result<Vec<_>, Fault>>()?;
-        self.headroom = Arc::default();
-        self.headroom.set(u16::try_from(negotiated.xdp_headroom).unwrap_or(u16::MAX));
-        queues.iter_mut().for_each(|queue| queue.share_headroom(&self.headroom));
-        if let Some(control) = &rings.control {
-            self.serve_control(&mut queues, control, &session)?;
-        }
-        session.groups.set_filter(negotiated.multicast_control);
-        queues.iter_mut().for_each(|queue| queue.share_limit(&self.limit));
-        self.set_rate(read_rate(xs, &context.back)?);
-        if context.resumed {
-            #[cfg(feature = "std")]
-            {
-                let given_up =
-                    queues.iter().fold(0, |sum: u64, q| sum.saturating_add(q.given_up()));
-                tracing::info!(
-                    device = context.back,
-                    queues = queues.len(),
-                    given_up,
-                    "session resumed"
-                );
-            }
-            // The earlier process may have published responses and ended before it notified the
-            // guest.
-            for channel in queues.iter().flat_map(Queue::channels) {
-                channel.notify().map_err(|e| Fault::of(e.code(), &QueueError::Event(e)))?;
-            }
-        } else {
-            session.record.commit();
-        }
-        (self.negotiated, self.session) = (Some(negotiated), Some(session));
-        self.start(context, features, queues)
-    }
-
-    fn serve_control(
-        &mut self,
-        queues: &mut [Queue<P, S::Buf, S::Record>],
-        refs: &ControlRefs,
-        session: &SessionRecord<S::Record>,
-    ) -> Result<(), Fault> {
-        let set = QueueSet::new(self.server.wakers(queues.len())?);
-        for (index, queue) in queues.iter_mut().enumerate() {
-            queue.join(&set, index);
-        }
-        let count = queues.len();
-        let Some(first) = queues.first_mut() else { return Ok(()) };
-        first.serve_control_recorded(refs, self.server.stages(), &session.record)?;
-        let staged: Vec<_> = (0..count).map(|index| first.staged_before(index)).collect();
-        for (queue, list) in queues.iter_mut().zip(staged) {
-            queue.restage(&list)?;
-        }
-        Ok(())
-    }
-
-    fn start(
-        &mut self,
-        context: &BackendContext,
-        features: Features,
-        queues: Vec<Queue<P, S::Buf, S::Record>>,
-    ) -> Result<(), Fault> {
-        self.server.begin(&SessionConfig { queues: queues.len(), features })?;
-        let device = format!("vif-{}-{}", context.addr.front, context.addr.index);
-        for (index, queue) in queues.into_iter().enumerate() {
-            let name = if index == 0 { device.clone() } else { format!("{device}-q{index}") };
-            let running = self.server.start(index, &name, queue)?;
-            self.running.push(running);
-        }
+        let policy = self.server.policy();
+        let mut spec = SessionSpec::new(context.addr, &request, &negotiated, policy);
+        spec.rate = read_rate(xs, &context.back)?;
+        let begin = if context.resumed { Begin::Resumed } else { Begin::New };
+        self.session = Some(self.server.start(&spec, begin)?);
+        (self.negotiated, self.recorded) = (Some(negotiated), Some(context.addr));
         Ok(())
     }
 }
@@ -432,44 +303,8 @@ fn request(
     Ok((request, negotiated))
 }
 
-/// Returns the negotiated features that a queue needs.
-fn features(negotiated: &Negotiated) -> Features {
-    let (to_front, to_back) = (&negotiated.to_front, &negotiated.to_back);
-    Features {
-        sg: to_front.sg,
-        checksum_v4: to_front.csum_v4,
-        checksum_v6: to_front.csum_v6,
-        gso_v4: to_front.gso_v4,
-        gso_v6: to_front.gso_v6,
-        gso_prefix_v4: negotiated.gso_prefix_v4,
-        gso_prefix_v6: negotiated.gso_prefix_v6,
-        sends_gso_v4: to_back.gso_v4,
-        sends_gso_v6: to_back.gso_v6,
-        names_groups: true,
-        rx_notify: negotiated.rx_notify,
-    }
-}
-
-fn refs(keys: &QueueKeys) -> QueueRefs {
-    QueueRefs {
-        tx_ring: GrantRef(keys.tx_ring_ref),
-        rx_ring: GrantRef(keys.rx_ring_ref),
-        events: match keys.events {
-            Events::Shared(port) => EventPorts::Shared(Port(port)),
-            Events::Split { tx, rx } => EventPorts::Split { tx: Port(tx), rx: Port(rx) },
-        },
-    }
-}
-
-impl From<AttachError> for Fault {
-    fn from(error: AttachError) -> Self {
-        Self::of(error.code(), &error)
-    }
-}
-
-impl<P: BackendPlatform, S: VifServer<P>> fmt::Debug for Vif<P, S> {
+impl<S: VifServer> fmt::Debug for Vif<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let running = self.running.len();
-        f.debug_struct("Vif").field("running", &running).finish_non_exhaustive()
+        f.debug_struct("Vif").field("negotiated", &self.negotiated).finish_non_exhaustive()
     }
 }

@@ -186,13 +186,13 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
             max_queues: chosen.nic_queues,
             ..NicConfig::default()
         };
-        let server =
-            NicServer::new(config, wakes.of(addr)).within(Arc::clone(&chosen.nic_settings));
+        let server = NicServer::new(shared.clone(), config, wakes.of(addr));
+        let server = server.within(Arc::clone(&chosen.nic_settings));
         let server = match &chosen.records {
             Some(records) => server.recorded_in(records.clone()),
             None => server,
         };
-        new_driver(&chosen, addr, state, Vif::new(shared.clone(), server))
+        new_driver(&chosen, addr, state, Vif::new(server))
     })
     .removing_nodes(hotplug == HotplugMode::DriverDomain)
     .published_in(served)

@@ -1,35 +1,30 @@
-//! The interface between a [`Vif`](super::Vif) and what opens its port and runs its queues.
+//! The interface between a [`Vif`](super::Vif) and what opens its port and runs its sessions.
 
-use super::{Attach, SessionConfig};
-use crate::port::PacketBuf;
-use crate::queue::{Policy, Queue, Waker};
+use super::Attach;
+use crate::queue::Policy;
+use crate::session::{Begin, SessionSpec};
+use crate::stats::Stats;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::task::Poll;
-use pvio_event_channel::BackendPlatform;
-use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::Fault;
-use pvio_xenbus::handshake::vif::ToolstackBack;
+use pvio_xenbus::handshake::common::DeviceAddr;
+use pvio_xenbus::handshake::vif::{ToolstackBack, VifRate};
 
-/// Opens ports and runs queues, for example with taps and threads.
-pub trait VifServer<P: BackendPlatform> {
-    /// Packet buffer of the ports.
-    type Buf: PacketBuf;
-    /// A running queue. Dropping it stops the queue and releases everything that it owns.
-    type Running;
-    /// Memory of in-flight records.
-    type Record: SharedMemory + Clone;
+/// Opens the port of a vif and serves its sessions, in this process
+/// ([`Session`](crate::session::Session)) or in another one. It serves at most one session at a
+/// time.
+///
+/// A session starts with [`start`](Self::start) and is stopped with [`stop`](Self::stop), which
+/// leaves its in-flight record: it can continue in a later process, with [`Begin::Resumed`].
+/// [`end`](Self::end) removes the record.
+pub trait VifServer {
+    /// A session that is being served. Dropping it stops it, as [`stop`](Self::stop), and may
+    /// block.
+    type Session;
 
-    /// Returns `len` bytes of memory for the in-flight record of a device's session: new memory,
-    /// or, with `resumed`, the memory that the earlier process left. If no memory survives the
-    /// process, it is [`HeapMemory`](pvio_ring::shm::HeapMemory), and no session can be resumed.
-    ///
-    /// # Errors
-    /// A [`Fault`]; with `resumed`, the session ends and the frontend reconnects.
-    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Self::Record, Fault>;
-
-    /// Removes the record of a device's session, which has ended.
-    fn remove_record(&mut self, _device: &str) {}
+    /// Returns the counters of each queue, over all sessions: from the beginning one element for each
+    /// queue that is [offered](Self::max_queues).
+    fn stats(&self) -> &[Arc<Stats>];
 
     /// Returns the largest number of queues of a vif, at least 1 (`multi-queue-max-queues`).
     fn max_queues(&self) -> u32;
@@ -41,22 +36,6 @@ pub trait VifServer<P: BackendPlatform> {
     /// Returns how the guest's pages are accessed.
     fn policy(&self) -> Policy {
         Policy::default()
-    }
-
-    /// Whether staging grants are supported.
-    fn stages(&self) -> bool {
-        true
-    }
-
-    /// Returns a waker for each queue of the new session, with which the other queues wake it.
-    /// Called before [`begin`](Self::begin), and only for a guest that has a control ring. The
-    /// default wakers do nothing, which is sufficient for queues that are polled continuously.
-    ///
-    /// # Errors
-    /// A [`Fault`] if the system lacks a resource that this needs.
-    fn wakers(&mut self, queues: usize) -> Result<Vec<Waker>, Fault> {
-        let nothing: Waker = Arc::new(|| ());
-        Ok(core::iter::repeat_n(nothing, queues).collect())
     }
 
     /// Creates the interface or port of the vif. Called once; it lives as long as the device, so
@@ -82,40 +61,6 @@ pub trait VifServer<P: BackendPlatform> {
         Poll::Ready(())
     }
 
-    /// Prepares the port for a new session. [`stopped`](Self::stopped) is called later, even if
-    /// this or a later step fails.
-    ///
-    /// # Errors
-    /// A [`Fault`]; nothing is started.
-    fn begin(&mut self, session: &SessionConfig) -> Result<(), Fault>;
-
-    /// Starts queue number `index`, counted from 0, without waiting until it is
-    /// [ready](Self::ready).
-    ///
-    /// # Errors
-    /// A [`Fault`] if the system lacks a resource that this needs.
-    fn start(
-        &mut self,
-        index: usize,
-        name: &str,
-        queue: Queue<P, Self::Buf, Self::Record>,
-    ) -> Result<Self::Running, Fault>;
-
-    /// Whether a started queue is running.
-    ///
-    /// # Errors
-    /// A [`Fault`] if the system lacks a resource that this needs.
-    fn ready(&mut self, _running: &mut Self::Running) -> Result<Poll<()>, Fault> {
-        Ok(Poll::Ready(()))
-    }
-
-    /// Called when every queue is running: the guest is connected.
-    fn started(&mut self);
-
-    /// Called when the guest is disconnected; the queues of [`start`](Self::start) are dropped
-    /// already.
-    fn stopped(&mut self);
-
     /// Applies changed toolstack settings that may change while the vif runs.
     ///
     /// # Errors
@@ -125,12 +70,44 @@ pub trait VifServer<P: BackendPlatform> {
         Ok(())
     }
 
-    /// Returns the reason why a queue ended without a request to stop, once.
-    fn fault(&mut self, running: &mut Self::Running) -> Option<Fault>;
+    /// Checks whether the session of an earlier process can be resumed from its in-flight record.
+    ///
+    /// # Errors
+    /// A [`Fault`]: the session ends and the frontend reconnects.
+    fn resumable(&mut self, spec: &SessionSpec) -> Result<(), Fault>;
 
-    /// Stops a queue. Called again until it is ready; dropping the queue then does not block. The
-    /// default implementation leaves everything to the drop.
-    fn stop(&mut self, _running: &mut Self::Running) -> Poll<()> {
-        Poll::Ready(())
-    }
+    /// Starts to serve a session on the open port, without waiting until it is
+    /// [ready](Self::ready).
+    ///
+    /// # Errors
+    /// A [`Fault`] if nothing was started.
+    fn start(&mut self, spec: &SessionSpec, begin: Begin) -> Result<Self::Session, Fault>;
+
+    /// Whether all queues of a session are running. Called again, when the server wakes the thread
+    /// that drives the device, until they are.
+    ///
+    /// # Errors
+    /// A [`Fault`] if the system lacks a resource that this needs; the session is stopped then.
+    fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault>;
+
+    /// Returns the reason why a session ended without a request to stop, once.
+    fn fault(&mut self, session: &mut Self::Session) -> Option<Fault>;
+
+    /// Stops a session. Called again until it is ready; dropping the session then does not block.
+    /// Its in-flight record stays, so that another process can resume it.
+    fn stop(&mut self, session: &mut Self::Session) -> Poll<()>;
+
+    /// Makes sure that no process resumes a session of this device: invalidates the record of the
+    /// session that this server started last, and removes the device's record, whichever process
+    /// created it. No session is being served.
+    fn end(&mut self, device: DeviceAddr);
+
+    /// Sets the guest's transmit rate limit for all queues of a session together.
+    fn set_rate(&mut self, session: &mut Self::Session, rate: Option<VifRate>);
+
+    /// Sets whether the guest receives only the multicast groups that it selected.
+    fn filter_groups(&mut self, session: &mut Self::Session, chosen: bool);
+
+    /// Sets the headroom before each frame to the guest, in bytes.
+    fn set_headroom(&mut self, session: &mut Self::Session, bytes: u16);
 }

@@ -4,8 +4,11 @@ use pvio_grant_table::DomId;
 use pvio_netback::fault::DropReason;
 use pvio_netback::port::memory::{MemoryPort, pair};
 use pvio_netback::port::{NetPort, Offload, Packet};
-use pvio_netback::vif::{Attach, SessionConfig, VifServer};
-use pvio_netback::{Queue, Vif};
+use pvio_netback::session::{
+    Begin, QueueServer, SessionConfig, SessionParts, check_record, invalidate_record, record_name,
+};
+use pvio_netback::vif::{Attach, VifServer};
+use pvio_netback::{Queue, Session, SessionSpec, Stats, Vif};
 use pvio_netfront::{Hash, Nic};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_sim::kill::Mortal;
@@ -15,14 +18,18 @@ use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, Hotplug, create_domain, read_state, write_awaiting, write_hotplug,
     write_state,
 };
-use pvio_xenbus::handshake::vif::{BackOffer, Mac, Negotiated, ToolstackBack, create_device};
+use pvio_xenbus::handshake::vif::{
+    BackOffer, Mac, Negotiated, ToolstackBack, VifRate, create_device,
+};
 use pvio_xenbus::wire::{Access, Perm};
 use pvio_xenbus::{XenbusState, Xenstore};
 use pvio_xenstored::{LocalClient, Quota, Store};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 use std::time::Duration;
 
 pub const GROUP: [u8; 6] = [1, 0, 0x5e, 1, 2, 3];
@@ -47,11 +54,21 @@ type Table = Rc<RefCell<Vec<Served>>>;
 type Records = Rc<RefCell<BTreeMap<String, Memory>>>;
 
 struct Server {
+    platform: Platform,
     queues: u32,
+    stats: Vec<Arc<Stats>>,
     table: Table,
     records: Records,
     record_len: Rc<Cell<usize>>,
+    /// Record of the session that was started last.
+    record: Option<(SessionSpec, Memory)>,
     attached: Rc<Cell<Option<Attach>>>,
+}
+
+/// Serves the queues of a session by adding them to the table.
+struct Queues {
+    table: Table,
+    records: Records,
 }
 
 /// A session's queues, which are dropped with it.
@@ -63,25 +80,18 @@ impl Drop for Running {
     }
 }
 
-impl VifServer<Platform> for Server {
-    type Buf = Box<[u8]>;
-    type Running = Running;
-    type Record = Memory;
-
-    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Memory, Fault> {
-        let mut records = self.records.borrow_mut();
-        if resumed {
-            let found = records.get(device).cloned();
-            return found.ok_or_else(|| Fault::new("record-missing", "there is none"));
-        }
-        let memory = Mortal(HeapMemory::pages(len.div_ceil(PAGE_SIZE)));
-        self.record_len.set(len);
-        records.insert(device.into(), memory.clone());
-        Ok(memory)
+impl Server {
+    fn existing(&self, spec: &SessionSpec) -> Result<Memory, Fault> {
+        let found = self.records.borrow().get(&record_name(spec.addr)).cloned();
+        found.ok_or_else(|| Fault::new("record-missing", "there is none"))
     }
+}
 
-    fn remove_record(&mut self, device: &str) {
-        self.records.borrow_mut().remove(device);
+impl VifServer for Server {
+    type Session = Session<Platform, Memory, Queues>;
+
+    fn stats(&self) -> &[Arc<Stats>] {
+        &self.stats
     }
 
     fn max_queues(&self) -> u32 {
@@ -92,6 +102,66 @@ impl VifServer<Platform> for Server {
         self.attached.set(Some(attach));
         Ok(())
     }
+
+    fn resumable(&mut self, spec: &SessionSpec) -> Result<(), Fault> {
+        check_record(self.existing(spec)?, spec)
+    }
+
+    fn start(&mut self, spec: &SessionSpec, begin: Begin) -> Result<Self::Session, Fault> {
+        let record = match begin {
+            Begin::Resumed => self.existing(spec)?,
+            Begin::New => {
+                let len = spec.record_len();
+                let memory = Mortal(HeapMemory::pages(len.div_ceil(PAGE_SIZE)));
+                self.record_len.set(len);
+                self.records.borrow_mut().insert(record_name(spec.addr), memory.clone());
+                memory
+            }
+        };
+        self.record = Some((spec.clone(), record.clone()));
+        self.stats.resize_with(spec.queues.len().max(self.stats.len()), Arc::default);
+        let (table, records) = (Rc::clone(&self.table), Rc::clone(&self.records));
+        let (platform, stats) = (self.platform.clone(), self.stats.clone());
+        let queues = Queues { table, records };
+        let parts = SessionParts { platform, record, limit: Arc::default(), stats, queues };
+        Session::start(spec, begin, parts)
+    }
+
+    fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault> {
+        session.ready()
+    }
+
+    fn fault(&mut self, session: &mut Self::Session) -> Option<Fault> {
+        session.fault()
+    }
+
+    fn stop(&mut self, session: &mut Self::Session) -> Poll<()> {
+        session.stop()
+    }
+
+    fn end(&mut self, device: DeviceAddr) {
+        if let Some((spec, record)) = self.record.take() {
+            invalidate_record(record, &spec);
+        }
+        self.records.borrow_mut().remove(&record_name(device));
+    }
+
+    fn set_rate(&mut self, session: &mut Self::Session, rate: Option<VifRate>) {
+        session.set_rate(rate);
+    }
+
+    fn filter_groups(&mut self, session: &mut Self::Session, chosen: bool) {
+        session.filter_groups(chosen);
+    }
+
+    fn set_headroom(&mut self, session: &mut Self::Session, bytes: u16) {
+        session.set_headroom(bytes);
+    }
+}
+
+impl QueueServer<Platform, Memory> for Queues {
+    type Buf = Box<[u8]>;
+    type Running = Running;
 
     fn begin(&mut self, _: &SessionConfig) -> Result<(), Fault> {
         Ok(())
@@ -112,10 +182,6 @@ impl VifServer<Platform> for Server {
         Ok(Running(Rc::clone(&self.table)))
     }
 
-    fn started(&mut self) {}
-
-    fn stopped(&mut self) {}
-
     fn fault(&mut self, _: &mut Running) -> Option<Fault> {
         None
     }
@@ -134,7 +200,7 @@ pub struct World {
     record_len: Rc<Cell<usize>>,
     attached: Rc<Cell<Option<Attach>>>,
     hotplug_mode: HotplugMode,
-    back: Option<BackendDriver<Vif<Platform, Server>>>,
+    back: Option<BackendDriver<Vif<Server>>>,
     front: FrontendDriver<Nic<LocalDomain>>,
     back_xs: Mortal<LocalClient>,
     front_xs: LocalClient,
@@ -190,12 +256,14 @@ impl World {
         self.front.is_closed()
     }
 
-    fn vif(&self) -> Vif<Platform, Server> {
+    fn vif(&self) -> Vif<Server> {
         let (table, records) = (Rc::clone(&self.table), Rc::clone(&self.records));
         let record_len = Rc::clone(&self.record_len);
         let attached = Rc::clone(&self.attached);
-        let server = Server { queues: self.queues, table, records, record_len, attached };
-        Vif::new(Mortal(self.machine.domain(BACK)), server)
+        let platform = Mortal(self.machine.domain(BACK));
+        let stats = (0..self.queues).map(|_| Arc::default()).collect();
+        let (queues, record) = (self.queues, None);
+        Vif::new(Server { platform, queues, stats, table, records, record_len, record, attached })
     }
 
     /// Ends the backend's process immediately, with its xenstore connection.

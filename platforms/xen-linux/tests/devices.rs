@@ -31,7 +31,7 @@ fn xen_domain_implements_all_device_traits() {
     memory::<Pages>();
     waitable::<Channel>();
     backend::<Vbd<XenDomain, ImageServer>>();
-    backend::<Vif<XenDomain, NicServer>>();
+    backend::<Vif<NicServer<XenDomain>>>();
     frontend::<pvio_blkfront::Disk<XenDomain>>();
     frontend::<Nic<XenDomain>>();
     device::<XenDomain>();

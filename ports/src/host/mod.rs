@@ -4,38 +4,43 @@
 mod config;
 mod link;
 mod opening;
+mod queues;
 
 pub use config::{NicConfig, NicSettings, QUEUES_DEFAULT};
+pub use queues::{LinkQueues, OpenLink};
 
 use crate::options::NicOptions;
 use crate::settings::RuntimeSettings;
-use crate::worker::Worker;
-use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use config::{bridge_and_options, interface_name};
 use core::fmt;
 use core::task::Poll;
-use link::{Link, LinkParams, TapEvents, WorkerSetup, not_open, not_started};
+use link::{Link, LinkParams, TapEvents, not_open};
 use opening::Opening;
 use pvio_event_channel::BackendPlatform;
-use pvio_netback::queue::{Policy, Queue, Waker};
-use pvio_netback::vif::{Attach, SessionConfig, VifServer};
+use pvio_netback::queue::{Policy, RateLimit, Waker};
+use pvio_netback::session::{
+    Begin, Session, SessionParts, SessionSpec, check_record, invalidate_record, record_name,
+};
+use pvio_netback::stats::Stats;
+use pvio_netback::vif::{Attach, VifServer};
 use pvio_recordfile::{RecordDir, RecordFile, RecordStore};
-use pvio_runtime::{EventFd, LogLimit, PrivateBuf, Task};
+use pvio_runtime::{LogLimit, Task};
 use pvio_xenbus::driver::Fault;
-use pvio_xenbus::handshake::vif::{MAX_QUEUES, ToolstackBack};
-use std::io;
+use pvio_xenbus::handshake::common::DeviceAddr;
+use pvio_xenbus::handshake::vif::{MAX_QUEUES, ToolstackBack, VifRate};
 use std::os::fd::AsFd;
 
-/// Serves a vif through the link that [its options](NicOptions) select.
-pub struct NicServer {
+/// Serves a vif in this process, through the link that [its options](NicOptions) select.
+pub struct NicServer<P> {
+    platform: P,
     config: NicConfig,
     wake: Waker,
     max_queues: u32,
     /// Number of queues of a session that an earlier process started.
     resumed_queues: u32,
-    link: Option<Link>,
+    link: Option<OpenLink>,
     /// Options with which the link was opened.
     options: NicOptions,
     /// The link that is being opened, and its options.
@@ -43,20 +48,27 @@ pub struct NicServer {
     closing: Option<Task<()>>,
     shared: Arc<NicSettings>,
     settings: Arc<RuntimeSettings>,
-    /// Event descriptors by which the queues of the session wake each other, if it has a control
-    /// ring.
-    wakeups: Vec<EventFd>,
+    /// Limit of all queues together. It outlives the session, so that a guest that reconnects does
+    /// not get another burst.
+    limit: Arc<RateLimit>,
+    /// Counters of each queue, over all sessions.
+    stats: Vec<Arc<Stats>>,
     records: RecordStore,
+    /// In-flight record of the session that was started last.
+    record: Option<(SessionSpec, RecordFile)>,
     tap_events: TapEvents,
 }
 
-impl NicServer {
+impl<P> NicServer<P> {
     /// Creates a server. `wake` may be called by any thread, when an operation that the driver
     /// waits for has ended or a worker has ended on its own. The driver must be stepped then.
     #[must_use]
-    pub fn new(config: NicConfig, wake: Waker) -> Self {
+    pub fn new(platform: P, config: NicConfig, wake: Waker) -> Self {
+        let max_queues = config.queues();
+        let stats = (0..max_queues.clamp(1, MAX_QUEUES)).map(|_| Arc::default()).collect();
         Self {
-            max_queues: config.queues(),
+            platform,
+            max_queues,
             config,
             wake,
             resumed_queues: 0,
@@ -66,8 +78,10 @@ impl NicServer {
             closing: None,
             shared: Arc::default(),
             settings: Arc::default(),
-            wakeups: Vec::new(),
+            limit: Arc::default(),
+            stats,
             records: RecordStore::default(),
+            record: None,
             tap_events: TapEvents::default(),
         }
     }
@@ -76,7 +90,7 @@ impl NicServer {
     pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
         let mut events = Vec::from([self.records.event()]);
         events.extend(self.tap_events.named());
-        events.extend(self.link.as_ref().and_then(Link::event));
+        events.extend(self.link.as_ref().and_then(|link| link.lock().event()));
         events
     }
 
@@ -110,6 +124,13 @@ impl NicServer {
         self.settings.apply(options, vif.mac.0, vif.ip.as_deref(), &self.shared.shares)
     }
 
+    /// Opens the in-flight record of a session.
+    fn open_record(&self, spec: &SessionSpec, begin: Begin) -> Result<RecordFile, Fault> {
+        let (name, resumed) = (record_name(spec.addr), begin == Begin::Resumed);
+        let opened = self.records.open(&name, spec.record_len(), resumed);
+        opened.map_err(|e| Fault::of(e.code(), &e))
+    }
+
     /// Starts to open the vif's link.
     fn begin_opening(
         &self,
@@ -134,25 +155,19 @@ impl NicServer {
     }
 }
 
-impl<P> VifServer<P> for NicServer
+impl<P> VifServer for NicServer<P>
 where
     P: BackendPlatform + Send + 'static,
     P::Channel: AsFd,
 {
-    type Buf = PrivateBuf;
-    type Running = Worker;
-    type Record = RecordFile;
+    type Session = Session<P, RecordFile, LinkQueues>;
 
-    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<RecordFile, Fault> {
-        self.records.open(device, len, resumed).map_err(|e| Fault::of(e.code(), &e))
-    }
-
-    fn remove_record(&mut self, device: &str) {
-        self.records.remove(device);
+    fn stats(&self) -> &[Arc<Stats>] {
+        &self.stats
     }
 
     fn max_queues(&self) -> u32 {
-        let limit = self.link.as_ref().and_then(Link::max_queues);
+        let limit = self.link.as_ref().and_then(|link| link.lock().max_queues());
         limit.map_or(self.max_queues, |limit| limit.min(self.max_queues))
     }
 
@@ -164,24 +179,9 @@ where
         self.config.policy
     }
 
-    fn wakers(&mut self, queues: usize) -> Result<Vec<Waker>, Fault> {
-        self.wakeups.clear();
-        let mut wakers = Vec::with_capacity(queues);
-        for _ in 0..queues {
-            let failed = |e: io::Error| {
-                Fault::new("worker", format!("a queue's eventfd cannot be created: {e}"))
-            };
-            let wakeup = EventFd::new().map_err(failed)?;
-            let other = wakeup.try_clone().map_err(failed)?;
-            self.wakeups.push(wakeup);
-            wakers.push(Arc::new(move || other.notify()) as Waker);
-        }
-        Ok(wakers)
-    }
-
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
         let (mut opening, options) = self.begin_opening(vif, attach)?;
-        (self.link, self.options) = (Some(opening.wait()?), options);
+        (self.link, self.options) = (Some(OpenLink::new(opening.wait()?)), options);
         Ok(())
     }
 
@@ -192,7 +192,7 @@ where
         };
         match opening.poll() {
             Poll::Ready(link) => {
-                (self.link, self.options) = (Some(link?), options);
+                (self.link, self.options) = (Some(OpenLink::new(link?)), options);
                 Ok(Poll::Ready(()))
             }
             Poll::Pending => {
@@ -225,55 +225,60 @@ where
         self.apply(vif, &options)
     }
 
-    fn begin(&mut self, session: &SessionConfig) -> Result<(), Fault> {
-        self.link.as_mut().ok_or_else(not_open)?.begin(session)
+    fn resumable(&mut self, spec: &SessionSpec) -> Result<(), Fault> {
+        check_record(self.open_record(spec, Begin::Resumed)?, spec)
     }
 
-    fn start(
-        &mut self,
-        index: usize,
-        name: &str,
-        queue: Queue<P, PrivateBuf, RecordFile>,
-    ) -> Result<Worker, Fault> {
-        let wakeup = self.wakeups.get(index).map(EventFd::try_clone).transpose();
-        let setup = WorkerSetup {
-            index,
-            name: name.into(),
-            queue,
-            wakeup: wakeup.map_err(not_started)?,
-            settings: Arc::clone(&self.settings),
-            wake: Arc::clone(&self.wake),
+    fn start(&mut self, spec: &SessionSpec, begin: Begin) -> Result<Self::Session, Fault> {
+        let link = self.link.as_ref().ok_or_else(not_open)?.clone();
+        // An earlier process may have offered more queues.
+        self.stats.resize_with(spec.queues.len().max(self.stats.len()), Arc::default);
+        let record = self.open_record(spec, begin)?;
+        self.record = Some((spec.clone(), record.clone()));
+        let (settings, wake) = (Arc::clone(&self.settings), Arc::clone(&self.wake));
+        let parts = SessionParts {
+            platform: self.platform.clone(),
+            record,
+            limit: Arc::clone(&self.limit),
+            stats: self.stats.clone(),
+            queues: LinkQueues::new(link, settings, wake),
         };
-        self.link.as_mut().ok_or_else(not_open)?.start(setup)
+        Session::start(spec, begin, parts)
     }
 
-    fn ready(&mut self, running: &mut Worker) -> Result<Poll<()>, Fault> {
-        match running.ready() {
-            Poll::Pending => Ok(Poll::Pending),
-            Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
-            Poll::Ready(Err(error)) => Err(not_started(error)),
+    fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault> {
+        session.ready()
+    }
+
+    fn fault(&mut self, session: &mut Self::Session) -> Option<Fault> {
+        session.fault()
+    }
+
+    fn stop(&mut self, session: &mut Self::Session) -> Poll<()> {
+        session.stop()
+    }
+
+    fn end(&mut self, device: DeviceAddr) {
+        if let Some((spec, record)) = self.record.take() {
+            invalidate_record(record, &spec);
         }
+        self.records.remove(&record_name(device));
     }
 
-    fn started(&mut self) {
-        self.link.iter_mut().for_each(Link::started);
+    fn set_rate(&mut self, session: &mut Self::Session, rate: Option<VifRate>) {
+        session.set_rate(rate);
     }
 
-    fn stopped(&mut self) {
-        self.wakeups.clear();
-        self.link.iter_mut().for_each(Link::stopped);
+    fn filter_groups(&mut self, session: &mut Self::Session, chosen: bool) {
+        session.filter_groups(chosen);
     }
 
-    fn fault(&mut self, running: &mut Worker) -> Option<Fault> {
-        running.fault().map(|error| Fault::of(error.code(), &error))
-    }
-
-    fn stop(&mut self, running: &mut Worker) -> Poll<()> {
-        running.stop()
+    fn set_headroom(&mut self, session: &mut Self::Session, bytes: u16) {
+        session.set_headroom(bytes);
     }
 }
 
-impl fmt::Debug for NicServer {
+impl<P> fmt::Debug for NicServer<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NicServer")
             .field("config", &self.config)
@@ -285,6 +290,9 @@ impl fmt::Debug for NicServer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pvio_grant_table::DomId;
+    use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+    use pvio_xenbus::handshake::common::BackendKind;
 
     #[test]
     fn record_that_cannot_be_removed_is_counted() {
@@ -292,9 +300,14 @@ mod tests {
         let path = parent.path().join("records");
         let records = RecordDir::open(&path).unwrap();
         std::fs::create_dir(path.join("vif-1-0")).unwrap();
-        let mut server = NicServer::new(NicConfig::default(), Arc::new(|| ())).recorded_in(records);
+        let hypervisor = Hypervisor::start(parent.path().join("hosted")).unwrap();
+        let id = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
+        let domain = Domain::join(parent.path().join("hosted"), id).unwrap();
+        let server = NicServer::new(domain, NicConfig::default(), Arc::new(|| ()));
+        let mut server = server.recorded_in(records);
+        let device = DeviceAddr::new(BackendKind::Vif, DomId::DOM0, DomId(1), 0);
         for _ in 0..12 {
-            VifServer::<pvio_hosted::Domain>::remove_record(&mut server, "vif-1-0");
+            server.end(device);
         }
         let counted: Vec<_> =
             server.events().iter().map(|(name, log)| (*name, log.seen())).collect();

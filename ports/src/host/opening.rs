@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::link::Link;
+use super::queues::OpenLink;
 use alloc::format;
 use core::task::Poll;
 use core::time::Duration;
@@ -56,6 +57,6 @@ fn outcome(opened: Result<Result<Link, Fault>, TaskError>) -> Result<Link, Fault
 }
 
 /// Starts a thread that closes a link. Without a thread, the link is closed here, which blocks.
-pub(super) fn close(link: Link, wake: Waker) -> Option<Task<()>> {
+pub(super) fn close(link: OpenLink, wake: Waker) -> Option<Task<()>> {
     Task::spawn("close-nic", move || drop(link), move || wake()).ok()
 }

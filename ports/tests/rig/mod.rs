@@ -89,9 +89,10 @@ impl Rig {
         let driver = std::thread::spawn(move || {
             let domain = Domain::join(path, back).unwrap();
             let mut xs = domain.xenstore().unwrap();
-            let server = NicServer::new(config, Arc::new(|| ())).within(shared);
+            let server = NicServer::new(platform(domain), config, Arc::new(|| ()));
+            let server = server.within(shared);
             settings_sender.send(Arc::clone(server.settings())).unwrap();
-            let mut driver = BackendDriver::new(addr, Vif::new(platform(domain), server));
+            let mut driver = BackendDriver::new(addr, Vif::new(server));
             tell.send(driver.class().stats().to_vec()).unwrap();
             while !stopped.load(Ordering::Relaxed) {
                 if driver.step(&mut xs).unwrap() == Life::Gone {

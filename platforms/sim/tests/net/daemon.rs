@@ -5,7 +5,11 @@ use crate::world::Do;
 use pvio_grant_table::DomId;
 use pvio_netback::fault::QueueError;
 use pvio_netback::queue::{Policy, Waker};
-use pvio_netback::vif::{Attach, SessionConfig, Vif, VifServer};
+use pvio_netback::session::{
+    Begin, QueueServer, SessionConfig, SessionParts, check_record, invalidate_record, record_name,
+};
+use pvio_netback::vif::{Attach, VifServer};
+use pvio_netback::{Session, SessionSpec, Stats, Vif};
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
 use pvio_sim::kill::{Mortal, run};
 use pvio_sim::{LocalDomain, Menu, Sim, WaitState};
@@ -14,13 +18,14 @@ use pvio_xenbus::driver::{BackendDriver, Fault, Life};
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, backend_root, list_backends, read_state,
 };
-use pvio_xenbus::handshake::vif::ToolstackBack;
+use pvio_xenbus::handshake::vif::{ToolstackBack, VifRate};
 use pvio_xenstored::{LocalClient, Store};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 
 type Memory = Mortal<HeapMemory>;
 type Back = pvio_netback::Queue<Mortal<LocalDomain>, Box<[u8]>, Memory>;
@@ -66,6 +71,7 @@ type Seat = Rc<RefCell<Option<Served>>>;
 type Seats = Rc<RefCell<Vec<Seat>>>;
 
 pub struct Server {
+    platform: Mortal<LocalDomain>,
     guest: DomId,
     cables: Rc<BTreeMap<DomId, CableEnd>>,
     cable: Option<CableEnd>,
@@ -74,9 +80,21 @@ pub struct Server {
     records: Records,
     flaw: Flaw,
     max_queues: u32,
+    stats: Vec<Arc<Stats>>,
     /// Number of times that a record of an earlier process was opened.
     reopened: u32,
-    /// Number of queues of the new session.
+    /// Record of the session that was started last.
+    record: Option<(SessionSpec, Memory)>,
+}
+
+/// Serves the queues of a session in the seats of a NIC.
+pub struct Queues {
+    cable: CableEnd,
+    seats: Seats,
+    crashed: Rc<Cell<bool>>,
+    flaw: Flaw,
+    resumed: bool,
+    /// Number of queues of the session.
     queues: usize,
     woken: Vec<Arc<AtomicBool>>,
 }
@@ -103,16 +121,13 @@ fn swap_queues(record: &Memory, len: usize) {
     }
 }
 
-impl VifServer<Mortal<LocalDomain>> for Server {
-    type Buf = Box<[u8]>;
-    type Running = Running;
-    type Record = Memory;
-
-    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Memory, Fault> {
+impl Server {
+    fn open_record(&mut self, spec: &SessionSpec, begin: Begin) -> Result<Memory, Fault> {
+        let (device, len) = (record_name(spec.addr), spec.record_len());
         let mut records = self.records.borrow_mut();
-        if resumed {
+        if begin == Begin::Resumed {
             self.reopened += 1;
-            let found = records.get(device).cloned();
+            let found = records.get(&device).cloned();
             let found = found.ok_or_else(|| Fault::new("record-missing", "there is none"))?;
             if self.flaw == Flaw::SwapsRecords && self.reopened == 1 {
                 swap_queues(&found, len);
@@ -121,25 +136,20 @@ impl VifServer<Mortal<LocalDomain>> for Server {
         }
         self.reopened = 0;
         let memory = Mortal(HeapMemory::pages(len.div_ceil(PAGE_SIZE)));
-        records.insert(device.into(), memory.clone());
+        records.insert(device, memory.clone());
         Ok(memory)
     }
+}
 
-    fn remove_record(&mut self, device: &str) {
-        self.records.borrow_mut().remove(device);
+impl VifServer for Server {
+    type Session = Session<Mortal<LocalDomain>, Memory, Queues>;
+
+    fn stats(&self) -> &[Arc<Stats>] {
+        &self.stats
     }
 
     fn max_queues(&self) -> u32 {
         self.max_queues
-    }
-
-    fn wakers(&mut self, queues: usize) -> Result<Vec<Waker>, Fault> {
-        self.woken = (0..queues).map(|_| Arc::default()).collect();
-        let waker = |woken: &Arc<AtomicBool>| {
-            let woken = Arc::clone(woken);
-            Arc::new(move || woken.store(true, Ordering::Relaxed)) as Waker
-        };
-        Ok(self.woken.iter().map(waker).collect())
     }
 
     fn policy(&self) -> Policy {
@@ -152,23 +162,86 @@ impl VifServer<Mortal<LocalDomain>> for Server {
         Ok(())
     }
 
+    fn resumable(&mut self, spec: &SessionSpec) -> Result<(), Fault> {
+        check_record(self.open_record(spec, Begin::Resumed)?, spec)
+    }
+
+    fn start(&mut self, spec: &SessionSpec, begin: Begin) -> Result<Self::Session, Fault> {
+        let record = self.open_record(spec, begin)?;
+        self.record = Some((spec.clone(), record.clone()));
+        self.stats.resize_with(spec.queues.len().max(self.stats.len()), Arc::default);
+        let queues = Queues {
+            cable: self.cable.clone().expect("opened before it is started"),
+            seats: Rc::clone(&self.seats),
+            crashed: Rc::clone(&self.crashed),
+            flaw: self.flaw,
+            resumed: begin == Begin::Resumed,
+            queues: 0,
+            woken: Vec::new(),
+        };
+        let (platform, stats) = (self.platform.clone(), self.stats.clone());
+        let parts = SessionParts { platform, record, limit: Arc::default(), stats, queues };
+        Session::start(spec, begin, parts)
+    }
+
+    fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault> {
+        session.ready()
+    }
+
+    fn fault(&mut self, session: &mut Self::Session) -> Option<Fault> {
+        session.fault()
+    }
+
+    fn stop(&mut self, session: &mut Self::Session) -> Poll<()> {
+        session.stop()
+    }
+
+    fn end(&mut self, device: DeviceAddr) {
+        if let Some((spec, record)) = self.record.take() {
+            invalidate_record(record, &spec);
+        }
+        self.records.borrow_mut().remove(&record_name(device));
+    }
+
+    fn set_rate(&mut self, session: &mut Self::Session, rate: Option<VifRate>) {
+        session.set_rate(rate);
+    }
+
+    fn filter_groups(&mut self, session: &mut Self::Session, chosen: bool) {
+        session.filter_groups(chosen);
+    }
+
+    fn set_headroom(&mut self, session: &mut Self::Session, bytes: u16) {
+        session.set_headroom(bytes);
+    }
+}
+
+impl QueueServer<Mortal<LocalDomain>, Memory> for Queues {
+    type Buf = Box<[u8]>;
+    type Running = Running;
+
+    fn wakers(&mut self, queues: usize) -> Result<Vec<Waker>, Fault> {
+        self.woken = (0..queues).map(|_| Arc::default()).collect();
+        let waker = |woken: &Arc<AtomicBool>| {
+            let woken = Arc::clone(woken);
+            Arc::new(move || woken.store(true, Ordering::Relaxed)) as Waker
+        };
+        Ok(self.woken.iter().map(waker).collect())
+    }
+
     fn begin(&mut self, session: &SessionConfig) -> Result<(), Fault> {
         self.queues = session.queues;
         Ok(())
     }
 
-    fn started(&mut self) {}
-
     fn start(&mut self, index: usize, _: &str, queue: Back) -> Result<Running, Fault> {
-        let resumed = self.reopened > 0;
         let [all, several] = RESUMED.get();
-        let [first, second] = [0, 1].map(|number| u32::from(resumed && index == number));
+        let [first, second] = [0, 1].map(|number| u32::from(self.resumed && index == number));
         RESUMED.set([all + first, several + second]);
-        let cable = self.cable.as_ref().expect("opened before it is started");
-        let port = cable.port(index, self.queues);
+        let port = self.cable.port(index, self.queues);
         let woken = self.woken.get(index).cloned().unwrap_or_default();
         let served = Served { queue, port, wait: WaitState::Polling, woken };
-        let forgotten = self.flaw == Flaw::ResumesOneQueue && resumed && index > 0;
+        let forgotten = self.flaw == Flaw::ResumesOneQueue && self.resumed && index > 0;
         let seat = Rc::new(RefCell::new(Some(served).filter(|_| !forgotten)));
         let mut seats = self.seats.borrow_mut();
         seats.retain(|seat| Rc::strong_count(seat) > 1);
@@ -176,8 +249,6 @@ impl VifServer<Mortal<LocalDomain>> for Server {
         seats.push(Rc::clone(&seat));
         Ok(Running { seat, crashed: Rc::clone(&self.crashed) })
     }
-
-    fn stopped(&mut self) {}
 
     fn fault(&mut self, _: &mut Running) -> Option<Fault> {
         None
@@ -236,7 +307,7 @@ pub enum DaemonDo {
 }
 
 struct Device {
-    driver: BackendDriver<Vif<Mortal<LocalDomain>, Server>>,
+    driver: BackendDriver<Vif<Server>>,
     seats: Seats,
 }
 
@@ -336,6 +407,7 @@ impl Daemon {
             }
             let seats = Seats::default();
             let server = Server {
+                platform: Mortal(self.domain.clone()),
                 guest: addr.front,
                 cables: Rc::clone(&self.cables),
                 cable: None,
@@ -344,11 +416,11 @@ impl Daemon {
                 records: Rc::clone(&self.records),
                 flaw: self.flaw,
                 max_queues: self.max_queues,
+                stats: (0..self.max_queues).map(|_| Arc::default()).collect(),
                 reopened: 0,
-                queues: 0,
-                woken: Vec::new(),
+                record: None,
             };
-            let vif = Vif::new(Mortal(self.domain.clone()), server);
+            let vif = Vif::new(server);
             // The same decision as in the real daemon.
             let state = read_state(&mut self.xs, &addr.backend_path()).expect("xenstore");
             let driver = BackendDriver::taking_over(addr, vif, state);

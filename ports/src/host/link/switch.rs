@@ -7,7 +7,7 @@ use crate::worker::Worker;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use pvio_event_channel::BackendPlatform;
-use pvio_netback::vif::SessionConfig;
+use pvio_netback::session::SessionConfig;
 use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::Fault;
 use std::os::fd::AsFd;
