@@ -1,49 +1,36 @@
-//! The vbd device's backend: from the toolstack's configuration to connected queues.
+//! The vbd device's backend: from the toolstack's configuration to a session.
 
 mod media;
 mod serve;
-mod session;
 
 pub use crate::config::Config;
-use crate::config::abi;
-use crate::disk_state::DiskState;
 use crate::engine::Geometry;
-use crate::pages::PAGES_MOST;
 use crate::path::{DataPath, Policy};
-use crate::queue::QueueParts;
+use crate::session::{Begin, SessionIdentity, SessionSpec};
 use crate::stats::Stats;
-use alloc::format;
-use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::task::Poll;
 use media::Change;
-use pvio_event_channel::{BackendPlatform, Port};
-use pvio_grant_table::policy::MappingBudget;
-use pvio_grant_table::{Access, DomId, GrantRef};
-use pvio_ring::BackRing;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, BackendContext, Fault, Prepared, hotplug};
 use pvio_xenbus::handshake::HandshakeError;
 use pvio_xenbus::handshake::common::clear_error;
 use pvio_xenbus::handshake::vbd::{
     BackDisk, BackOffer, DeviceType, Discard, DiskInfo, FrontRequest, Mode, Negotiated,
-    Queue as QueueKeys, ToolstackBack, announce_resize,
+    ToolstackBack, announce_resize,
 };
 pub use serve::{Opening, VbdServer};
-use session::{Begin, SessionRecord};
 
 /// A virtual disk's backend, to be driven by [`pvio_xenbus::driver::BackendDriver`].
 #[derive(Debug)]
-pub struct Vbd<P: BackendPlatform, S: VbdServer<P>> {
-    platform: P,
+pub struct Vbd<S: VbdServer> {
     server: S,
     /// The default settings.
     defaults: Config,
     /// The settings of this disk.
     config: Config,
-    /// The toolstack's keys and the state of the disk; `None` before it is opened.
-    disk: Option<(ToolstackBack, Arc<DiskState>)>,
+    /// The toolstack's keys and the current geometry of the disk; `None` before it is opened.
+    disk: Option<(ToolstackBack, Geometry)>,
     /// Whether the error node reports that the image is in use elsewhere.
     busy_reported: bool,
     /// A media change in progress.
@@ -54,29 +41,27 @@ pub struct Vbd<P: BackendPlatform, S: VbdServer<P>> {
     warned: bool,
     /// The features that this session advertised and its frontend requested.
     requested: Option<(BackOffer, FrontRequest)>,
-    /// The in-flight record of this session.
-    session: Option<SessionRecord<S::Record>>,
-    /// The queues of this session; empty without a session.
-    running: Vec<S::Running>,
-    negotiated: Option<Negotiated>,
-    /// Counters of each queue, over all sessions.
-    stats: Vec<Arc<Stats>>,
+    /// The session that started last, until it ends; also while its queues are stopped.
+    spec: Option<SessionSpec>,
+    /// The running queues of the session.
+    session: Option<S::Session>,
+    /// Whether it was logged that the queues are being served.
+    announced: bool,
     #[cfg(feature = "std")]
     sessions: Arc<pvio_runtime::LogLimit>,
     #[cfg(feature = "std")]
     resizes: Arc<pvio_runtime::LogLimit>,
 }
 
-impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
+impl<S: VbdServer> Vbd<S> {
     /// Creates a disk with the default [`Config`], in the initial state.
-    pub fn new(platform: P, server: S) -> Self {
-        Self::with(platform, server, Config::default())
+    pub fn new(server: S) -> Self {
+        Self::with(server, Config::default())
     }
 
     /// Creates a disk with these settings, in the initial state.
-    pub fn with(platform: P, server: S, config: Config) -> Self {
+    pub fn with(server: S, config: Config) -> Self {
         Self {
-            platform,
             server,
             defaults: config,
             config: config.bounded(),
@@ -86,10 +71,9 @@ impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
             failed: None,
             warned: false,
             requested: None,
+            spec: None,
             session: None,
-            running: Vec::new(),
-            negotiated: None,
-            stats: Vec::from([Arc::default()]),
+            announced: false,
             #[cfg(feature = "std")]
             sessions: Arc::default(),
             #[cfg(feature = "std")]
@@ -99,7 +83,7 @@ impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
 
     /// Returns the counters of each queue, over all sessions; [`Stats::total`] adds them up.
     pub fn stats(&self) -> &[Arc<Stats>] {
-        &self.stats
+        self.server.stats()
     }
 
     /// Returns the rate-limited log events of the disk, by name.
@@ -110,27 +94,22 @@ impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
 
     /// Returns the negotiated features of this session; `None` without a session.
     pub fn negotiated(&self) -> Option<&Negotiated> {
-        self.negotiated.as_ref()
+        self.spec.as_ref().map(|spec| &spec.negotiated)
     }
 
     /// Returns the data path of this session; `None` without a session.
     pub fn data_path(&self) -> Option<DataPath> {
-        self.negotiated.as_ref().map(|agreed| self.config.policy.path(agreed.persistent))
+        self.spec.as_ref().map(|spec| spec.data_path)
     }
 
-    /// Returns the server of the queues.
+    /// Returns the server of the disk.
     pub fn server(&self) -> &S {
         &self.server
     }
 
     /// Returns the disk's current geometry; `None` before it is opened.
     pub fn geometry(&self) -> Option<Geometry> {
-        self.disk.as_ref().map(|(_, live)| live.geometry())
-    }
-
-    /// Returns the budget of cached mappings of its guest; `None` before the disk is opened.
-    pub fn mapping_budget(&self) -> Option<&Arc<MappingBudget>> {
-        self.disk.as_ref().map(|(_, live)| live.mapping_budget())
+        self.disk.as_ref().map(|(_, geometry)| *geometry)
     }
 
     fn features(&self) -> BackOffer {
@@ -152,53 +131,6 @@ impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
         }
     }
 
-    /// Maps the ring of a queue, creates or resumes its record and binds its event channel.
-    fn attach(
-        &self,
-        front: DomId,
-        (index, queue): (usize, &QueueKeys),
-        agreed: &Negotiated,
-        begin: Begin,
-    ) -> Result<QueueParts<P, P::Channel, S::Record>, Fault> {
-        let (Some((_, disk)), Some(session), Some(stats)) =
-            (&self.disk, &self.session, self.stats.get(index))
-        else {
-            return Err(Fault::new("image-missing", "no image is open"));
-        };
-        let abi = abi(agreed.protocol);
-        let grefs: Vec<GrantRef> = queue.ring_refs.iter().copied().map(GrantRef).collect();
-        let mapped = self.platform.map(front, &grefs, Access::ReadWrite).map_err(|status| {
-            let what = format!("the ring (grants {grefs:?}) cannot be mapped: {status}");
-            Fault::new(status.code(), what)
-        })?;
-        let mut ring = BackRing::attach(mapped, abi.slot_size())
-            .map_err(|fault| Fault::of(fault.reason(), &fault))?;
-        let record = session.queue(index, &mut ring, abi, begin)?;
-        let port = Port(queue.event_channel);
-        let channel = self.platform.bind_interdomain(front, port).map_err(|e| {
-            let fault =
-                Fault::new(e.code(), format!("event channel {} cannot be bound: {e}", port.0));
-            match e.remedy() {
-                Some(remedy) => fault.with_remedy(remedy),
-                None => fault,
-            }
-        })?;
-        let data_path = self.config.policy.path(agreed.persistent);
-        let most = u32::try_from(PAGES_MOST).unwrap_or(u32::MAX);
-        Ok(QueueParts {
-            frontend: front,
-            disk: Arc::clone(disk),
-            grants: self.platform.clone(),
-            data_path,
-            ring,
-            channel,
-            abi,
-            max_indirect_segments: agreed.max_indirect_segments.min(most),
-            record,
-            stats: Arc::clone(stats),
-        })
-    }
-
     /// Opens the disk's image, with the access that the toolstack permits.
     fn poll_open(&mut self, disk: &ToolstackBack) -> Result<Opening, Fault> {
         self.disk = None;
@@ -212,56 +144,57 @@ impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
                 self.config.policy = Policy::Copy;
             }
             self.warned = false;
-            let budget = self.server.mapping_budget(disk.frontend_id);
-            let live = DiskState::with(geometry, self.server.flush_state(), budget);
-            self.disk = Some((disk.clone(), Arc::new(live)));
+            self.disk = Some((disk.clone(), geometry));
         }
         Ok(opening)
     }
 
-    /// Attaches every queue that the frontend requests and starts serving them: all of them or
-    /// none.
-    fn serve(&mut self, context: &BackendContext, begin: Begin) -> Result<(), Fault> {
-        let Some((offer, request)) = &self.requested else { return Ok(()) };
-        let agreed = Negotiated::new(offer, request);
-        if begin != Begin::Again {
-            let key = session::key(context.addr, abi(agreed.protocol), request)?;
-            self.session = Some(SessionRecord::begin(&mut self.server, context.addr, key, begin)?);
-        }
-        while self.stats.len() < request.queues.len() {
-            self.stats.push(Arc::default());
-        }
-        // If one fails, the queues attached or started before it are dropped.
-        let attached = request.queues.iter().enumerate();
-        let attached: Vec<_> = attached
-            .map(|queue| self.attach(context.addr.front, queue, &agreed, begin))
-            .collect::<Result<_, _>>()?;
-        if let (Some(session), Some((_, disk))) = (&self.session, &self.disk) {
-            let path = self.config.policy.path(agreed.persistent);
-            session.commit(disk.flush_state(), path, begin);
-        }
-        let disk = format!("vbd-{}-{}", context.addr.front, context.addr.index);
-        let several = attached.len() > 1;
-        for (n, parts) in attached.into_iter().enumerate() {
-            let name: String = if several { format!("{disk}-q{n}") } else { disk.clone() };
-            // If one fails, disconnecting stops those before it.
-            self.running.push(self.server.start(&name, parts)?);
-        }
-        #[cfg(feature = "std")]
-        if let Some(unlogged) = self.sessions.admit() {
-            let data_path = self.config.policy.path(agreed.persistent);
-            tracing::info!(disk, %data_path, ?agreed, unlogged, "connected");
-        }
-        self.negotiated = Some(agreed);
+    /// Starts the session that the frontend requested, and returns once its queues are starting.
+    fn start(&mut self, context: &BackendContext, begin: Begin) -> Result<(), Fault> {
+        let (Some((offer, request)), Some((_, geometry))) = (&self.requested, &self.disk) else {
+            return Err(Fault::new("image-missing", "no image is open"));
+        };
+        let negotiated = Negotiated::new(offer, request);
+        let spec = SessionSpec {
+            identity: SessionIdentity::new(context.addr, request),
+            data_path: self.config.policy.path(negotiated.persistent),
+            negotiated,
+            geometry: *geometry,
+        };
+        let session = self.server.start(&spec, begin)?;
+        (self.session, self.spec, self.announced) = (Some(session), Some(spec), false);
         Ok(())
+    }
+
+    /// Returns whether the session's queues are being served; also if they are stopped.
+    fn poll_ready(&mut self) -> Result<Poll<()>, Fault> {
+        let Self { server, session: Some(session), .. } = self else { return Ok(Poll::Ready(())) };
+        let ready = server.ready(session)?;
+        if ready.is_ready() && !core::mem::replace(&mut self.announced, true) {
+            #[cfg(feature = "std")]
+            if let Some(spec) = &self.spec
+                && let Some(unlogged) = self.sessions.admit()
+            {
+                let (disk, data_path, agreed) =
+                    (spec.disk_name(), spec.data_path, &spec.negotiated);
+                tracing::info!(disk, %data_path, ?agreed, unlogged, "connected");
+            }
+        }
+        Ok(ready)
     }
 
     /// Applies the disk size that was looked up last, to all queues immediately. Returns it if it
     /// changed.
     fn measure(&mut self) -> Option<u64> {
-        let (_, live) = self.disk.as_ref()?;
+        let (_, geometry) = self.disk.as_mut()?;
         let sectors = self.server.sectors()?;
-        live.resize(sectors).then_some(sectors)
+        if core::mem::replace(&mut geometry.sectors, sectors) == sectors {
+            return None;
+        }
+        if let Some(session) = &mut self.session {
+            self.server.resize(session, sectors);
+        }
+        Some(sectors)
     }
 
     /// Announces the disk size that was looked up last to the frontend, if it changed.
@@ -271,7 +204,7 @@ impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
         context: &BackendContext,
     ) -> Result<(), HandshakeError> {
         match self.measure() {
-            Some(sectors) if self.negotiated.is_some() => {
+            Some(sectors) if self.spec.is_some() => {
                 #[cfg(feature = "std")]
                 if let Some(unlogged) = self.resizes.admit() {
                     let device = &context.back;
@@ -295,18 +228,24 @@ impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
         let request = FrontRequest::read(xs, &context.front, &offer)?;
         self.requested = Some((offer, request));
         self.measure();
-        self.serve(context, if context.resumed { Begin::Resumed } else { Begin::New })
+        let begin = if context.resumed { Begin::Resumed } else { Begin::New };
+        // If it was not started, nothing is left that a later process could resume.
+        self.start(context, begin).inspect_err(|_| self.server.end(context.addr))
     }
 
     /// Stops all queues in parallel. Ready when all have ended.
     fn stop(&mut self) -> Poll<()> {
-        let Self { server, running, .. } = self;
-        running.retain_mut(|queue| server.stop(queue).is_pending());
-        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        if let Some(session) = &mut self.session
+            && self.server.stop(session).is_pending()
+        {
+            return Poll::Pending;
+        }
+        self.session = None;
+        Poll::Ready(())
     }
 }
 
-impl<P: BackendPlatform, S: VbdServer<P>> BackendClass for Vbd<P, S> {
+impl<S: VbdServer> BackendClass for Vbd<S> {
     fn prepare(
         &mut self,
         xs: &mut dyn Xenstore,
@@ -343,14 +282,13 @@ impl<P: BackendPlatform, S: VbdServer<P>> BackendClass for Vbd<P, S> {
     }
 
     fn forget_session(&mut self, context: &BackendContext) {
-        self.server.remove_record(&session::device(context.addr));
+        self.server.end(context.addr);
     }
 
     fn resumable(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
         let offer = BackOffer::read(xs, &context.back)?;
         let request = FrontRequest::read(xs, &context.front, &offer)?;
-        let key = session::key(context.addr, abi(request.protocol), &request)?;
-        let found = SessionRecord::begin(&mut self.server, context.addr, key, Begin::Resumed);
+        let found = self.server.resumable(&SessionIdentity::new(context.addr, &request));
         #[cfg(feature = "std")]
         if let Err(fault) = &found {
             let (device, reason, remedy) = (&context.back, fault.code, fault.remedy.as_deref());
@@ -360,8 +298,7 @@ impl<P: BackendPlatform, S: VbdServer<P>> BackendClass for Vbd<P, S> {
                 tracing::warn!(device, reason, %fault, remedy, "session not resumed: the frontend has to reconnect");
             }
         }
-        self.server.mapped_before(found?.maps_requests());
-        Ok(())
+        found
     }
 
     fn connect(
@@ -375,16 +312,10 @@ impl<P: BackendPlatform, S: VbdServer<P>> BackendClass for Vbd<P, S> {
                 return Ok(Poll::Pending);
             }
         }
-        if self.negotiated.is_none() {
+        if self.spec.is_none() {
             self.begin(xs, context)?;
         }
-        let Self { server, running, .. } = self;
-        for queue in running {
-            if server.ready(queue)?.is_pending() {
-                return Ok(Poll::Pending);
-            }
-        }
-        Ok(Poll::Ready(()))
+        self.poll_ready()
     }
 
     fn is_superseded(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> bool {
@@ -427,10 +358,9 @@ impl<P: BackendPlatform, S: VbdServer<P>> BackendClass for Vbd<P, S> {
         xs: &mut dyn Xenstore,
         context: &BackendContext,
     ) -> Result<(), HandshakeError> {
-        let Some((disk, live)) = &self.disk else {
+        let Some((disk, geometry)) = &self.disk else {
             return Err(HandshakeError::Unwritable("a disk that was never opened"));
         };
-        let geometry = live.geometry();
         let info = DiskInfo {
             cdrom: disk.device_type == DeviceType::Cdrom,
             removable: disk.removable,
@@ -450,10 +380,10 @@ impl<P: BackendPlatform, S: VbdServer<P>> BackendClass for Vbd<P, S> {
         if self.stop().is_pending() {
             return Poll::Pending;
         }
-        if let Some(session) = self.session.take() {
-            session.end(&mut self.server);
+        if let Some(spec) = self.spec.take() {
+            self.server.end(spec.identity.addr);
         }
-        (self.negotiated, self.requested) = (None, None);
+        self.requested = None;
         Poll::Ready(())
     }
 
@@ -473,17 +403,15 @@ impl<P: BackendPlatform, S: VbdServer<P>> BackendClass for Vbd<P, S> {
             // The queues are being stopped.
             return None;
         }
-        let Self { server, running, .. } = self;
         // A queue that cannot continue ends all of them.
-        running.iter_mut().find_map(|queue| match server.ready(queue) {
-            Ok(_) => server.fault(queue).map(|fault| Fault::of(fault.code(), &fault)),
-            Err(fault) => Some(fault),
-        })
+        if let Err(fault) = self.poll_ready() {
+            return Some(fault);
+        }
+        self.session.as_mut().and_then(|session| self.server.fault(session))
     }
 
     fn warning(&mut self) -> Option<Fault> {
-        let (_, live) = self.disk.as_ref()?;
-        if self.warned || !live.flush_state().has_failed() {
+        if self.warned || self.disk.is_none() || !self.server.flush_failed() {
             return None;
         }
         self.warned = true;

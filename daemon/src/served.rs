@@ -58,13 +58,14 @@ pub trait ReportStatus {
 }
 
 impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> ReportStatus
-    for Vbd<P, pvio_storage::host::ImageServer>
+    for Vbd<pvio_storage::host::ImageServer<P>>
 {
     fn status(&self) -> DeviceStatus {
         let queues = self.stats().iter().map(|stats| Counters::Disk(Arc::clone(stats)));
         let mut events = self.server().events();
         events.extend(self.events());
-        let (mappings, load) = (self.mapping_budget().cloned(), self.server().load().cloned());
+        let server = self.server();
+        let (mappings, load) = (server.mapping_budget().cloned(), server.load().cloned());
         DeviceStatus { mappings, load, queues: queues.collect(), events, ..DeviceStatus::default() }
     }
 }

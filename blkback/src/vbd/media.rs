@@ -1,11 +1,10 @@
 //! Media changes of a drive that is being served.
 
-use super::session::Begin;
 use super::{Opening, Vbd, VbdServer};
 use crate::engine::Geometry;
+use crate::session::Begin;
 use alloc::format;
 use alloc::vec::Vec;
-use pvio_event_channel::BackendPlatform;
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendClass, BackendContext, Fault};
 use pvio_xenbus::handshake::vbd::{ToolstackBack, announce_resize};
@@ -20,7 +19,7 @@ pub(super) struct Change {
     refused: Option<Fault>,
 }
 
-impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
+impl<S: VbdServer> Vbd<S> {
     /// Begins a change of the drive's media after the toolstack inserted other media or ejected it.
     /// The frontend sees an empty drive, then the new media, as changes of the disk's size: the
     /// protocol has no other notification. The rings stay connected, and requests that arrive
@@ -31,7 +30,7 @@ impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
         context: &BackendContext,
         mut keys: ToolstackBack,
     ) -> Result<(), Fault> {
-        let before = self.disk.as_ref().map(|(disk, live)| (disk.clone(), live.geometry()));
+        let before = self.disk.clone();
         if let Some((before, _)) = &before
             && before.physical_device_path == keys.physical_device_path
         {
@@ -60,8 +59,8 @@ impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
             return Ok(());
         }
         if let Err(fault) = &changed
-            && self.running.is_empty()
-            && self.negotiated.is_some()
+            && self.session.is_none()
+            && self.spec.is_some()
         {
             self.failed = Some(fault.clone());
         }
@@ -97,8 +96,12 @@ impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
                 *disk = change.keys;
             }
         }
-        if self.negotiated.is_some() {
-            self.serve(context, Begin::Again)?;
+        if self.spec.is_some() {
+            self.start(context, Begin::Again)?;
+            if let Err(fault) = self.poll_ready() {
+                self.failed = Some(fault.clone());
+                return Err(fault);
+            }
             if let Some(geometry) = self.geometry() {
                 announce_resize(xs, &context.back, geometry.sectors)?;
             }
@@ -108,7 +111,7 @@ impl<P: BackendPlatform, S: VbdServer<P>> Vbd<P, S> {
 
     /// Returns why a connected frontend cannot use the new media: its logical sector size differs.
     fn sector_size_fault(&self, change: &Change, now: &Geometry) -> Option<Fault> {
-        let before = change.before.filter(|_| now.sectors > 0 && self.negotiated.is_some())?;
+        let before = change.before.filter(|_| now.sectors > 0 && self.spec.is_some())?;
         if now.sector_size == before.sector_size {
             return None;
         }

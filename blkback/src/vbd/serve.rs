@@ -1,15 +1,13 @@
-//! The interface of a [`Vbd`](super::Vbd) to what opens disks and runs queues.
+//! The interface of a [`Vbd`](super::Vbd) to what opens disks and serves sessions.
 
 use crate::config::Config;
-use crate::engine::{FlushState, Geometry};
-use crate::queue::{QueueFault, QueueParts};
+use crate::engine::Geometry;
+use crate::session::{Begin, SessionIdentity, SessionSpec};
+use crate::stats::Stats;
 use alloc::sync::Arc;
 use core::task::Poll;
-use pvio_event_channel::BackendPlatform;
-use pvio_grant_table::DomId;
-use pvio_grant_table::policy::MappingBudget;
-use pvio_ring::shm::SharedMemory;
 use pvio_xenbus::driver::Fault;
+use pvio_xenbus::handshake::common::DeviceAddr;
 use pvio_xenbus::handshake::vbd::ToolstackBack;
 
 /// The progress of opening a disk.
@@ -23,29 +21,17 @@ pub enum Opening {
     Busy(Fault),
 }
 
-/// Opens disks and runs queues, with threads or the platform's equivalent.
-pub trait VbdServer<P: BackendPlatform> {
-    /// A queue that is being served. Dropping it completes the operations in flight and releases
-    /// all resources.
-    type Running;
-
-    /// Memory for in-flight records.
-    type Record: SharedMemory + Clone;
-
-    /// Returns `len` bytes of memory for the in-flight record of a device's session: new memory or,
-    /// to resume an earlier process's session, that process's memory. Where no memory outlives the
-    /// process, it is [`HeapMemory`](pvio_ring::shm::HeapMemory), and sessions cannot be resumed.
-    ///
-    /// # Errors
-    /// A [`Fault`]. If `resumed` is set, the session ends and the frontend reconnects.
-    fn record(&mut self, device: &str, len: usize, resumed: bool) -> Result<Self::Record, Fault>;
-
-    /// Reports whether the earlier process of a session to be resumed mapped guest pages for single requests.
-    /// Called before the disk is opened. If it did, opening waits until these pages are unmapped.
-    fn mapped_before(&mut self, _mapped: bool) {}
-
-    /// Removes the record of a device whose session has ended.
-    fn remove_record(&mut self, _device: &str) {}
+/// Opens one disk and serves its sessions, in this process
+/// ([`Session`](crate::session::Session)) or in another one. It serves at most one session at a
+/// time.
+///
+/// A session starts with [`start`](Self::start) and is stopped with [`stop`](Self::stop), which
+/// leaves its in-flight record: it can continue, here with [`Begin::Again`] or in a later process
+/// with [`Begin::Resumed`]. [`end`](Self::end) removes the record.
+pub trait VbdServer {
+    /// A session that is being served. Dropping it stops it, as [`stop`](Self::stop), and may
+    /// block.
+    type Session;
 
     /// Returns the settings for a disk, which may differ from the usual ones by the toolstack's
     /// keys. Called before the disk is opened and before the toolstack's script has run.
@@ -65,8 +51,8 @@ pub trait VbdServer<P: BackendPlatform> {
     }
 
     /// Opens the disk's image, and closes a previously open one. No queue is being served. A drive
-    /// without media ([`ToolstackBack::is_empty_drive`]) is a disk of no sectors, whose queues are
-    /// [started](Self::start) as usual.
+    /// without media ([`ToolstackBack::is_empty_drive`]) is a disk of no sectors, whose sessions
+    /// are [started](Self::start) as usual.
     ///
     /// # Errors
     /// A [`Fault`] that states the remedy for the operator.
@@ -87,15 +73,9 @@ pub trait VbdServer<P: BackendPlatform> {
         Poll::Ready(())
     }
 
-    /// Returns whether a flush of the open disk has failed. The same object while the disk is open.
-    fn flush_state(&self) -> Arc<FlushState> {
-        Arc::default()
-    }
-
-    /// Returns the budget of cached mappings that a guest's disks share. The same object for the
-    /// same guest.
-    fn mapping_budget(&self, _guest: DomId) -> Arc<MappingBudget> {
-        MappingBudget::unlimited()
+    /// Returns whether a flush of the open disk has failed.
+    fn flush_failed(&self) -> bool {
+        false
     }
 
     /// Starts to look up the current disk size, which may have changed since the disk was opened.
@@ -108,31 +88,48 @@ pub trait VbdServer<P: BackendPlatform> {
         None
     }
 
-    /// Starts to serve a queue, without waiting until it is [ready](Self::ready).
-    ///
-    /// # Errors
-    /// A [`Fault`] if the system lacks the resources.
-    fn start(
-        &mut self,
-        name: &str,
-        parts: QueueParts<P, P::Channel, Self::Record>,
-    ) -> Result<Self::Running, Fault>;
-
-    /// Returns whether a started queue is being served.
-    ///
-    /// # Errors
-    /// A [`Fault`] if the system lacks the resources.
-    fn ready(&mut self, _running: &mut Self::Running) -> Result<Poll<()>, Fault> {
-        Ok(Poll::Ready(()))
+    /// Returns the counters of each queue, over all sessions; at least one from the beginning.
+    fn stats(&self) -> &[Arc<Stats>] {
+        &[]
     }
 
-    /// Returns the fault that ended a queue, if one did; reported once.
-    fn fault(&mut self, running: &mut Self::Running) -> Option<QueueFault>;
+    /// Checks whether a session of an earlier process can be resumed. Called before the disk is
+    /// opened. If that process mapped guest pages for single requests, opening waits until these
+    /// are unmapped.
+    ///
+    /// # Errors
+    /// A [`Fault`]: the frontend reconnects. Where no memory outlives the process, no session can
+    /// be resumed.
+    fn resumable(&mut self, session: &SessionIdentity) -> Result<(), Fault>;
 
-    /// Stops serving a queue: it takes no new requests and completes those in flight. Called again
-    /// until it is ready; dropping the queue does not block then. The default implementation leaves
-    /// all of this to the drop.
-    fn stop(&mut self, _running: &mut Self::Running) -> Poll<()> {
-        Poll::Ready(())
-    }
+    /// Starts to serve a session of the open disk, without waiting until it is
+    /// [ready](Self::ready). [`Begin::Again`] continues the session that this server started last,
+    /// whose queues were stopped, after other media was opened.
+    ///
+    /// # Errors
+    /// A [`Fault`] if nothing was started.
+    fn start(&mut self, spec: &SessionSpec, begin: Begin) -> Result<Self::Session, Fault>;
+
+    /// Returns whether every queue of a session is being served. When that changes, the server
+    /// wakes the device's driver.
+    ///
+    /// # Errors
+    /// A [`Fault`]: the session cannot be served, and has to be stopped.
+    fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault>;
+
+    /// Returns the fault that ended a session, if one did; reported once. The session has to be
+    /// stopped.
+    fn fault(&mut self, session: &mut Self::Session) -> Option<Fault>;
+
+    /// Sets the size of the disk in sectors of 512 bytes, for all queues of a session.
+    fn resize(&mut self, session: &mut Self::Session, sectors: u64);
+
+    /// Stops serving a session: it takes no new requests and completes those in flight. Called
+    /// again until it is ready; dropping the session does not block then.
+    fn stop(&mut self, session: &mut Self::Session) -> Poll<()>;
+
+    /// Makes sure that no process resumes a session of this device: invalidates the record of the
+    /// session that this server started last, and removes the device's record, whichever process
+    /// created it. No session is being served.
+    fn end(&mut self, device: DeviceAddr);
 }

@@ -165,13 +165,13 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
     served.set_budgets(&descriptors, &options.mappings);
     let mut disks = Devices::new(disks, id, options.only, move |addr, state| {
         let usual = chosen.disk_options.clone();
-        let server = ImageServer::with(usual, groups.clone(), wakes.of(addr));
+        let server = ImageServer::with(shared.clone(), usual, groups.clone(), wakes.of(addr));
         let server = server.within(chosen.mappings.clone());
         let server = match &chosen.records {
             Some(records) => server.recorded_in(records.clone()),
             None => server,
         };
-        new_driver(&chosen, addr, state, Vbd::with(shared.clone(), server, chosen.disks))
+        new_driver(&chosen, addr, state, Vbd::with(server, chosen.disks))
     })
     .removing_nodes(hotplug == HotplugMode::DriverDomain)
     .published_in(served)

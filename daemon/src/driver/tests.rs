@@ -43,8 +43,8 @@ fn serve(
         let woken = WokenDevices::new(&Wakeup::new().unwrap());
         let wakes = woken.clone();
         let mut disks = Devices::new(vec![BackendKind::Vbd], id, None, move |addr, state| {
-            let server = ImageServer::new(wakes.of(addr));
-            new_driver(&options, addr, state, Vbd::with(domain.clone(), server, options.disks))
+            let server = ImageServer::new(domain.clone(), wakes.of(addr));
+            new_driver(&options, addr, state, Vbd::with(server, options.disks))
         })
         .with_descriptors(&descriptors, EACH)
         .with_polling();

@@ -32,8 +32,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let domain = Domain::join(dir.path(), driver)?;
     let xenstore = domain.xenstore()?;
-    let server = ImageServer::new(Arc::new(|| ()));
-    let backend = BackendDriver::restarted(addr, Vbd::new(domain, server));
+    let server = ImageServer::new(domain, Arc::new(|| ()));
+    let backend = BackendDriver::restarted(addr, Vbd::new(server));
     let backend = thread::spawn(move || test_utils::serve(backend, xenstore));
 
     // The guest. `read_at` blocks; the requests of `disk.queue()` do not.

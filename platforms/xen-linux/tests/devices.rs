@@ -30,7 +30,7 @@ fn xen_domain_implements_all_device_traits() {
     memory::<Mapping>();
     memory::<Pages>();
     waitable::<Channel>();
-    backend::<Vbd<XenDomain, ImageServer>>();
+    backend::<Vbd<ImageServer<XenDomain>>>();
     backend::<Vif<NicServer<XenDomain>>>();
     frontend::<pvio_blkfront::Disk<XenDomain>>();
     frontend::<Nic<XenDomain>>();

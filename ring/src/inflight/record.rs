@@ -125,7 +125,12 @@ impl<M: SharedMemory + Clone> Record<M> {
 
     /// Marks the record invalid: the session is over, or must not be resumed.
     pub fn invalidate(&self) {
-        self.memory.store_u64(VALID, 0, Release);
+        Self::invalidate_in(&self.memory);
+    }
+
+    /// Marks the record in this memory invalid, whichever session it belongs to.
+    pub fn invalidate_in(memory: &M) {
+        memory.store_u64(VALID, 0, Release);
     }
 
     /// Records whether a flush has failed, before the guest sees the failure: a successor fails

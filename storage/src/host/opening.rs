@@ -1,13 +1,16 @@
 //! Opening and closing of a disk on separate threads, because both block for as long as storage or
 //! a server does.
 
-use super::Open;
-use crate::image::ImageError;
+use super::disk::{DiskParts, OpenDisk};
+use super::groups::Groups;
+use super::trace::TraceFile;
+use crate::image::{Disk, Image, ImageError};
 use alloc::format;
 use alloc::sync::{Arc, Weak};
 use core::task::Poll;
-use pvio_runtime::{Notify, Task, TaskError};
+use pvio_runtime::{LogLimit, Notify, Task, TaskError};
 use pvio_xenbus::driver::Fault;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,7 +42,7 @@ impl Deadlines {
 
 /// A disk that is being opened. The thread ends soon after this is dropped.
 pub(super) struct Pending {
-    task: Task<Result<Open, Fault>>,
+    task: Task<Result<OpenDisk, Fault>>,
     progress: Arc<Mutex<Progress>>,
     _wanted: Arc<()>,
 }
@@ -58,9 +61,9 @@ impl Pending {
     pub fn begin<F>(
         name: &str,
         deadlines: Deadlines,
-        before: Option<Open>,
+        before: Option<Arc<OpenDisk>>,
         fence: impl FnOnce() -> Result<F, ImageError> + Send + 'static,
-        open: impl Fn(&F) -> Result<Open, ImageError> + Send + 'static,
+        open: impl Fn(&F) -> Result<OpenDisk, ImageError> + Send + 'static,
         wake: Notify,
     ) -> Result<Self, Fault> {
         let wanted = Arc::new(());
@@ -92,13 +95,13 @@ impl Pending {
     }
 
     /// Returns the outcome, if there is one.
-    pub fn poll(&mut self) -> Poll<Result<Open, Fault>> {
+    pub fn poll(&mut self) -> Poll<Result<OpenDisk, Fault>> {
         self.task.set_deadline(lock(&self.progress).deadline);
         self.task.poll().map(outcome)
     }
 
     /// Waits for the outcome.
-    pub fn wait(&mut self) -> Result<Open, Fault> {
+    pub fn wait(&mut self) -> Result<OpenDisk, Fault> {
         loop {
             let deadline = lock(&self.progress).deadline;
             self.task.set_deadline(deadline);
@@ -115,7 +118,7 @@ fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
     progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn outcome(opened: Result<Result<Open, Fault>, TaskError>) -> Result<Open, Fault> {
+fn outcome(opened: Result<Result<OpenDisk, Fault>, TaskError>) -> Result<OpenDisk, Fault> {
     opened.unwrap_or_else(|error| {
         Err(match error {
             TaskError::Panicked => {
@@ -137,11 +140,11 @@ fn fault(error: ImageError) -> Fault {
 
 /// Calls `open` until it succeeds or fails for another reason than that the image is in use.
 fn open_when_free(
-    open: impl Fn() -> Result<Open, ImageError>,
+    open: impl Fn() -> Result<OpenDisk, ImageError>,
     until: Instant,
     wanted: &Weak<()>,
     report: impl FnOnce(Fault),
-) -> Result<Open, Fault> {
+) -> Result<OpenDisk, Fault> {
     let mut report = Some(report);
     loop {
         let error = match open() {
@@ -160,26 +163,43 @@ fn open_when_free(
     }
 }
 
+/// Opens a disk's image and creates the file of its trace.
+pub(super) fn open(
+    disk: &Disk,
+    groups: &Groups,
+    fence: Option<&OwnedFd>,
+    unsized_images: Arc<LogLimit>,
+    name: &str,
+) -> Result<OpenDisk, ImageError> {
+    let throttles = groups.throttles(&disk.options);
+    let image = Image::open_as(disk)?;
+    let failed = |error| ImageError::Other { path: name.into(), error };
+    let fence = fence.map(OwnedFd::try_clone).transpose().map_err(failed)?;
+    let trace = disk.options.trace.as_ref();
+    let trace = trace.map(|path| TraceFile::create(path, &disk.spec, name)).transpose()?;
+    let parts = DiskParts { image, throttles, fence, trace, unsized_images };
+    let open = OpenDisk::new(disk, parts)?;
+    tracing::info!(disk = name, image = %disk, "disk opened");
+    Ok(open)
+}
+
 /// Starts a thread that closes a disk. Without a thread, the disk is closed here, which blocks.
-pub(super) fn close(open: Open, wake: Notify) -> Option<Task<()>> {
+pub(super) fn close(open: Arc<OpenDisk>, wake: Notify) -> Option<Task<()>> {
     Task::spawn("close-disk", move || drop(open), move || wake()).ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::size::ImageSize;
-    use super::super::{Groups, fence};
+    use super::super::fence;
     use super::*;
-    use crate::image::Disk;
     use core::sync::atomic::{AtomicU32, Ordering};
     use pvio_recordfile::RecordDir;
-    use std::os::fd::OwnedFd;
 
     const LONG: Duration = Duration::from_secs(30);
 
-    fn memory() -> Result<Open, ImageError> {
+    fn memory() -> Result<OpenDisk, ImageError> {
         let disk: Disk = "ram:1M".parse().unwrap();
-        Open::new(disk, &Groups::default(), None, ImageSize::new(Arc::default()), "disk")
+        super::open(&disk, &Groups::default(), None, Arc::default(), "disk")
     }
 
     /// Returns a record directory with a fence that is held.

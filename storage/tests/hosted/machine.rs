@@ -77,7 +77,7 @@ impl Machine {
         let stopped = Arc::clone(&stop);
         let faults = Arc::new(Mutex::default());
         let refused: Arc<Mutex<Vec<_>>> = Arc::clone(&faults);
-        let vbd = Vbd::with(domain.clone(), ImageServer::new(Arc::new(|| ())), self.config);
+        let vbd = Vbd::with(ImageServer::new(domain.clone(), Arc::new(|| ())), self.config);
         let stats = Arc::clone(&vbd.stats()[0]);
         let events = vbd.events();
         let thread = std::thread::spawn(move || {

@@ -4,12 +4,14 @@ use crate::machine::{Machine, PATIENCE, image};
 use pvio_blkback::vbd::VbdServer;
 use pvio_blkback::{Config, Policy, Vbd};
 use pvio_blkfront::Op;
+use pvio_grant_table::DomId;
 use pvio_hosted::Domain;
 use pvio_recordfile::RecordDir;
 use pvio_ring::proto::blkif::Status;
 use pvio_ring::shm::Region;
 use pvio_storage::host::{ImageServer, UNMAPPING};
 use pvio_xenbus::driver::BackendDriver;
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr};
 use pvio_xenbus::handshake::vbd::Mode;
 use pvio_xenbus::{XenbusState, Xenstore};
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use std::time::{Duration, Instant};
 /// Offset of word 4 of a record's header: whether pages are mapped for single requests.
 const MAPS_REQUESTS: usize = 32;
 
-type Device = BackendDriver<Vbd<Domain, ImageServer>>;
+type Device = BackendDriver<Vbd<ImageServer<Domain>>>;
 
 /// Steps a device until told to stop, and then leaves its session to a successor.
 fn serve(mut device: Device, domain: Domain, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
@@ -46,8 +48,9 @@ fn resumed(policy: Policy) -> (Duration, u64) {
     let addr = machine.add_disk(file.path(), Mode::ReadWrite);
     let domain = machine.join(machine.driver);
     let vbd = || {
-        let server = ImageServer::new(Arc::new(|| ())).recorded_in(records.clone());
-        Vbd::with(domain.clone(), server, machine.config)
+        let server = ImageServer::new(domain.clone(), Arc::new(|| ()));
+        let server = server.recorded_in(records.clone());
+        Vbd::with(server, machine.config)
     };
     let stop = Arc::new(AtomicBool::new(false));
     let first = serve(BackendDriver::restarted(addr, vbd()), domain.clone(), &stop);
@@ -96,9 +99,11 @@ fn record_that_cannot_be_removed_is_counted() {
     let path = parent.path().join("records");
     let records = RecordDir::open(&path).unwrap();
     std::fs::create_dir(path.join("vbd-1-51712")).unwrap();
-    let mut server = ImageServer::new(Arc::new(|| ())).recorded_in(records);
+    let machine = Machine::new(Config::default());
+    let domain = machine.join(machine.driver);
+    let mut server = ImageServer::new(domain, Arc::new(|| ())).recorded_in(records);
     for _ in 0..12 {
-        VbdServer::<Domain>::remove_record(&mut server, "vbd-1-51712");
+        server.end(DeviceAddr::new(BackendKind::Vbd, DomId(0), DomId(1), 51712));
     }
     let counted: Vec<_> = server.events().iter().map(|(name, log)| (*name, log.seen())).collect();
     assert_eq!(counted, [("size-unknown", 0), ("records-left", 12)]);

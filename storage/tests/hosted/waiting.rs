@@ -32,7 +32,7 @@ struct Daemon<P: BackendPlatform<Channel: AsFd> + Send + 'static> {
     guest: Domain,
     xs: Client,
     dom0: Client,
-    devices: Vec<BackendDriver<Vbd<P, ImageServer>>>,
+    devices: Vec<BackendDriver<Vbd<ImageServer<P>>>>,
 }
 
 impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> Daemon<P> {
@@ -52,8 +52,8 @@ impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> Daemon<P> {
         words.kind = OWN_KIND.into();
         words.options = Some(options.into()).filter(|text: &Vec<u8>| !text.is_empty());
         create_device(&mut self.dom0, addr, &words).unwrap();
-        let server = ImageServer::new(std::sync::Arc::new(|| ()));
-        let vbd = Vbd::with(self.platform.clone(), server, self.machine.config);
+        let server = ImageServer::new(self.platform.clone(), std::sync::Arc::new(|| ()));
+        let vbd = Vbd::with(server, self.machine.config);
         self.devices.push(BackendDriver::restarted(addr, vbd));
         addr
     }

@@ -17,22 +17,28 @@ mod support;
 use ext4::{Fact, Mounted};
 use files::{DiskFile, HostFile};
 use fuse::{OneFile, put};
-use pvio_blkback::VbdServer;
 use pvio_blkback::engine::Geometry;
 use pvio_blkback::queue::{QueueFault, QueueParts};
+use pvio_blkback::session::{
+    Begin, QueueServer, Session, SessionIdentity, SessionParts, SessionSpec,
+};
+use pvio_blkback::vbd::VbdServer;
 use pvio_event_channel::EventChannels;
+use pvio_grant_table::policy::MappingBudget;
 use pvio_hosted::Domain;
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
 use pvio_storage::engine::record::Record;
 use pvio_storage::image::{Image, ImageOptions};
 use pvio_storage::worker::{self, Worker};
 use pvio_xenbus::driver::Fault;
+use pvio_xenbus::handshake::common::DeviceAddr;
 use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use support::{Guest, Machine, has, text, tool};
 
 /// Serializes the tests: a program that one starts inherits for a moment what another has mounted.
@@ -43,17 +49,16 @@ const SIZE: u64 = 16 << 20;
 
 /// Serves raw images whose changes are recorded.
 struct Recording {
+    domain: Domain,
     record: Arc<Record>,
     image: Option<Arc<Image>>,
 }
 
-impl VbdServer<Domain> for Recording {
-    type Running = Worker;
-    type Record = HeapMemory;
+/// Serves the queues of such an image.
+struct Queues(Arc<Image>);
 
-    fn record(&mut self, _: &str, len: usize, _: bool) -> Result<HeapMemory, Fault> {
-        Ok(HeapMemory::pages(len.div_ceil(PAGE_SIZE)))
-    }
+impl VbdServer for Recording {
+    type Session = Session<Domain, HeapMemory, Queues>;
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
         let Backing::Format("raw", path) = disk.backing() else { panic!("{disk:?}") };
@@ -64,13 +69,51 @@ impl VbdServer<Domain> for Recording {
         Ok(geometry)
     }
 
+    fn resumable(&mut self, _: &SessionIdentity) -> Result<(), Fault> {
+        Err(Fault::new("record-missing", "records are not stored"))
+    }
+
+    fn start(&mut self, spec: &SessionSpec, begin: Begin) -> Result<Self::Session, Fault> {
+        let image = self.image.clone().unwrap();
+        let parts = SessionParts {
+            platform: self.domain.clone(),
+            record: HeapMemory::pages(spec.identity.record_len()?.div_ceil(PAGE_SIZE)),
+            flush_state: Arc::clone(image.flush_state()),
+            mapping_budget: MappingBudget::unlimited(),
+            stats: Vec::new(),
+            queues: Queues(image),
+        };
+        Session::start(spec, begin, parts)
+    }
+
+    fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault> {
+        session.ready()
+    }
+
+    fn fault(&mut self, session: &mut Self::Session) -> Option<Fault> {
+        session.fault()
+    }
+
+    fn resize(&mut self, session: &mut Self::Session, sectors: u64) {
+        session.resize(sectors);
+    }
+
+    fn stop(&mut self, session: &mut Self::Session) -> Poll<()> {
+        session.stop()
+    }
+
+    fn end(&mut self, _: DeviceAddr) {}
+}
+
+impl QueueServer<Domain, HeapMemory> for Queues {
+    type Running = Worker;
+
     fn start(
         &mut self,
         name: &str,
         parts: QueueParts<Domain, <Domain as EventChannels>::Channel>,
     ) -> Result<Worker, Fault> {
-        let image = self.image.clone().unwrap();
-        Ok(worker::start(name, parts, image, Arc::new(|| ())).unwrap())
+        Ok(worker::start(name, parts, Arc::clone(&self.0), Arc::new(|| ())).unwrap())
     }
 
     fn fault(&mut self, running: &mut Worker) -> Option<QueueFault> {
@@ -103,7 +146,8 @@ fn synced_data_on_raw_disk_survives_power_loss_at_any_moment() {
     ext4::make(&image, SIZE);
     let begin = fs::read(&image).unwrap();
     let record = Arc::new(Record::default());
-    let server = Recording { record: record.clone(), image: None };
+    let recorded = record.clone();
+    let server = move |domain| Recording { domain, record: recorded, image: None };
     let params = format!("raw:{}", text(&image));
     let guest = Machine::new().disk_of(&params, Mode::ReadWrite, server);
     let facts = work(guest, dir.path(), &record);

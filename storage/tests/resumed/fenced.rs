@@ -5,7 +5,7 @@ use super::fuse::can_serve_files;
 use super::storage::{Mounted, SlowStorage};
 use super::support::{has, text, tool};
 use super::{ABI, MEMORY, Memory, PATIENCE, key};
-use pvio_blkback::{DataPath, DiskState, QueueParts, QueueRecord, Stats, VbdServer};
+use pvio_blkback::{DataPath, DiskState, QueueParts, QueueRecord, QueueServer, Stats, VbdServer};
 use pvio_event_channel::{EventChannel, EventChannels, EventError, Port};
 use pvio_grant_table::policy::MappingBudget;
 use pvio_grant_table::{Access, CopyOp, DomId, GrantCopier, GrantMapper, GrantRef, GrantStatus};
@@ -14,7 +14,7 @@ use pvio_ring::FrontRing;
 use pvio_ring::inflight::Record;
 use pvio_ring::proto::blkif::{Response, Status};
 use pvio_ring::shm::{PAGE_SIZE, Part, Region};
-use pvio_storage::host::ImageServer;
+use pvio_storage::host::{ImageQueues, ImageServer};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr};
 use pvio_xenbus::handshake::vbd::ToolstackBack;
 use rustix::fs::{CWD, Mode, OFlags, mkfifoat};
@@ -107,14 +107,16 @@ fn serve(dir: &Path, disk: &str) -> ! {
     let records = RecordDir::open(dir).unwrap();
     let memory = Memory(records.existing("memory", MEMORY).unwrap());
     let guest = Guest { memory, fifo: dir.join("event") };
-    let mut server = ImageServer::new(Arc::new(|| ())).recorded_in(records.clone());
+    let server = ImageServer::new(guest.clone(), Arc::new(|| ()));
+    let mut server = server.recorded_in(records.clone());
     let addr = DeviceAddr::new(BackendKind::Vbd, DomId(0), DomId(1), 51712);
     let mut told = ToolstackBack::new(addr, disk);
     told.kind = "pvio".into();
-    let geometry = VbdServer::<Guest>::open(&mut server, &told).unwrap();
+    let geometry = server.open(&told).unwrap();
     println!("\nserver: open");
     let mut ring = pvio_ring::BackRing::attach(guest.memory.page(0), ABI.slot_size()).unwrap();
-    let flushes = VbdServer::<Guest>::flush_state(&server);
+    let open = Arc::clone(server.open_disk().unwrap());
+    let flushes = Arc::clone(open.flush_state());
     let record = match records.existing("record", key().record_len()) {
         Ok(file) => {
             let record = Record::open(file, key()).unwrap();
@@ -143,7 +145,7 @@ fn serve(dir: &Path, disk: &str) -> ! {
         record,
         stats: Arc::new(Stats::default()),
     };
-    let _queue = server.start("vbd", parts).unwrap();
+    let _queue = ImageQueues::new(open, Arc::new(|| ())).start("vbd", parts).unwrap();
     loop {
         std::thread::park();
     }

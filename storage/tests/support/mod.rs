@@ -51,14 +51,16 @@ impl Machine {
 
     /// Attaches the disk that a toolstack names by `params`, `FORMAT:REST`.
     pub fn disk(self, params: &(impl AsRef<[u8]> + ?Sized), mode: Mode) -> Guest {
-        self.disk_of(params, mode, ImageServer::new(Arc::new(|| ())))
+        self.disk_of(params, mode, |domain| ImageServer::new(domain, Arc::new(|| ())))
     }
 
-    /// Attaches a disk that `server` opens and serves.
-    pub fn disk_of<S>(self, params: &(impl AsRef<[u8]> + ?Sized), mode: Mode, server: S) -> Guest
-    where
-        S: VbdServer<Domain> + Send + 'static,
-    {
+    /// Attaches a disk that a server in the driver domain opens and serves.
+    pub fn disk_of<S: VbdServer>(
+        self,
+        params: &(impl AsRef<[u8]> + ?Sized),
+        mode: Mode,
+        server: impl FnOnce(Domain) -> S + Send + 'static,
+    ) -> Guest {
         let addr = self.addr();
         let mut back = ToolstackBack::new(addr, params);
         back.kind = "qdisk".into();
@@ -72,7 +74,7 @@ impl Machine {
         let stopped = Arc::clone(&stop);
         let driver = std::thread::spawn(move || {
             let mut xs = domain.xenstore().unwrap();
-            let vbd = Vbd::new(domain, server);
+            let vbd = Vbd::new(server(domain));
             let mut device = BackendDriver::restarted(addr, vbd);
             while !stopped.load(Ordering::SeqCst) && device.step(&mut xs).unwrap() != Life::Gone {
                 xs.wait_event(Some(Duration::from_millis(20))).unwrap();

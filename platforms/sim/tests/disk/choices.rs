@@ -1,9 +1,10 @@
 //! Possible actions, and parameters of a run.
 
-use crate::daemon::{DaemonDo, Flaw};
+use crate::daemon::DaemonDo;
 use crate::guest::GuestDo;
 use crate::hostile_back::Malice;
 use crate::hostile_guest::Mischief;
+use crate::queues::Flaw;
 use pvio_blkback::Policy;
 use pvio_grant_table::DomId;
 use pvio_sim::Sim;

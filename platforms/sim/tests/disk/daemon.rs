@@ -1,16 +1,16 @@
 //! The driver domain, which serves disks as the real one does, but without threads.
 
 use crate::choices::Do;
-use crate::medium::{SharedMedium, SimEngine};
+use crate::medium::SharedMedium;
+use crate::queues::{Flaw, Platform, Queues, Seats, SharedSeat};
+use pvio_blkback::session::{self, record_name};
 use pvio_blkback::vbd::{Vbd, VbdServer};
-use pvio_blkback::{Buf, Config, Geometry, Progress, Queue, QueueFault, QueueParts};
-use pvio_event_channel::{EventChannel, EventError, Port};
+use pvio_blkback::{Begin, Config, Geometry, Session, SessionIdentity, SessionParts, SessionSpec};
 use pvio_grant_table::DomId;
-use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Region};
+use pvio_grant_table::policy::MappingBudget;
+use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
 use pvio_sim::kill::{self, Mortal};
-use pvio_sim::local::events::LocalChannel;
-use pvio_sim::local::memory::LocalMapping;
-use pvio_sim::{LocalDomain, Menu, Sim, WaitState};
+use pvio_sim::{LocalDomain, Menu, Sim};
 use pvio_xenbus::Xenstore;
 use pvio_xenbus::driver::{BackendDriver, Fault, Life};
 use pvio_xenbus::handshake::common::{
@@ -21,82 +21,15 @@ use pvio_xenstored::{LocalClient, Store};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+use std::task::Poll;
 
-/// Deliberate defect, to verify that the simulation finds it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Flaw {
-    #[default]
-    None,
-    /// Sleeps without requesting notifications and without the final check.
-    NoFinalCheck,
-    /// Publishes responses without notifications.
-    NeverNotifies,
-    /// Sometimes completes a write without executing it.
-    ForgetsWrites,
-    /// Completes flushes without executing them.
-    ForgetsFlushes,
-    /// Resumes the first queue of a session with the record of the second, and vice versa.
-    SwapsRecords,
-    /// Resumes only the first queue of a session.
-    ResumesOneQueue,
-}
-
-/// Event channel that can be made to fail.
-struct Wire {
-    channel: Mortal<LocalChannel>,
-    cut: bool,
-}
-
-impl EventChannel for Wire {
-    fn port(&self) -> Port {
-        self.channel.port()
-    }
-
-    fn notify(&self) -> Result<(), EventError> {
-        if self.cut { Ok(()) } else { self.channel.notify() }
-    }
-
-    fn take(&self) -> Result<bool, EventError> {
-        self.channel.take()
-    }
-}
-
-/// The process may be killed at each of its calls and stores.
-type Platform = Mortal<LocalDomain>;
 /// In-flight records by device, which survive the daemon.
 pub type Records = Rc<RefCell<BTreeMap<String, Mortal<HeapMemory>>>>;
-type Parts = QueueParts<Platform, Mortal<LocalChannel>, Mortal<HeapMemory>>;
 
-thread_local! {
-    /// Number of resumed sessions with several queues.
-    static RESUMED: Cell<u32> = const { Cell::new(0) };
-}
-
-/// Returns the number of resumed sessions with several queues since the last call.
-pub fn take_resumed() -> u32 {
-    RESUMED.take()
-}
-
-/// State of a thread of the real daemon.
-struct Served {
-    queue: Queue<Platform, Wire, SimEngine<Buf<Mortal<LocalMapping>>>, Mortal<HeapMemory>>,
-    wait: WaitState,
-}
-
-/// Slot of a queue, through which the scheduler polls it.
-struct Seat {
-    name: String,
-    served: Option<Served>,
-    fault: Option<QueueFault>,
-}
-
-type SharedSeat = Rc<RefCell<Seat>>;
-/// Slots of a disk's queues.
-type Seats = Rc<RefCell<Vec<SharedSeat>>>;
-
-/// Serves one disk: each of its queues has a slot.
+/// Serves one disk.
 pub struct Server {
+    domain: Platform,
     media: Rc<BTreeMap<String, SharedMedium>>,
     /// `None` if no session survives the daemon.
     records: Option<Records>,
@@ -104,70 +37,41 @@ pub struct Server {
     seats: Seats,
     crashed: Rc<Cell<bool>>,
     flaw: Flaw,
-    /// Whether the session was started by another process.
-    resumed: bool,
-    /// The first queue, if its record is to be exchanged with the second's.
-    first: Option<(SharedSeat, Parts)>,
     /// Record of the session.
     record: Option<Mortal<HeapMemory>>,
 }
 
-/// Running queue.
-pub struct Running {
-    seat: SharedSeat,
-    crashed: Rc<Cell<bool>>,
-}
-
 impl Server {
-    fn seat(&self, seat: &SharedSeat, parts: Parts) {
-        let medium = self.medium.clone().expect("opened before it is started");
-        let parts = QueueParts {
-            frontend: parts.frontend,
-            disk: parts.disk,
-            grants: parts.grants,
-            data_path: parts.data_path,
-            ring: parts.ring,
-            channel: Wire { channel: parts.channel, cut: self.flaw == Flaw::NeverNotifies },
-            abi: parts.abi,
-            max_indirect_segments: parts.max_indirect_segments,
-            record: parts.record,
-            stats: parts.stats,
-        };
-        let queue = Queue::new(parts, SimEngine::new(medium, self.flaw));
-        seat.borrow_mut().served = Some(Served { queue, wait: WaitState::Polling });
-    }
-}
-
-impl VbdServer<Platform> for Server {
-    type Running = Running;
-    type Record = Mortal<HeapMemory>;
-
+    /// Returns the memory of a session's in-flight record.
     fn record(
         &mut self,
-        device: &str,
-        len: usize,
-        resumed: bool,
+        identity: &SessionIdentity,
+        begin: Begin,
     ) -> Result<Mortal<HeapMemory>, Fault> {
-        self.resumed = resumed;
-        if resumed {
-            let records = self.records.as_ref().expect("resume without records").borrow();
-            self.record = records.get(device).cloned();
-            let found = self.record.clone();
-            return found.ok_or_else(|| Fault::new("record-missing", device));
-        }
-        let memory = Mortal(HeapMemory::pages(len.div_ceil(PAGE_SIZE)));
-        if let Some(records) = &self.records {
-            records.borrow_mut().insert(device.into(), memory.clone());
-        }
+        let device = record_name(identity.addr);
+        let memory = match begin {
+            Begin::Again => self.record.clone().expect("continued before it was started"),
+            Begin::Resumed => {
+                let records = self.records.as_ref().expect("resume without records").borrow();
+                let found = records.get(&device).cloned();
+                found.ok_or_else(|| Fault::new("record-missing", device))?
+            }
+            Begin::New => {
+                let len = identity.record_len()?;
+                let memory = Mortal(HeapMemory::pages(len.div_ceil(PAGE_SIZE)));
+                if let Some(records) = &self.records {
+                    records.borrow_mut().insert(device, memory.clone());
+                }
+                memory
+            }
+        };
         self.record = Some(memory.clone());
         Ok(memory)
     }
+}
 
-    fn remove_record(&mut self, device: &str) {
-        if let Some(records) = &self.records {
-            records.borrow_mut().remove(device);
-        }
-    }
+impl VbdServer for Server {
+    type Session = Session<Platform, Mortal<HeapMemory>, Queues>;
 
     fn open(&mut self, disk: &ToolstackBack) -> Result<Geometry, Fault> {
         let name = String::from_utf8_lossy(&disk.params);
@@ -179,108 +83,56 @@ impl VbdServer<Platform> for Server {
         Ok(medium.borrow().geometry())
     }
 
-    fn start(&mut self, name: &str, mut parts: Parts) -> Result<Running, Fault> {
-        // The queue may take requests from here on.
-        let valid = self.record.as_ref().and_then(|record| record.load_u64(0, Relaxed));
-        assert_eq!(valid, Some(1), "the record of {name} is not valid");
-        let seat = Seat { name: name.into(), served: None, fault: None };
-        let seat = Rc::new(RefCell::new(seat));
-        let number = {
-            let mut seats = self.seats.borrow_mut();
-            seats.retain(|seat| Rc::strong_count(seat) > 1);
-            assert!(seats.iter().all(|seat| seat.borrow().name != name), "two sessions at once");
-            seats.push(Rc::clone(&seat));
-            seats.len() - 1
+    fn resumable(&mut self, session: &SessionIdentity) -> Result<(), Fault> {
+        let record = self.record(session, Begin::Resumed)?;
+        session::maps_requests(session, record).map(drop)
+    }
+
+    fn start(&mut self, spec: &SessionSpec, begin: Begin) -> Result<Self::Session, Fault> {
+        let record = self.record(&spec.identity, begin)?;
+        let queues = Queues {
+            medium: self.medium.clone().expect("opened before it is started"),
+            seats: Rc::clone(&self.seats),
+            crashed: Rc::clone(&self.crashed),
+            flaw: self.flaw,
+            resumed: begin == Begin::Resumed,
+            first: None,
+            record: record.clone(),
         };
-        RESUMED.set(RESUMED.get() + u32::from(self.resumed && number == 1));
-        match (self.flaw, number) {
-            (Flaw::SwapsRecords, 0) if self.resumed => self.first = Some((Rc::clone(&seat), parts)),
-            (Flaw::ResumesOneQueue, 1..) if self.resumed => {}
-            _ => {
-                if let Some((seat, mut first)) = self.first.take() {
-                    std::mem::swap(&mut first.record, &mut parts.record);
-                    self.seat(&seat, first);
-                }
-                self.seat(&seat, parts);
-            }
-        }
-        Ok(Running { seat, crashed: Rc::clone(&self.crashed) })
-    }
-
-    fn fault(&mut self, running: &mut Running) -> Option<QueueFault> {
-        running.seat.borrow_mut().fault.take()
-    }
-}
-
-impl Drop for Running {
-    /// Completes the operations in flight, as the end of the real worker does; unless the process
-    /// is killed.
-    fn drop(&mut self) {
-        let mut seat = self.seat.borrow_mut();
-        seat.fault = None;
-        let Some(mut served) = seat.served.take() else { return };
-        // A failed run ends without cleanup.
-        if std::thread::panicking() {
-            return;
-        }
-        if self.crashed.get() {
-            return served.queue.engine_mut().crash();
-        }
-        served.finish();
-    }
-}
-
-impl Served {
-    fn finish(&mut self) {
-        let queue = &mut self.queue;
-        queue.drain();
-        while queue.in_flight() > 0 {
-            let engine = queue.engine_mut();
-            assert!(
-                engine.is_busy() || engine.is_done(),
-                "operation was not submitted to the engine"
-            );
-            if engine.is_busy() {
-                engine.complete_one();
-            }
-            if queue.poll(0).is_err() {
-                return self.let_finish();
-            }
-        }
-        let _ = queue.poll(0);
-    }
-
-    /// Completes the operations in flight although the frontend cannot be reached any more.
-    fn let_finish(&mut self) {
-        while self.queue.engine_mut().is_busy() {
-            self.queue.engine_mut().complete_one();
-        }
-    }
-
-    fn is_awake(&mut self) -> bool {
-        self.wait != WaitState::Asleep
-            || self.queue.channel().channel.0.is_pending()
-            || self.queue.engine_mut().is_done()
-    }
-
-    /// Executes one step of a worker's loop.
-    fn work(&mut self, flaw: Flaw, sim: &mut Sim) -> Result<(), QueueFault> {
-        let queue = &mut self.queue;
-        self.wait = match self.wait {
-            WaitState::Asleep => {
-                queue.poll(0)?;
-                queue.channel().take()?;
-                WaitState::Polling
-            }
-            WaitState::Polling => match queue.poll(1 + sim.below(32) as u32)? {
-                Progress::Some => WaitState::Polling,
-                Progress::None => WaitState::Checking,
-            },
-            WaitState::Checking if flaw == Flaw::NoFinalCheck => WaitState::Asleep,
-            WaitState::Checking if queue.final_check()? => WaitState::Polling,
-            WaitState::Checking => WaitState::Asleep,
+        let parts = SessionParts {
+            platform: self.domain.clone(),
+            record,
+            flush_state: Arc::default(),
+            mapping_budget: MappingBudget::unlimited(),
+            stats: Vec::new(),
+            queues,
         };
-        Ok(())
+        Session::start(spec, begin, parts)
+    }
+
+    fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault> {
+        session.ready()
+    }
+
+    fn fault(&mut self, session: &mut Self::Session) -> Option<Fault> {
+        session.fault()
+    }
+
+    fn resize(&mut self, session: &mut Self::Session, sectors: u64) {
+        session.resize(sectors);
+    }
+
+    fn stop(&mut self, session: &mut Self::Session) -> Poll<()> {
+        session.stop()
+    }
+
+    fn end(&mut self, device: DeviceAddr) {
+        if let Some(record) = self.record.take() {
+            session::invalidate(&record);
+        }
+        if let Some(records) = &self.records {
+            records.borrow_mut().remove(&record_name(device));
+        }
     }
 }
 
@@ -300,7 +152,7 @@ pub enum DaemonDo {
 }
 
 struct Device {
-    driver: BackendDriver<Vbd<Platform, Server>>,
+    driver: BackendDriver<Vbd<Server>>,
     seats: Seats,
 }
 
@@ -441,17 +293,16 @@ impl Daemon {
             }
             let seats = Seats::default();
             let server = Server {
+                domain: Mortal(self.domain.clone()),
                 media: Rc::clone(&self.media),
                 records: self.records.clone(),
                 medium: None,
                 seats: Rc::clone(&seats),
                 crashed: Rc::clone(&self.crashed),
                 flaw: self.flaw,
-                resumed: false,
-                first: None,
                 record: None,
             };
-            let vbd = Vbd::with(Mortal(self.domain.clone()), server, self.config);
+            let vbd = Vbd::with(server, self.config);
             let left = read_state(&mut self.xs, &addr.backend_path()).expect("xenstore");
             // Without records, it is not known whether an earlier process served the frontend; for
             // a frontend that has not started, that makes no difference.

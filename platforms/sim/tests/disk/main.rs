@@ -6,6 +6,7 @@
 //! | [`world`] | domains and the toolstack |
 //! | [`choices`] | possible actions and faults |
 //! | [`daemon`] | the driver domain: [`pvio_blkback`] as the real daemon runs it |
+//! | [`queues`] | the queues of a session, which the scheduler polls |
 //! | [`guest`] | a guest: [`pvio_blkfront`] under a workload |
 //! | [`hostile_guest`], [`hostile_back`] | peers that violate every rule |
 //! | [`medium`] | storage with a volatile cache, and the engine in front of it |
@@ -20,12 +21,13 @@ mod hostile_back;
 mod hostile_guest;
 mod medium;
 mod model;
+mod queues;
 mod world;
 
 use choices::{Faults, Kind, queues};
-use daemon::{Flaw, take_resumed};
 use pvio_blkback::Policy;
 use pvio_sim::{Failure, Sim, attempt, run_seeds, settle, storm};
+use queues::{Flaw, take_resumed};
 use std::collections::BTreeMap;
 use world::DiskWorld;
 
