@@ -1,6 +1,8 @@
 //! The definition of a disk as an operator writes it: options in brackets, if any, and the storage.
 
 use super::escaped;
+#[cfg(feature = "serde")]
+use super::files::path_text::Text;
 use super::options::{DiskOptions, OptionError};
 use super::spec::{Spec, SpecError};
 use alloc::borrow::Cow;
@@ -107,6 +109,21 @@ fn split(text: &[u8]) -> Result<(DiskOptions, &[u8]), OptionError> {
 impl From<Spec> for Disk {
     fn from(spec: Spec) -> Self {
         Self { options: DiskOptions::default(), spec }
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Disk {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        Text::new(self.to_bytes()).serialize(to)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Disk {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = Text::deserialize(from)?.into_bytes();
+        Self::from_bytes(&text).map_err(serde::de::Error::custom)
     }
 }
 

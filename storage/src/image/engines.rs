@@ -36,7 +36,7 @@ impl Image {
             }
         };
         let executor = match &self.storage {
-            Storage::File { file, discards } => {
+            Storage::File { file, discards, .. } => {
                 let image = file.try_clone()?.into();
                 let engine = UringEngine::with(
                     image,

@@ -172,6 +172,14 @@ pub enum ImageError {
     /// There is not enough memory for a disk in memory.
     #[error("a disk of {0} bytes in memory cannot be created: not enough memory")]
     Memory(u64),
+    /// The image, or a file below it, is not as it was when another process resolved it.
+    #[error("disk image {path} has changed since it was resolved: {what}", path = EscapedPath::new(.path))]
+    Changed {
+        /// Path of the image.
+        path: PathBuf,
+        /// The difference.
+        what: &'static str,
+    },
     /// Any other error.
     #[error("disk image {path} cannot be used", path = EscapedPath::new(.path))]
     Other {
@@ -219,6 +227,7 @@ impl ImageError {
             Self::Trace { .. } => "image-trace",
             Self::Nbd(error) => error.code(),
             Self::Memory(_) => "image-memory",
+            Self::Changed { .. } => "image-changed",
             Self::Other { .. } => "image-error",
         }
     }

@@ -1,15 +1,20 @@
-//! Files and block devices of images: located once, then opened as often as needed.
+//! Files and block devices of images: located once, then opened as often as needed, or opened by
+//! another process and handed over.
 
 use super::error::{ImageError, ReferenceProblem};
+use super::files::{Description, DeviceProperties, FileRecord, Opened};
 use super::lock::{self, Use};
 use crate::engine::store::{FileStore, Store};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Stat, fallocate, fstat};
 use rustix::io::{Errno, retry_on_intr};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// The way to open a file.
 #[derive(Clone, Copy, Debug)]
@@ -20,16 +25,28 @@ pub(super) struct Access {
     pub lock: bool,
 }
 
-/// A located file or block device. The descriptor (`O_PATH`) refers to the object itself, so that
-/// opening the handle opens the object that was checked, even if its path has changed.
+/// A located file or block device.
 #[derive(Debug)]
 pub struct FileHandle {
     /// The path, for messages.
     path: PathBuf,
-    fd: OwnedFd,
+    source: Source,
     stat: Stat,
     /// The image whose header names this file; `None` if the operator names it.
     pub(super) named_by: Option<PathBuf>,
+}
+
+/// Where the open file descriptions of a file come from.
+#[derive(Debug)]
+enum Source {
+    /// A descriptor of the object itself (`O_PATH`), so that opening the handle opens the object
+    /// that was checked, even if its path has changed.
+    Located(OwnedFd),
+    /// Descriptions that exist. Opening duplicates one of them.
+    Open(Vec<Description>),
+    /// A descriptor of the object, and the descriptions opened so far, which are also listed for
+    /// another process. Opening the same way twice gives the same description.
+    Recorded(OwnedFd, Mutex<Vec<Description>>, Opened),
 }
 
 impl FileHandle {
@@ -47,13 +64,30 @@ impl FileHandle {
         path: PathBuf,
         named_by: Option<PathBuf>,
     ) -> Result<Self, ImageError> {
-        let stat = fstat(&fd).map_err(|e| explained(&path, false, e.into()))?;
-        // Other file types are never opened: opening a FIFO blocks, and opening a character device
-        // may have side effects.
-        if !matches!(kind(&stat), FileType::RegularFile | FileType::BlockDevice) {
-            return Err(ImageError::NotADisk(path));
-        }
-        Ok(Self { path, fd, stat, named_by })
+        let stat = checked_stat(&fd, &path)?;
+        Ok(Self { path, source: Source::Located(fd), stat, named_by })
+    }
+
+    /// Creates a handle of a file that another process has opened. It opens nothing.
+    pub(super) fn handed(
+        descriptions: Vec<Description>,
+        path: PathBuf,
+        named_by: Option<PathBuf>,
+    ) -> Result<Self, ImageError> {
+        let Some(first) = descriptions.first() else {
+            return Err(ImageError::Changed { path, what: "a file is used that was not before" });
+        };
+        let stat = checked_stat(&first.fd, &path)?;
+        Ok(Self { path, source: Source::Open(descriptions), stat, named_by })
+    }
+
+    /// Lists every description that is opened from now on for another process.
+    pub(super) fn recorded(self, opened: &Opened) -> Self {
+        let source = match self.source {
+            Source::Located(fd) => Source::Recorded(fd, Mutex::default(), Arc::clone(opened)),
+            other => other,
+        };
+        Self { source, ..self }
     }
 
     /// Returns the path of the file, for messages.
@@ -77,8 +111,51 @@ impl FileHandle {
         }
     }
 
+    /// Returns the properties of the block device that the file is or that its file system is on.
+    pub(super) fn device(&self, file: &File) -> io::Result<DeviceProperties> {
+        match &self.source {
+            Source::Located(_) | Source::Recorded(..) => DeviceProperties::read(file),
+            Source::Open(all) => {
+                Ok(all.iter().find_map(|one| one.record.device).unwrap_or_default())
+            }
+        }
+    }
+
     /// Opens and locks the file: one writer, or any number of readers.
     pub(super) fn open(&self, access: Access) -> Result<File, ImageError> {
+        let duplicate = |fd: &OwnedFd| {
+            let other = |error| ImageError::Other { path: self.path.clone(), error };
+            Ok(File::from(fd.try_clone().map_err(other)?))
+        };
+        match &self.source {
+            Source::Located(fd) => self.open_anew(fd, access),
+            Source::Open(all) => {
+                let fitting = fitting(all, access).filter(|_| !access.lock || locks(all, access));
+                let what = "a file is used in another way than before";
+                let error = || ImageError::Changed { path: self.path.clone(), what };
+                duplicate(fitting.ok_or_else(error)?)
+            }
+            Source::Recorded(fd, all, opened) => {
+                let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(fitting) = fitting(&all, access) {
+                    return duplicate(fitting);
+                }
+                // Two locks of one file exclude each other, even if one process has both.
+                let lock = !locks(&all, access);
+                let file = self.open_anew(fd, Access { lock, ..access })?;
+                let Access { write, direct, .. } = access;
+                let path = self.path.clone();
+                let record = FileRecord { path, write, direct, locked: lock, device: None };
+                let description = Description { record, fd: Arc::new(file.into()) };
+                let file = duplicate(&description.fd);
+                all.push(description.clone());
+                opened.lock().unwrap_or_else(PoisonError::into_inner).push(description);
+                file
+            }
+        }
+    }
+
+    fn open_anew(&self, fd: &OwnedFd, access: Access) -> Result<File, ImageError> {
         let wrap = |error: io::Error| match &self.named_by {
             // The error must stay recognizable as busy, because callers retry on it.
             Some(image) if !is_busy(&error) => ImageError::Reference {
@@ -94,7 +171,7 @@ impl FileHandle {
         // On a block device, O_EXCL (without O_CREAT) fails if there is another exclusive user,
         // such as a mount. Only one descriptor of a disk is exclusive, the one that has its lock.
         flags.set(OFlags::EXCL, access.write && access.lock && self.is_block_device());
-        let link = alloc::format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let link = alloc::format!("/proc/self/fd/{}", fd.as_raw_fd());
         let file = retry_on_intr(|| rustix::fs::open(&link, flags, Mode::empty()));
         let file = file.map_err(|errno| match errno {
             // The object exists, because the handle holds it.
@@ -108,6 +185,29 @@ impl FileHandle {
             lock::lock(&file, how).map_err(wrap)?;
         }
         Ok(file)
+    }
+}
+
+/// Returns the descriptor that allows this access, apart from its lock.
+fn fitting(all: &[Description], access: Access) -> Option<&OwnedFd> {
+    let fits =
+        |record: &FileRecord| record.direct == access.direct && (record.write || !access.write);
+    all.iter().find(|one| fits(&one.record)).map(|one| &*one.fd)
+}
+
+/// Returns whether one of the descriptions has the lock that this access needs. The others need
+/// none.
+fn locks(all: &[Description], access: Access) -> bool {
+    all.iter().any(|one| one.record.locked && (one.record.write || !access.write))
+}
+
+fn checked_stat(fd: impl AsFd, path: &Path) -> Result<Stat, ImageError> {
+    let stat = fstat(fd).map_err(|e| explained(path, false, e.into()))?;
+    // Other file types are never opened: opening a FIFO blocks, and opening a character device may
+    // have side effects.
+    match kind(&stat) {
+        FileType::RegularFile | FileType::BlockDevice => Ok(stat),
+        _ => Err(ImageError::NotADisk(path.into())),
     }
 }
 
@@ -130,13 +230,6 @@ fn explained(path: &Path, write: bool, error: io::Error) -> ImageError {
         _ if is_busy(&error) => ImageError::Busy(path),
         _ => ImageError::Other { path, error },
     }
-}
-
-/// Opens and locks a file or block device that the operator names. Also returns whether it is a
-/// block device.
-pub(super) fn open(path: &Path, access: Access) -> Result<(File, bool), ImageError> {
-    let handle = FileHandle::locate(path)?;
-    Ok((handle.open(access)?, handle.is_block_device()))
 }
 
 /// Releases a range of a file or block device, which then reads as zeroes.

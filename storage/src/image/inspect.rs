@@ -6,6 +6,7 @@ use super::file::{Access, FileHandle};
 use super::lock::{self, LockState};
 use super::metadata::{FileContent, Meter};
 use super::open::open;
+use super::provider::LocalFiles;
 use super::qcow2::chain::{Backing, Layer};
 use super::qcow2::header::{Header, Snapshot, incompatible};
 use super::reference::{ImageRoots, ReferencePolicy};
@@ -78,7 +79,7 @@ fn inspect_within(spec: &Spec, policy: &ReferencePolicy) -> Result<Inspection, I
         Spec::Overlay(below) => return inspect_within(below, policy),
         Spec::Nbd(_) => {
             let options = ImageOptions { read_only: true, direct: false };
-            let (_, geometry) = open(spec, options, policy, &Meter::default())?;
+            let (_, geometry) = open(spec, options, &LocalFiles(policy), &Meter::default())?;
             let size = Some(geometry.sectors * 512);
             return Ok(Inspection { size, files: Vec::new(), problem: None });
         }

@@ -8,7 +8,8 @@
 //! | `raw`, [`qcow2`], `vmdk`, [`vhd`] | image formats |
 //! | `overlay` | a writable layer over a disk that is not changed |
 //! | `engines`, `counters` | the engines of an open image; its counters and budgets |
-//! | `lock`, `file` | opening and locking files |
+//! | `lock`, `file`, `files` | opening and locking files; what other processes know about them |
+//! | `provider` | where files come from: the file system, or descriptors handed over |
 //! | `reference` | files that an image header names, confined to image roots |
 //! | [`metadata`] | bounded reading of image metadata, and its errors |
 //! | `library` | images opened with `imago` |
@@ -21,6 +22,7 @@ mod engines;
 mod error;
 mod escaped;
 mod file;
+mod files;
 mod format;
 pub mod inspect;
 mod library;
@@ -29,6 +31,7 @@ pub mod metadata;
 mod open;
 pub mod options;
 mod overlay;
+mod provider;
 pub mod qcow2;
 mod raw;
 mod reference;
@@ -41,9 +44,11 @@ mod vmdk;
 pub use disk::{Disk, DiskError};
 pub use error::{ImageError, ReferenceProblem};
 pub use escaped::EscapedPath;
+pub use files::{DeviceProperties, FileRecord};
 pub use format::Format;
 pub use lock::LockState;
 pub use options::{DiskOptions, IoMode, OptionError};
+pub use provider::{DiskDescription, HandedFiles, HandedRecord, Resolved, image_roots, resolve};
 pub use spec::{Spec, SpecError};
 
 use crate::engine::clock::Monotonic;
@@ -62,6 +67,7 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use core::sync::atomic::AtomicU64;
 use metadata::Meter;
+use provider::{DiskFiles, LocalFiles};
 use pvio_runtime::{LogLimit, PrivateBuf};
 use reference::ReferencePolicy;
 use std::fs::File;
@@ -80,6 +86,11 @@ pub struct ImageOptions {
     pub read_only: bool,
     /// Bypass the host's page cache (`O_DIRECT`).
     pub direct: bool,
+}
+
+impl ImageOptions {
+    /// Options of the disk below an overlay. The overlay copies data with buffers of any alignment.
+    const BELOW_OVERLAY: Self = Self { read_only: true, direct: false };
 }
 
 /// An open disk, checked, and locked against other users until it is dropped. All its queues have
@@ -104,6 +115,8 @@ pub struct Image {
     usage: Arc<BudgetUsage>,
     /// Counts pages that could not be registered with the kernel.
     unregistered: Arc<LogLimit>,
+    /// The descriptors that hold the locks, if other processes have opened them.
+    _handed: Option<HandedFiles>,
 }
 
 impl Image {
@@ -120,16 +133,16 @@ impl Image {
     /// # Errors
     /// Any [`ImageError`].
     pub fn open_disk(spec: &Spec, options: ImageOptions) -> Result<Self, ImageError> {
-        Self::open_within(spec, options, &ReferencePolicy::default())
+        Self::open_from(spec, options, &LocalFiles(&ReferencePolicy::default()))
     }
 
-    fn open_within(
+    fn open_from(
         spec: &Spec,
         options: ImageOptions,
-        policy: &ReferencePolicy,
+        files: &dyn DiskFiles,
     ) -> Result<Self, ImageError> {
         let meter = Meter::default();
-        let (storage, geometry) = open::open(spec, options, policy, &meter)?;
+        let (storage, geometry) = open::open(spec, options, files, &meter)?;
         let other = |error| ImageError::Other { path: format!("{spec}").into(), error };
         let flushes: Arc<FlushState> = Arc::default();
         let storage = match storage {
@@ -166,6 +179,7 @@ impl Image {
             fence: None,
             usage: Arc::new(BudgetUsage::new(meter.retained())),
             unregistered: Arc::default(),
+            _handed: None,
         })
     }
 
@@ -175,12 +189,31 @@ impl Image {
     /// # Errors
     /// Any [`ImageError`].
     pub fn open_as(disk: &Disk) -> Result<Self, ImageError> {
+        Self::open_as_from(disk, &LocalFiles(&disk.options.references()))
+    }
+
+    /// Opens a disk as [`open_as`](Self::open_as) does, from descriptors that other processes have
+    /// opened. Opens no file, makes no connection, and takes no lock.
+    ///
+    /// # Errors
+    /// Any [`ImageError`]; [`ImageError::Changed`] if the disk needs a file that was not handed
+    /// over, or has another geometry than `expected`.
+    pub fn open_handed(
+        disk: &Disk,
+        files: HandedFiles,
+        expected: &Geometry,
+    ) -> Result<Self, ImageError> {
+        let image = Self::open_as_from(disk, &files)?;
+        if image.geometry != *expected {
+            let path = disk.spec.path().unwrap_or(Path::new("")).into();
+            return Err(ImageError::Changed { path, what: "its geometry is another one" });
+        }
+        Ok(Self { _handed: Some(files), ..image })
+    }
+
+    fn open_as_from(disk: &Disk, files: &dyn DiskFiles) -> Result<Self, ImageError> {
         let options = &disk.options;
-        let how = ImageOptions {
-            read_only: options.read_only.unwrap_or_default(),
-            direct: options.direct.unwrap_or_default(),
-        };
-        let image = Self::open_within(&disk.storage_spec(), how, &options.references())?;
+        let image = Self::open_from(&disk.storage_spec(), options.image_options(), files)?;
         let io = options.io.unwrap_or_default();
         let mut limits = TransferLimits::default();
         match (io, &image.storage) {
@@ -188,7 +221,9 @@ impl Image {
             (IoMode::SqPoll, Storage::File { .. }) => {
                 UringEngine::<PrivateBuf>::probe(io).map_err(ImageError::SqPoll)?;
             }
-            (IoMode::IoPoll, Storage::File { file, .. }) => limits = raw::poll::check(file, disk)?,
+            (IoMode::IoPoll, Storage::File { file, properties, .. }) => {
+                limits = raw::poll::check(file, properties, disk)?;
+            }
             _ => return Err(ImageError::NoIoMode(io.word(), disk.spec.to_string())),
         }
         let geometry = raw::with_sector_options(image.geometry, disk)?;

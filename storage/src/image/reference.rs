@@ -47,6 +47,11 @@ impl ImageRoots {
         Ok(Self { roots, write_any: policy.write_any })
     }
 
+    /// Returns the paths of the directories.
+    pub fn into_paths(self) -> Vec<PathBuf> {
+        self.roots
+    }
+
     /// Locates a file that the header of `image` names, for reading. A relative name is relative to
     /// the directory of that image.
     pub fn find(&self, image: &FileHandle, name: &Path) -> Result<FileHandle, ImageError> {
@@ -70,8 +75,8 @@ impl ImageRoots {
     /// Also returns whether a symbolic link was followed to the file itself.
     fn locate(&self, image: &FileHandle, name: &Path) -> Result<(FileHandle, bool), ImageError> {
         let refuse = |problem| refused(image.path(), name, problem);
-        let directory = absolute(image.path())?.parent().map(Path::to_path_buf).unwrap_or_default();
-        let path = directory.join(name);
+        let directory = directory(image.path())?;
+        let path = referenced_path(image.path(), name)?;
         // `..` in a name is resolved by the kernel, and then textually, for both the given and the
         // canonical path of the directory.
         let real = std::fs::canonicalize(&directory).unwrap_or_else(|_| directory.clone());
@@ -193,12 +198,21 @@ fn is_derived(image: &Path, name: &Path) -> bool {
 
 /// Returns the directory of an image, unless it also holds files that do not belong to the image.
 fn own_root(image: &FileHandle) -> Result<Option<PathBuf>, ImageError> {
-    let directory = absolute(image.path())?.parent().map(Path::to_path_buf).unwrap_or_default();
+    let directory = directory(image.path())?;
     let real = std::fs::canonicalize(&directory).unwrap_or_else(|_| directory.clone());
     // An image on a block device: its directory contains the disks of other guests. The root
     // directory contains all files of the host.
     let shared = image.is_block_device() && real.starts_with("/dev") || real == Path::new("/");
     Ok((!shared).then_some(directory))
+}
+
+/// Returns the path, for messages, of a file that the header of an image names.
+pub(super) fn referenced_path(image: &Path, name: &Path) -> Result<PathBuf, ImageError> {
+    Ok(directory(image)?.join(name))
+}
+
+fn directory(image: &Path) -> Result<PathBuf, ImageError> {
+    Ok(absolute(image)?.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 
 fn refused(image: &Path, name: &Path, problem: ReferenceProblem) -> ImageError {

@@ -60,6 +60,9 @@ impl Remedy for ImageError {
             }
             Self::Trace { .. } => "name a new file, or a directory".into(),
             Self::Memory(_) => "make the disk smaller".into(),
+            Self::Changed { .. } => {
+                "attach the disk again, and let no other program change its images".into()
+            }
             Self::Other { .. } => return None,
         })
     }

@@ -1,5 +1,6 @@
 //! The open storage of a disk.
 
+use super::files::DeviceProperties;
 use crate::engine::Geometry;
 use crate::engine::nbd::NbdLink;
 use crate::engine::offload::{Blocking, ThreadPool};
@@ -18,6 +19,8 @@ pub(super) enum Storage {
         file: File,
         /// Threads for discards, if it is a device that supports them.
         discards: Option<Arc<ThreadPool>>,
+        /// Properties of the block device, if they affect the disk.
+        properties: DeviceProperties,
     },
     /// Memory.
     Ram(Arc<RamDisk>),
@@ -55,6 +58,15 @@ impl Storage {
             Self::Ram(_) | Self::Store(_) => return Ok(None),
         }))
     }
+}
+
+/// What an image is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// To serve a disk from it. Opening for writing may repair the image, and marks it as open.
+    Serve,
+    /// To check whether it can be served. Nothing is changed.
+    Check,
 }
 
 /// A store and the geometry of its disk.

@@ -1,7 +1,7 @@
 //! Connecting to a server: the handshake up to an export.
 
 use super::NbdError;
-use super::stream::Stream;
+use super::stream::{Dial, Stream};
 use super::wire::{
     self, Greeting, InfoBlockSize, InfoExport, OptionHeader, OptionReply, info, opt, rep,
 };
@@ -11,23 +11,21 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use std::io::{self, Read, Write};
-use std::time::Duration;
 use zerocopy::big_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Timeout of each step.
-const STEP: Duration = Duration::from_secs(5);
 /// Maximum length of a reply to an option, in bytes.
 const MAX_REPLY_LEN: u32 = 64 << 10;
 /// Maximum number of replies to one option.
 const MAX_REPLIES: u32 = 256;
 
-/// Parameters of an export.
+/// Parameters of an export, as negotiated with its server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Export {
     /// Size in bytes.
     pub size: u64,
-    /// Flags of [`wire::export`].
+    /// Transmission flags (`NBD_FLAG_…`).
     pub flags: u16,
     /// Minimum length of a request, in bytes.
     pub min_block: u32,
@@ -38,15 +36,16 @@ pub struct Export {
 }
 
 impl Export {
-    pub const fn can(&self, flag: u16) -> bool {
+    pub(super) const fn can(&self, flag: u16) -> bool {
         self.flags & flag != 0
     }
 }
 
 /// Connects to a server and negotiates the export.
-pub fn connect(spec: &NbdSpec) -> Result<(Stream, Export), NbdError> {
+pub fn connect(spec: &NbdSpec, dial: &dyn Dial) -> Result<(Stream, Export), NbdError> {
     let unreachable = |error| NbdError::Unreachable { server: name(&spec.server), error };
-    let stream = Stream::connect(&spec.server, STEP).map_err(unreachable)?;
+    let socket = dial.dial(&spec.server).map_err(unreachable)?;
+    let stream = Stream::new(&spec.server, socket).map_err(unreachable)?;
     let mut handshake = Handshake { stream, spec };
     let export = handshake.negotiate()?;
     let Handshake { stream, .. } = handshake;
@@ -60,6 +59,28 @@ pub fn name(server: &NbdServer) -> String {
         NbdServer::Tcp(host, port) => format!("{host}:{port}"),
         NbdServer::Unix(path) => EscapedPath::new(path).to_string(),
     }
+}
+
+/// Checks that a disk can have the shape of an export.
+pub fn check(spec: &NbdSpec, export: Export) -> Result<Export, NbdError> {
+    let fail = |what| NbdError::Shape {
+        server: name(&spec.server),
+        export: spec.export.clone(),
+        size: export.size,
+        block: export.min_block,
+        what,
+    };
+    if export.min_block > 4096 || !export.min_block.is_power_of_two() {
+        return Err(fail("guests can use blocks of at most 4096 bytes"));
+    }
+    let sector = u64::from(export.min_block.max(512));
+    if export.size == 0 || !export.size.is_multiple_of(sector) {
+        return Err(fail("its size is not a positive multiple of its blocks and of 512 bytes"));
+    }
+    if u64::from(export.max_block) < sector.max(4096) {
+        return Err(fail("it does not allow requests of a page"));
+    }
+    Ok(export)
 }
 
 struct Handshake<'a> {
@@ -123,7 +144,7 @@ impl Handshake<'_> {
                         _ => {}
                     }
                 }
-                rep::ACK if has_size => return self.check(export),
+                rep::ACK if has_size => return check(self.spec, export),
                 kind if kind >= rep::ERROR => return Err(self.refused(kind, &reply.data)),
                 _ => return Err(self.protocol_error("an invalid reply")),
             }
@@ -140,27 +161,6 @@ impl Handshake<'_> {
             Ok((info, _)) => Ok(info),
             Err(_) => Err(self.protocol_error("a reply is too short")),
         }
-    }
-
-    fn check(&self, export: Export) -> Result<Export, NbdError> {
-        let fail = |what| NbdError::Shape {
-            server: name(&self.spec.server),
-            export: self.spec.export.clone(),
-            size: export.size,
-            block: export.min_block,
-            what,
-        };
-        if export.min_block > 4096 || !export.min_block.is_power_of_two() {
-            return Err(fail("guests can use blocks of at most 4096 bytes"));
-        }
-        let sector = u64::from(export.min_block.max(512));
-        if export.size == 0 || !export.size.is_multiple_of(sector) {
-            return Err(fail("its size is not a positive multiple of its blocks and of 512 bytes"));
-        }
-        if u64::from(export.max_block) < sector.max(4096) {
-            return Err(fail("it does not allow requests of a page"));
-        }
-        Ok(export)
     }
 
     fn refused(&self, kind: u32, text: &[u8]) -> NbdError {

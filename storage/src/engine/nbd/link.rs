@@ -3,7 +3,7 @@
 
 use super::handshake::{self, Export};
 use super::requests::{Lost, Requests};
-use super::stream::Stream;
+use super::stream::{Dial, Network, Stream};
 use super::wire::{self, cmd, export};
 use super::{NbdError, NbdOptions};
 use crate::engine::offload::{Executor, Job};
@@ -18,7 +18,7 @@ use pvio_runtime::{EventFd, LogLimit};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
@@ -56,11 +56,48 @@ impl NbdLink {
     /// # Errors
     /// Any [`NbdError`]; this includes a server that cannot be reached.
     pub fn connect(spec: &NbdSpec, options: NbdOptions) -> Result<Self, NbdError> {
+        Self::connect_by(spec, options, Arc::new(Network))
+    }
+
+    /// Connects to a server with `dial`, now and whenever the connection is lost.
+    ///
+    /// # Errors
+    /// Any [`NbdError`]; this includes a server that cannot be reached.
+    pub fn connect_by(
+        spec: &NbdSpec,
+        options: NbdOptions,
+        dial: Arc<dyn Dial>,
+    ) -> Result<Self, NbdError> {
+        let (stream, export) = negotiate(spec, options, &*dial)?;
+        Self::start(spec, options, stream, export, dial)
+    }
+
+    /// Continues a connection after its handshake, and reconnects with `dial` whenever it is lost.
+    ///
+    /// # Errors
+    /// [`NbdError`] if the export cannot be used, or the socket or a thread cannot be set up.
+    pub fn resume(
+        spec: &NbdSpec,
+        options: NbdOptions,
+        socket: OwnedFd,
+        export: Export,
+        dial: Arc<dyn Dial>,
+    ) -> Result<Self, NbdError> {
+        let system = |error| NbdError::Unreachable { server: handshake::name(&spec.server), error };
+        let export = check_mode(spec, options, handshake::check(spec, export)?)?;
+        let stream = Stream::new(&spec.server, socket).map_err(system)?;
+        stream.set_nonblocking().map_err(system)?;
+        Self::start(spec, options, stream, export, dial)
+    }
+
+    fn start(
+        spec: &NbdSpec,
+        options: NbdOptions,
+        stream: Stream,
+        export: Export,
+        dial: Arc<dyn Dial>,
+    ) -> Result<Self, NbdError> {
         let server = handshake::name(&spec.server);
-        let (stream, export) = handshake::connect(spec)?;
-        if export.can(export::READ_ONLY) && !options.read_only {
-            return Err(NbdError::ReadOnly { server, export: spec.export.clone() });
-        }
         let system = |error| NbdError::Unreachable { server: server.clone(), error };
         let shared = Arc::new(Shared {
             wake: EventFd::new().map_err(system)?,
@@ -72,6 +109,7 @@ impl NbdLink {
         let (jobs, incoming) = unbounded();
         let mut client = Client {
             spec: spec.clone(),
+            dial,
             server: server.clone(),
             patience: options.patience,
             shared: Arc::clone(&shared),
@@ -90,20 +128,7 @@ impl NbdLink {
     /// Returns the disk's geometry.
     #[must_use]
     pub fn geometry(&self, read_only: bool) -> Geometry {
-        let sector_size = if self.export.min_block > 512 { 4096 } else { 512 };
-        let trims = self.export.can(export::SEND_TRIM) && !read_only;
-        Geometry {
-            sectors: self.export.size / 512,
-            sector_size,
-            physical_sector_size: 4096,
-            copied: false,
-            read_only,
-            discard: trims.then_some(Discard {
-                granularity: sector_size,
-                alignment: 0,
-                secure: false,
-            }),
-        }
+        self.export.geometry(read_only)
     }
 
     /// Returns the rate-limited log events of a server, by name: connection lost, reconnected,
@@ -116,6 +141,45 @@ impl NbdLink {
             ("server-back", Arc::clone(reconnects)),
             ("server-given-up", Arc::clone(failures)),
         ]
+    }
+}
+
+/// Connects to a server and negotiates an export that can be used as `options` require.
+pub(crate) fn negotiate(
+    spec: &NbdSpec,
+    options: NbdOptions,
+    dial: &dyn Dial,
+) -> Result<(Stream, Export), NbdError> {
+    let (stream, export) = handshake::connect(spec, dial)?;
+    Ok((stream, check_mode(spec, options, export)?))
+}
+
+fn check_mode(spec: &NbdSpec, options: NbdOptions, export: Export) -> Result<Export, NbdError> {
+    if export.can(export::READ_ONLY) && !options.read_only {
+        let server = handshake::name(&spec.server);
+        return Err(NbdError::ReadOnly { server, export: spec.export.clone() });
+    }
+    Ok(export)
+}
+
+impl Export {
+    /// Returns the geometry of the disk.
+    #[must_use]
+    pub fn geometry(&self, read_only: bool) -> Geometry {
+        let sector_size = if self.min_block > 512 { 4096 } else { 512 };
+        let trims = self.can(export::SEND_TRIM) && !read_only;
+        Geometry {
+            sectors: self.size / 512,
+            sector_size,
+            physical_sector_size: 4096,
+            copied: false,
+            read_only,
+            discard: trims.then_some(Discard {
+                granularity: sector_size,
+                alignment: 0,
+                secure: false,
+            }),
+        }
     }
 }
 
@@ -162,6 +226,7 @@ impl From<Lost> for Broken {
 
 struct Client {
     spec: NbdSpec,
+    dial: Arc<dyn Dial>,
     server: String,
     patience: Duration,
     shared: Arc<Shared>,
@@ -305,7 +370,7 @@ impl Client {
             }
             let lost = *self.lost.get_or_insert_with(Instant::now);
             let too_long = || lost.elapsed() >= self.patience;
-            let error = match handshake::connect(&self.spec) {
+            let error = match handshake::connect(&self.spec, &*self.dial) {
                 Ok((stream, export)) if !too_long() && self.is_the_same(export) => {
                     self.export = export;
                     self.requests.requeue(export);

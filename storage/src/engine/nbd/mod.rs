@@ -20,7 +20,10 @@ mod requests;
 mod stream;
 mod wire;
 
+pub use handshake::Export;
 pub use link::NbdLink;
+pub(crate) use link::negotiate;
+pub use stream::{Dial, Network};
 
 use alloc::borrow::Cow;
 use alloc::string::String;

@@ -3,9 +3,44 @@
 use crate::image::spec::NbdServer;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
+
+/// Time for a connection to be made, and timeout of each step of the handshake.
+const STEP: Duration = Duration::from_secs(5);
+
+/// Makes connections to servers.
+pub trait Dial: Send + Sync {
+    /// Returns a socket that is connected to the server, before the handshake. May block for a few
+    /// seconds.
+    ///
+    /// # Errors
+    /// The server cannot be reached.
+    fn dial(&self, server: &NbdServer) -> io::Result<OwnedFd>;
+}
+
+/// Connects through the network, and resolves host names.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Network;
+
+impl Dial for Network {
+    fn dial(&self, server: &NbdServer) -> io::Result<OwnedFd> {
+        match server {
+            NbdServer::Tcp(host, port) => {
+                let mut last = io::ErrorKind::AddrNotAvailable.into();
+                for address in (host.as_str(), *port).to_socket_addrs()? {
+                    match TcpStream::connect_timeout(&address, STEP) {
+                        Ok(stream) => return Ok(stream.into()),
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+            NbdServer::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+        }
+    }
+}
 
 #[derive(Debug)]
 pub enum Stream {
@@ -14,29 +49,21 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Connects. Reads and writes block for at most `timeout`.
-    pub fn connect(server: &NbdServer, timeout: Duration) -> io::Result<Self> {
+    /// Takes a connected socket. Reads and writes block for a limited time.
+    pub fn new(server: &NbdServer, socket: OwnedFd) -> io::Result<Self> {
         match server {
-            NbdServer::Tcp(host, port) => {
-                let mut last = io::ErrorKind::AddrNotAvailable.into();
-                for address in (host.as_str(), *port).to_socket_addrs()? {
-                    match TcpStream::connect_timeout(&address, timeout) {
-                        Ok(stream) => {
-                            // Requests are batched before they are written.
-                            stream.set_nodelay(true)?;
-                            stream.set_read_timeout(Some(timeout))?;
-                            stream.set_write_timeout(Some(timeout))?;
-                            return Ok(Self::Tcp(stream));
-                        }
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
+            NbdServer::Tcp(..) => {
+                let stream = TcpStream::from(socket);
+                // Requests are batched before they are written.
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(STEP))?;
+                stream.set_write_timeout(Some(STEP))?;
+                Ok(Self::Tcp(stream))
             }
-            NbdServer::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_read_timeout(Some(timeout))?;
-                stream.set_write_timeout(Some(timeout))?;
+            NbdServer::Unix(_) => {
+                let stream = UnixStream::from(socket);
+                stream.set_read_timeout(Some(STEP))?;
+                stream.set_write_timeout(Some(STEP))?;
                 Ok(Self::Unix(stream))
             }
         }
@@ -77,6 +104,15 @@ impl AsFd for Stream {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl From<Stream> for OwnedFd {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Tcp(stream) => stream.into(),
+            Stream::Unix(stream) => stream.into(),
         }
     }
 }

@@ -40,17 +40,20 @@ impl RamDisk {
     /// Returns the disk's geometry.
     #[must_use]
     pub fn geometry(&self, read_only: bool) -> Geometry {
+        Self::geometry_of(self.bytes, read_only)
+    }
+
+    /// Returns the geometry of a disk of this size.
+    #[must_use]
+    pub const fn geometry_of(bytes: u64, read_only: bool) -> Geometry {
+        let discard = Discard { granularity: PIECE as u32, alignment: 0, secure: true };
         Geometry {
-            sectors: self.bytes / 512,
+            sectors: bytes / 512,
             sector_size: 512,
             physical_sector_size: 4096,
             copied: false,
             read_only,
-            discard: (!read_only).then_some(Discard {
-                granularity: PIECE as u32,
-                alignment: 0,
-                secure: true,
-            }),
+            discard: if read_only { None } else { Some(discard) },
         }
     }
 

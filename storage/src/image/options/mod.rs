@@ -14,6 +14,7 @@ use pvio_blkback::Config;
 
 use crate::engine::faults::FaultPlan;
 use crate::engine::throttle::{Quota, ThrottleLimits};
+use crate::image::ImageOptions;
 use crate::image::reference::ReferencePolicy;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -133,6 +134,14 @@ impl DiskOptions {
             || self.read_bps.is_some()
             || self.write_iops.is_some()
             || self.write_bps.is_some()
+    }
+
+    /// Returns the options for opening the image.
+    pub(super) fn image_options(&self) -> ImageOptions {
+        ImageOptions {
+            read_only: self.read_only.unwrap_or_default(),
+            direct: self.direct.unwrap_or_default(),
+        }
     }
 
     /// Returns the policy for files that the headers of its images name.

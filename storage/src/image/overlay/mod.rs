@@ -8,7 +8,6 @@ use alloc::sync::Arc;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Sectors for each bitmap.
@@ -53,11 +52,10 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
-    /// Creates an overlay whose writes go to an unnamed file in `dir`.
-    pub fn new(below: Arc<dyn Store>, bytes: u64, dir: &Path) -> io::Result<Self> {
-        use rustix::fs::{Mode, OFlags};
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let scratch = File::from(rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?);
+    /// Creates an overlay whose writes go to `scratch`. Data of an earlier overlay in that file is
+    /// released.
+    pub fn new(below: Arc<dyn Store>, bytes: u64, scratch: File) -> io::Result<Self> {
+        scratch.set_len(0)?;
         scratch.set_len(bytes)?;
         Ok(Self { below, scratch, written: Mutex::default() })
     }

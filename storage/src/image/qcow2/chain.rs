@@ -5,7 +5,7 @@ use super::super::error::ImageError;
 use super::super::escaped::EscapedPath;
 use super::super::file::{Access, FileHandle};
 use super::super::metadata::{FileContent, Meter};
-use super::super::reference::ImageRoots;
+use super::super::provider::References;
 use super::header::{Header, incompatible};
 use alloc::boxed::Box;
 use alloc::string::ToString;
@@ -36,6 +36,11 @@ impl Layer {
     pub fn path(&self) -> &Path {
         self.file.path()
     }
+
+    /// Returns whether its last writer did not close it.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.header.incompatible & incompatible::DIRTY != 0
+    }
 }
 
 /// A backing file.
@@ -44,7 +49,7 @@ pub enum Backing {
     /// Another qcow2 image.
     Qcow2(Box<Layer>),
     /// A raw file or a block device.
-    Raw(FileHandle),
+    Raw(Box<FileHandle>),
 }
 
 /// Reads the headers of an image and its backing files. With `lock`, files that are being written
@@ -54,7 +59,7 @@ pub enum Backing {
 /// Any [`ImageError`].
 pub(in crate::image) fn read(
     file: FileHandle,
-    roots: &ImageRoots,
+    roots: &dyn References,
     lock: bool,
     meter: &Meter,
 ) -> Result<Layer, ImageError> {
@@ -76,7 +81,7 @@ impl ChainLink<'_> {
 
 fn read_layer(
     file: FileHandle,
-    roots: &ImageRoots,
+    roots: &dyn References,
     lock: bool,
     meter: &Meter,
     above: Option<&ChainLink<'_>>,
@@ -109,7 +114,7 @@ fn read_layer(
 fn read_backing(
     name: &[u8],
     format: Option<&[u8]>,
-    roots: &ImageRoots,
+    roots: &dyn References,
     lock: bool,
     meter: &Meter,
     here: &ChainLink<'_>,
@@ -139,7 +144,7 @@ fn read_backing(
         );
     }
     match format {
-        Some(b"raw" | b"file" | b"host_device") => Ok(Backing::Raw(file)),
+        Some(b"raw" | b"file" | b"host_device") => Ok(Backing::Raw(Box::new(file))),
         Some(b"qcow2") => {
             let layer = read_layer(file, roots, lock, meter, Some(here))?;
             Ok(Backing::Qcow2(Box::new(layer)))

@@ -15,17 +15,17 @@ mod writer;
 
 use super::error::ImageError;
 use super::escaped::EscapedPath;
-use super::file::{Access, FileHandle};
+use super::file::Access;
 use super::library::{Library, LibraryImage, Ordered, failed, storage};
 use super::metadata::{ContentError, FileContent, Meter};
-use super::reference::{ImageRoots, ReferencePolicy};
+use super::provider::ImageFiles;
 use super::storage::Opened;
 use super::{Format, ImageOptions, raw};
-use crate::engine::Discard;
+use crate::engine::{Discard, Geometry};
 use alloc::format;
 use alloc::sync::Arc;
 use chain::{Backing, Layer};
-use header::{Header, incompatible};
+use header::{Header, Snapshot, incompatible};
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
@@ -41,40 +41,91 @@ pub(super) fn open(
     path: &Path,
     snapshot: Option<&str>,
     options: ImageOptions,
-    policy: &ReferencePolicy,
+    files: &dyn ImageFiles,
     meter: &Meter,
 ) -> Result<Opened, ImageError> {
-    let file = FileHandle::locate(path)?;
-    let roots = ImageRoots::of(&file, policy)?;
-    let mut layer = chain::read(file, &roots, true, meter)?;
-    check_features(&layer, !options.read_only)?;
-    let dirty = layer.header.incompatible & incompatible::DIRTY != 0;
+    let mut layer = read_chain(path, options, files, meter)?;
     // Version 2 has no dirty mark.
-    if !options.read_only && (dirty || layer.header.version < 3) {
+    if !options.read_only && (layer.is_dirty() || layer.header.version < 3) {
         repair(&layer, meter)?;
         layer.header.incompatible &= !incompatible::DIRTY;
     }
     check_complete(&layer, meter)?;
-    if let Some(name) = snapshot {
-        let snapshot = snapshot::find(&layer, name)?;
-        if !options.read_only {
-            return Err(ImageError::OnlyRead(format!("qcow2@{name}:{}", EscapedPath::new(path))));
-        }
-        let geometry = raw::geometry(path, snapshot.size, 512, 4096, true)?;
+    let (geometry, snapshot) = measure(&layer, snapshot, options)?;
+    if let Some(snapshot) = snapshot {
         return Ok((Arc::new(SnapshotStore::open(&layer, snapshot, meter)?), geometry));
     }
-    let mut geometry = raw::geometry(path, layer.header.size, 512, 4096, options.read_only)?;
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
     if access.write {
-        geometry.discard = Some(Discard {
-            granularity: geometry.physical_sector_size,
-            alignment: 0,
-            secure: false,
-        });
         return Ok((Arc::new(Writer::open(&layer, access, meter)?), geometry));
     }
     let open = || open_layer(&layer, access, None);
     Ok((Arc::new(Library::open(path, Format::Qcow2, false, open)?), geometry))
+}
+
+/// Checks an image as [`open`] does, and changes nothing. An image that its last writer did not
+/// close is checked only when it is repaired.
+pub(super) fn resolve(
+    path: &Path,
+    snapshot: Option<&str>,
+    options: ImageOptions,
+    files: &dyn ImageFiles,
+    meter: &Meter,
+) -> Result<Geometry, ImageError> {
+    let layer = read_chain(path, options, files, meter)?;
+    let unchecked = !options.read_only && layer.is_dirty();
+    if !unchecked {
+        check_complete(&layer, meter)?;
+    }
+    let (geometry, snapshot) = measure(&layer, snapshot, options)?;
+    if let Some(snapshot) = snapshot {
+        SnapshotStore::open(&layer, snapshot, meter)?;
+        return Ok(geometry);
+    }
+    if !options.read_only {
+        Writer::check(&layer, meter)?;
+    }
+    // Also opens the backing files as they will be used.
+    let access = Access { write: false, direct: options.direct, lock: true };
+    Library::open(path, Format::Qcow2, false, || open_layer(&layer, access, None))?;
+    Ok(geometry)
+}
+
+/// Reads the headers of an image and its backing files, and checks their features.
+fn read_chain(
+    path: &Path,
+    options: ImageOptions,
+    files: &dyn ImageFiles,
+    meter: &Meter,
+) -> Result<Layer, ImageError> {
+    let file = files.named(path)?;
+    let roots = files.references(&file)?;
+    let layer = chain::read(file, &*roots, true, meter)?;
+    check_features(&layer, !options.read_only)?;
+    Ok(layer)
+}
+
+/// Returns the geometry of the disk, and its snapshot if one is to be served.
+fn measure<'a>(
+    layer: &'a Layer,
+    snapshot: Option<&str>,
+    options: ImageOptions,
+) -> Result<(Geometry, Option<&'a Snapshot>), ImageError> {
+    let path = layer.path();
+    if let Some(name) = snapshot {
+        let snapshot = snapshot::find(layer, name)?;
+        if !options.read_only {
+            return Err(ImageError::OnlyRead(format!("qcow2@{name}:{}", EscapedPath::new(path))));
+        }
+        return Ok((raw::geometry(path, snapshot.size, 512, 4096, true)?, Some(snapshot)));
+    }
+    let mut geometry = raw::geometry(path, layer.header.size, 512, 4096, options.read_only)?;
+    geometry.discard = (!options.read_only).then_some(Discard {
+        granularity: geometry.physical_sector_size,
+        alignment: 0,
+        secure: false,
+    });
+    Ok((geometry, None))
 }
 
 /// Repairs an image that its last writer did not close, before it is written again.

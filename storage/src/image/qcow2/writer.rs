@@ -12,9 +12,10 @@
 
 use super::super::file::Access;
 use super::super::library::{Library, LibraryImage, flush};
-use super::super::metadata::Meter;
+use super::super::metadata::{ContentError, Meter};
 use super::super::{Format, ImageError};
 use super::chain::Layer;
+use super::header::Header;
 use super::write_order::WriteOrder;
 use super::{open_layer, refcounts};
 use crate::engine::FlushState;
@@ -59,11 +60,8 @@ impl Writer {
             // are hidden from it.
             refcounts::clear_autoclear(&file).map_err(other)?;
         }
-        // The library holds this table in memory when it writes; it does not use it when it only
-        // reads.
-        meter.retain(header.refcounts.1).map_err(content)?;
-        let order =
-            WriteOrder::new(file.try_clone().map_err(other)?, header, meter).map_err(content)?;
+        let order = Self::order(file.try_clone().map_err(other)?, header, meter);
+        let order = order.map_err(content)?;
         let (order, cluster) = (Arc::new(order), header.cluster());
         let open = || open_layer(layer, access, Some((library_file, order.clone())));
         let library = Library::open(path, Format::Qcow2, true, open)?;
@@ -74,6 +72,24 @@ impl Writer {
             mark = Some(Mark { file, features, closed: false });
         }
         Ok(Self { library, order, mark, cluster })
+    }
+
+    /// Checks the tables that are only read when an image is opened for writing.
+    pub fn check(layer: &Layer, meter: &Meter) -> Result<(), ImageError> {
+        let file = layer.file.open(Access { write: false, direct: false, lock: true })?;
+        let order = Self::order(file, &layer.header, meter);
+        order.map(drop).map_err(|error| ImageError::Content {
+            path: layer.path().into(),
+            format: Format::Qcow2,
+            error,
+        })
+    }
+
+    fn order(file: File, header: &Header, meter: &Meter) -> Result<WriteOrder, ContentError> {
+        // The library holds this table in memory when it writes; it does not use it when it only
+        // reads.
+        meter.retain(header.refcounts.1)?;
+        WriteOrder::new(file, header, meter)
     }
 
     /// Makes a range read as zeroes. Punches holes in its data clusters. Ranges without data of

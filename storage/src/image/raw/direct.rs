@@ -2,6 +2,7 @@
 
 use super::device;
 use crate::image::ImageError;
+use crate::image::files::DeviceProperties;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use std::fs::File;
 use std::path::Path;
@@ -19,7 +20,12 @@ const LARGEST: u32 = 4096;
 /// # Errors
 /// [`ImageError::NoDirect`] if there is no suitable size, [`ImageError::DirectSize`] if the disk is
 /// not a whole number of sectors.
-pub(super) fn sector_size(path: &Path, file: &File, size: u64) -> Result<u32, ImageError> {
+pub(super) fn sector_size(
+    path: &Path,
+    file: &File,
+    properties: &DeviceProperties,
+    size: u64,
+) -> Result<u32, ImageError> {
     let other = |error| ImageError::Other { path: path.into(), error };
     let unit = match statx(file, c"", AtFlags::EMPTY_PATH, DIOALIGN) {
         Ok(found) if found.stx_mask & DIOALIGN.bits() != 0 => {
@@ -30,7 +36,7 @@ pub(super) fn sector_size(path: &Path, file: &File, size: u64) -> Result<u32, Im
             found.stx_dio_offset_align.max(found.stx_dio_mem_align)
         }
         // An older kernel, or a file system that does not report it: the requirement of its device.
-        _ => device::logical_sector(file).map_err(other)?.unwrap_or(SMALLEST),
+        _ => device::logical_sector(file, properties).map_err(other)?.unwrap_or(SMALLEST),
     };
     let unit = unit.max(SMALLEST);
     if unit > LARGEST || !unit.is_power_of_two() {

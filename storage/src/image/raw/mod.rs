@@ -5,7 +5,9 @@ mod direct;
 pub(super) mod poll;
 
 use super::error::ImageError;
-use super::file::{self, Access};
+use super::file::{Access, FileHandle};
+use super::files::DeviceProperties;
+use super::provider::ImageFiles;
 use super::storage::Storage;
 use super::{Disk, DiskOptions, ImageOptions};
 use crate::engine::offload::ThreadPool;
@@ -13,7 +15,7 @@ use crate::engine::store::FileStore;
 use crate::engine::{Discard, Geometry};
 use alloc::string::ToString;
 use alloc::sync::Arc;
-use rustix::fs::ioctl_blkpbszget;
+use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -25,42 +27,89 @@ use std::path::Path;
 const DISCARD_THREADS: usize = 2;
 
 /// Opens a raw image.
-pub(super) fn open(path: &Path, options: ImageOptions) -> Result<(Storage, Geometry), ImageError> {
-    let access = Access { write: !options.read_only, direct: options.direct, lock: true };
-    let (mut file, block_device) = file::open(path, access)?;
-    let other = |error: io::Error| ImageError::Other { path: path.to_path_buf(), error };
-    let size = file.seek(SeekFrom::End(0)).map_err(other)?;
-    let logical = if block_device { device::logical_sector(&file).map_err(other)? } else { None };
-    serve(path, file, size, logical.unwrap_or(512), options)
+pub(super) fn open(
+    path: &Path,
+    options: ImageOptions,
+    files: &dyn ImageFiles,
+) -> Result<(Storage, Geometry), ImageError> {
+    let disk = RawDisk::open(path, options, files)?;
+    disk.serve(path)
 }
 
-/// Serves the first `size` bytes of a file or block device as a disk, with logical sectors of at
-/// least `logical` bytes.
-pub(super) fn serve(
-    path: &Path,
+/// A file or block device whose bytes are those of the disk.
+pub(super) struct RawDisk {
     file: File,
-    size: u64,
-    logical: u32,
-    options: ImageOptions,
-) -> Result<(Storage, Geometry), ImageError> {
-    let other = |error: io::Error| ImageError::Other { path: path.to_path_buf(), error };
-    let block_device = file.metadata().map_err(other)?.file_type().is_block_device();
-    let system = |e: Errno| other(e.into());
-    let physical = if block_device { ioctl_blkpbszget(&file).map_err(system)? } else { 4096 };
-    let least = match options.direct {
-        true => direct::sector_size(path, &file, size)?,
-        false => logical,
-    };
-    let mut geometry = geometry(path, size, logical.max(least), physical, options.read_only)?;
-    geometry.copied = options.direct && device::grants(&file).map_err(other)?;
-    let mut discards = None;
-    if block_device && !options.read_only {
-        geometry.discard = device::discard(&file, geometry.physical_sector_size).map_err(other)?;
-        if geometry.discard.is_some() {
-            discards = Some(Arc::new(discard_pool(&file).map_err(other)?));
-        }
+    properties: DeviceProperties,
+    pub geometry: Geometry,
+}
+
+impl RawDisk {
+    /// Opens a raw image.
+    pub fn open(
+        path: &Path,
+        options: ImageOptions,
+        files: &dyn ImageFiles,
+    ) -> Result<Self, ImageError> {
+        let access = Access { write: !options.read_only, direct: options.direct, lock: true };
+        let handle = files.named(path)?;
+        let mut file = handle.open(access)?;
+        let other = |error: io::Error| ImageError::Other { path: path.to_path_buf(), error };
+        let size = file.seek(SeekFrom::End(0)).map_err(other)?;
+        let logical = if handle.is_block_device() {
+            Some(ioctl_blksszget(&file).map_err(|e| other(e.into()))?)
+        } else {
+            None
+        };
+        Self::new(&handle, file, size, logical.unwrap_or(512), options)
     }
-    Ok((Storage::File { file, discards }, geometry))
+
+    /// Takes the first `size` bytes of a file or block device as a disk, with logical sectors of at
+    /// least `logical` bytes.
+    pub fn new(
+        handle: &FileHandle,
+        file: File,
+        size: u64,
+        logical: u32,
+        options: ImageOptions,
+    ) -> Result<Self, ImageError> {
+        let path = handle.path();
+        let other = |error: io::Error| ImageError::Other { path: path.to_path_buf(), error };
+        let block_device = handle.is_block_device();
+        let properties = match needs_properties(block_device, options.direct) {
+            true => handle.device(&file).map_err(other)?,
+            false => DeviceProperties::default(),
+        };
+        let system = |e: Errno| other(e.into());
+        let physical = if block_device { ioctl_blkpbszget(&file).map_err(system)? } else { 4096 };
+        let least = match options.direct {
+            true => direct::sector_size(path, &file, &properties, size)?,
+            false => logical,
+        };
+        let mut geometry = geometry(path, size, logical.max(least), physical, options.read_only)?;
+        geometry.copied = options.direct && properties.granted;
+        if block_device && !options.read_only {
+            geometry.discard = device::discard(&file, &properties, geometry.physical_sector_size)
+                .map_err(other)?;
+        }
+        Ok(Self { file, properties, geometry })
+    }
+
+    /// Starts the threads that serve it.
+    pub fn serve(self, path: &Path) -> Result<(Storage, Geometry), ImageError> {
+        let other = |error: io::Error| ImageError::Other { path: path.to_path_buf(), error };
+        let Self { file, properties, geometry } = self;
+        let block_device = file.metadata().map_err(other)?.file_type().is_block_device();
+        let discards = match geometry.discard {
+            Some(_) if block_device => Some(Arc::new(discard_pool(&file).map_err(other)?)),
+            _ => None,
+        };
+        Ok((Storage::File { file, discards, properties }, geometry))
+    }
+}
+
+/// Returns whether the properties of its device affect a raw disk.
+pub(super) const fn needs_properties(block_device: bool, direct: bool) -> bool {
+    block_device || direct
 }
 
 fn discard_pool(device: &File) -> io::Result<ThreadPool> {

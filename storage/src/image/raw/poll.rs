@@ -3,6 +3,7 @@
 
 use super::device;
 use crate::engine::uring::{TransferLimits, UringEngine};
+use crate::image::files::DeviceProperties;
 use crate::image::{Disk, ImageError};
 use alloc::string::ToString;
 use rustix::fs::{OFlags, SeekFrom, fcntl_getfl, seek};
@@ -17,7 +18,11 @@ const TRIAL: u64 = 4096;
 ///
 /// # Errors
 /// [`ImageError::PollBuffered`], [`ImageError::NoPoll`].
-pub(in crate::image) fn check(file: &File, disk: &Disk) -> Result<TransferLimits, ImageError> {
+pub(in crate::image) fn check(
+    file: &File,
+    properties: &DeviceProperties,
+    disk: &Disk,
+) -> Result<TransferLimits, ImageError> {
     let name = || disk.spec.to_string();
     let no = |error: io::Error| ImageError::NoPoll { disk: name(), error };
     if !fcntl_getfl(file).map_err(|e| no(e.into()))?.contains(OFlags::DIRECT) {
@@ -26,10 +31,10 @@ pub(in crate::image) fn check(file: &File, disk: &Disk) -> Result<TransferLimits
     trial(file).map_err(no)?;
     // The trial does not reach the device if the file has no data, and kernels before 6.11 wait for
     // an interrupt if there is no poll queue.
-    if device::polls(file).map_err(no)? == Some(false) {
+    if properties.io_poll == Some(0) {
         return Err(no(Errno::OPNOTSUPP.into()));
     }
-    device::limits(file).map_err(no)
+    device::limits(file, properties).map_err(no)
 }
 
 /// Reads the first data of the file, or its beginning if it has none.

@@ -11,11 +11,12 @@ use super::error::ImageError;
 use super::escaped::EscapedPath;
 use super::file::{Access, FileHandle};
 use super::metadata::{Content, ContentError, FileContent, Meter, buffer};
-use super::reference::{ImageRoots, ReferencePolicy};
-use super::storage::Opened;
+use super::provider::{ImageFiles, LocalFiles};
+use super::reference::ReferencePolicy;
+use super::storage::{Opened, Purpose};
 use super::{Format, ImageOptions, raw};
-use crate::engine::Discard;
 use crate::engine::store::{FileStore, Store};
+use crate::engine::{Discard, Geometry};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -37,18 +38,39 @@ use std::time::SystemTime;
 pub(super) fn open(
     path: &Path,
     options: ImageOptions,
-    policy: &ReferencePolicy,
+    files: &dyn ImageFiles,
     meter: &Meter,
 ) -> Result<Opened, ImageError> {
+    let (vmdk, geometry) = open_for(Purpose::Serve, path, options, files, meter)?;
+    Ok((Arc::new(vmdk), geometry))
+}
+
+/// Checks an image as [`open`] does, and changes nothing.
+pub(super) fn resolve(
+    path: &Path,
+    options: ImageOptions,
+    files: &dyn ImageFiles,
+    meter: &Meter,
+) -> Result<Geometry, ImageError> {
+    Ok(open_for(Purpose::Check, path, options, files, meter)?.1)
+}
+
+fn open_for(
+    purpose: Purpose,
+    path: &Path,
+    options: ImageOptions,
+    files: &dyn ImageFiles,
+    meter: &Meter,
+) -> Result<(Vmdk, Geometry), ImageError> {
     let access = Access { write: !options.read_only, direct: options.direct, lock: true };
-    let vmdk = Vmdk::open(path, access, policy, meter)?;
+    let vmdk = Vmdk::open(path, access, purpose, files, meter)?;
     let mut geometry = raw::geometry(path, vmdk.size(), 512, 4096, options.read_only)?;
     geometry.discard = access.write.then_some(Discard {
         granularity: geometry.physical_sector_size,
         alignment: 0,
         secure: false,
     });
-    Ok((Arc::new(vmdk), geometry))
+    Ok((vmdk, geometry))
 }
 
 /// Returns the bytes of the disk and a description of its properties, without taking a lock.
@@ -57,7 +79,8 @@ pub(super) fn inspect(
     policy: &ReferencePolicy,
 ) -> Result<(u64, Vec<String>), ImageError> {
     let access = Access { write: false, direct: false, lock: false };
-    let vmdk = Vmdk::open(path, access, policy, &Meter::default())?;
+    let files = LocalFiles(policy);
+    let vmdk = Vmdk::open(path, access, Purpose::Check, &files, &Meter::default())?;
     let mut features = alloc::vec![vmdk.kind.clone()];
     if vmdk.extents.len() > 1 {
         features.push(format!("{} extents", vmdk.extents.len()));
@@ -102,7 +125,8 @@ impl Vmdk {
     fn open(
         path: &Path,
         access: Access,
-        policy: &ReferencePolicy,
+        purpose: Purpose,
+        files: &dyn ImageFiles,
         meter: &Meter,
     ) -> Result<Self, ImageError> {
         let fail = |path: &Path| {
@@ -111,8 +135,9 @@ impl Vmdk {
         };
         // Tables and text have any length, and cannot be read with `O_DIRECT`.
         let buffered = Access { direct: false, ..access };
-        let image = FileHandle::locate(path)?;
-        let roots = ImageRoots::of(&image, policy)?;
+        let written = access.write.then_some(purpose);
+        let image = files.named(path)?;
+        let roots = files.references(&image)?;
         let first = image.open(buffered)?;
         let found = Found::read(&first, meter).map_err(fail(path))?;
         let descriptor = Descriptor::parse(&found.text).map_err(fail(path))?;
@@ -155,7 +180,7 @@ impl Vmdk {
                 // All in one file; its name in the descriptor is ignored, because the file may have
                 // been renamed.
                 (Some((file, header)), ExtentData::Sparse(_)) => {
-                    open_sparse(path, file, header, bytes, access.write, meter)?
+                    open_sparse(path, file, header, bytes, written, meter)?
                 }
                 (Some(_), _) => {
                     return Err(fail(path)(ContentError::corrupt("its one extent is not sparse")));
@@ -170,7 +195,7 @@ impl Vmdk {
                     let content = FileContent::new(&file, meter);
                     let content = content.map_err(|e| fail(extent.path())(e.into()))?;
                     let header = Header::read(&content).map_err(fail(extent.path()))?;
-                    open_sparse(extent.path(), file, header, bytes, access.write, meter)?
+                    open_sparse(extent.path(), file, header, bytes, written, meter)?
                 }
             };
             this.extents.push(Extent { at, end, data });
@@ -281,7 +306,7 @@ fn open_sparse(
     file: File,
     header: Header,
     bytes: u64,
-    write: bool,
+    written: Option<Purpose>,
     meter: &Meter,
 ) -> Result<Data, ImageError> {
     let content = |error| ImageError::Content { path: path.into(), format: Format::Vmdk, error };
@@ -291,10 +316,10 @@ fn open_sparse(
     }
     let kind = file.metadata().map_err(|error| content(error.into()))?.file_type();
     // A block device does not grow.
-    if write && (header.compressed || header.version >= 3 || kind.is_block_device()) {
+    if written.is_some() && (header.compressed || header.version >= 3 || kind.is_block_device()) {
         return Err(ImageError::OnlyRead(format!("vmdk:{}", EscapedPath::new(path))));
     }
-    Ok(Data::Sparse(Sparse::open(file, header, write, meter).map_err(content)?))
+    Ok(Data::Sparse(Sparse::open(file, header, written, meter).map_err(content)?))
 }
 
 impl Store for Vmdk {

@@ -12,6 +12,7 @@ use super::super::file::punch;
 use super::super::metadata::{
     Content, ContentError, FileContent, Meter, each_entry, read_struct, try_vec,
 };
+use super::super::storage::Purpose;
 use super::header::Header;
 use super::layout::{GrainMarker, RawHeader, SECTOR, TableEntry};
 use crate::engine::FlushState;
@@ -42,20 +43,22 @@ struct State {
 }
 
 impl Sparse {
-    /// Opens a locked extent. With `write`, it is marked as not closed.
+    /// Opens a locked extent. If it is `written`, and is to be served, it is repaired and marked as
+    /// not closed.
     pub fn open(
         file: File,
         header: Header,
-        write: bool,
+        written: Option<Purpose>,
         meter: &Meter,
     ) -> Result<Self, ContentError> {
         let content = FileContent::new(&file, meter)?;
         let state = State::read(&content, &header)?;
-        if !write && state.end > content.length() {
+        if written.is_none() && state.end > content.length() {
             return Err(ContentError::corrupt(
                 "its last writer did not close it; it is repaired when it is attached for writing",
             ));
         }
+        let write = written == Some(Purpose::Serve);
         let (state, flushes) = (RwLock::new(state), FlushState::default());
         let this = Self { write, state, flushes, header, file };
         if write {

@@ -1,0 +1,16 @@
+//! What is known about the files of a disk besides their contents: plain data that one process
+//! passes to another together with the descriptors.
+
+mod device;
+#[cfg(feature = "serde")]
+pub(super) mod path_text;
+mod record;
+
+#[cfg(feature = "serde")]
+mod geometry;
+
+pub use device::DeviceProperties;
+#[cfg(feature = "serde")]
+pub(super) use geometry::GeometryFields;
+pub use record::FileRecord;
+pub(super) use record::{Description, Opened};
