@@ -42,6 +42,7 @@ use core::fmt;
 
 /// An event channel's number within one domain (`evtchn_port_t`); 0 is never valid.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(transparent)]
 pub struct Port(pub u32);
 

@@ -3,6 +3,7 @@ use core::fmt;
 /// Identifies a domain (`domid_t` in Xen's `xen.h`): 16 bits; the hypervisor assigns 0 to
 /// [`DomId::FIRST_RESERVED`] − 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(transparent)]
 pub struct DomId(pub u16);
 

@@ -3,6 +3,7 @@ use core::fmt;
 /// A grant reference (`grant_ref_t`): an index into the granting domain's grant table. It is
 /// meaningful only together with that domain.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(transparent)]
 pub struct GrantRef(pub u32);
 

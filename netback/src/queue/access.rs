@@ -13,6 +13,7 @@ use pvio_grant_table::{CopyOp, GrantCopier};
 /// which it makes only for the pages that it stages over the control ring. Staged pages are
 /// accessed through their mappings under every policy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Policy {
     /// Grant copies by the hypervisor.
     #[default]

@@ -1,5 +1,6 @@
 /// Negotiated features of a vif. Features that are not listed here are not used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[expect(clippy::struct_excessive_bools, reason = "each is a separate feature of the protocol")]
 pub struct Features {
     /// The guest accepts packets scattered over several buffers (`feature-sg`).

@@ -5,6 +5,7 @@ use pvio_grant_table::GrantRef;
 
 /// Grant references and event channels that a frontend advertises for one queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct QueueRefs {
     /// `tx-ring-ref`.
     pub tx_ring: GrantRef,
@@ -16,6 +17,7 @@ pub struct QueueRefs {
 
 /// Grant reference and event channel that a frontend advertises for its control ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ControlRefs {
     /// `ctrl-ring-ref`.
     pub ring: GrantRef,
@@ -25,6 +27,7 @@ pub struct ControlRefs {
 
 /// Event channels for notifications to and from the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum EventPorts {
     /// One channel for both rings (`event-channel`).
     Shared(Port),

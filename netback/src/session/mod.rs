@@ -25,6 +25,7 @@ use pvio_xenbus::handshake::vif::VifRate;
 
 /// How a session begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Begin {
     /// The frontend has connected: its rings are new.
     New,

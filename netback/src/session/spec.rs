@@ -14,6 +14,7 @@ use pvio_xenbus::handshake::vif::{
 /// Everything that a [`Session`](super::Session) needs to know of a frontend: plain values, which
 /// may be sent to another process.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SessionSpec {
     /// Address of the device.
     pub addr: DeviceAddr,
@@ -103,6 +104,7 @@ impl SessionSpec {
 
 /// Configuration of a guest's session, from connect to disconnect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SessionConfig {
     /// Number of queues.
     pub queues: usize,
@@ -124,5 +126,60 @@ fn queue_refs(keys: &QueueKeys) -> QueueRefs {
             EventChannels::Shared(port) => EventPorts::Shared(Port(port)),
             EventChannels::Split { tx, rx } => EventPorts::Split { tx: Port(tx), rx: Port(rx) },
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvio_grant_table::DomId;
+    use pvio_xenbus::handshake::common::BackendKind;
+    use pvio_xenbus::handshake::vif::{BackOffer, ControlRing};
+
+    fn spec(request: &FrontRequest) -> SessionSpec {
+        let addr = DeviceAddr::new(BackendKind::Vif, DomId(1), DomId(7), 3);
+        let offer = BackOffer { ctrl_ring: true, xdp_headroom: true, ..BackOffer::default() };
+        SessionSpec::new(addr, request, &Negotiated::new(&offer, request), Policy::Map)
+    }
+
+    fn request() -> FrontRequest {
+        let events = [EventChannels::Shared(11), EventChannels::Split { tx: 12, rx: 13 }];
+        let queue = |(n, events)| QueueKeys { tx_ring_ref: n, rx_ring_ref: n + 100, events };
+        FrontRequest {
+            queues: (8..).zip(events).map(queue).collect(),
+            ctrl: Some(ControlRing { ring_ref: 55, event_channel: 66 }),
+            xdp_headroom: 256,
+            ..FrontRequest::default()
+        }
+    }
+
+    #[test]
+    fn session_spec_has_rings_and_initial_values_of_request() {
+        let spec = spec(&request());
+        let refs =
+            |n, events| QueueRefs { tx_ring: GrantRef(n), rx_ring: GrantRef(n + 100), events };
+        let split = EventPorts::Split { tx: Port(12), rx: Port(13) };
+        assert_eq!(spec.queues, [refs(8, EventPorts::Shared(Port(11))), refs(9, split)]);
+        assert_eq!(spec.control, Some(ControlRefs { ring: GrantRef(55), event: Port(66) }));
+        assert_eq!((spec.headroom, spec.rate, spec.filter_groups), (256, None, false));
+        assert_eq!(record_name(spec.addr), "vif-7-3");
+        // The record belongs to this request only.
+        let mut other = spec.clone();
+        other.control = None;
+        assert!(other.record_len() < spec.record_len());
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn session_spec_sent_as_json_arrives_unchanged() {
+        let mut spec = spec(&request());
+        for rate in [None, Some(VifRate { bytes: u64::MAX, usec: 50_000 })] {
+            spec.rate = rate;
+            let text = serde_json::to_string(&spec).unwrap();
+            assert_eq!(serde_json::from_str::<SessionSpec>(&text).unwrap(), spec, "{text}");
+        }
+        let text = serde_json::to_string(&spec).unwrap();
+        let bad = text.replace("\"Map\"", "\"Cached\"");
+        assert!(serde_json::from_str::<SessionSpec>(&bad).is_err(), "{bad}");
     }
 }

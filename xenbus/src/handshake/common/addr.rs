@@ -11,6 +11,7 @@ use crate::xenstore::{Xenstore, XsError};
 
 /// The supported classes of devices, as named in paths.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum DeviceClass {
     /// A virtual disk.
     Vbd,
@@ -39,6 +40,7 @@ impl DeviceClass {
 /// The kind of a backend, as named in the paths of backends. One class of frontends has several
 /// kinds: a toolstack selects by the kind which program serves the device.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum BackendKind {
     /// `vbd`: `xl` uses it for a block device or a raw image (`backendtype=phy`). Claimed by
     /// Linux's xen-blkback where that is loaded.
@@ -89,6 +91,7 @@ impl BackendKind {
 /// The address of a device: its kind, its two domains, and its number in the frontend (for a disk
 /// the `virtual-device`, for a network interface its handle).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DeviceAddr {
     /// The kind of backend.
     pub kind: BackendKind,

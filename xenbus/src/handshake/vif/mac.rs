@@ -3,6 +3,7 @@ use core::str::FromStr;
 
 /// A MAC address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Mac(pub [u8; 6]);
 
 /// The text is not six pairs of hexadecimal digits separated by colons.

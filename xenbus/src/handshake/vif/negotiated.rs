@@ -2,6 +2,7 @@ use super::{BackOffer, EventChannels, FrontRequest};
 
 /// Offloads of one direction: what the sender of a frame may leave to its receiver.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Offloads {
     /// Frames may use several slots.
     pub sg: bool,
@@ -17,6 +18,7 @@ pub struct Offloads {
 
 /// Negotiated features of a network interface. Features not listed here are not used.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Negotiated {
     /// Number of queues, at least 1.
     pub queues: usize,

@@ -26,6 +26,7 @@ const MTU: Between<u32> = Between(68, 65_535);
 
 /// `rate`: limit of the guest's transmit rate.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct VifRate {
     /// Bytes per interval, at least 1.
     pub bytes: u64,
