@@ -14,7 +14,7 @@ use pvio_netback::queue::{Queue, Reception};
 use pvio_netback::stats::Stats;
 use pvio_ring::error::Remedy;
 use pvio_ring::shm::SharedMemory;
-use pvio_runtime::{EventFd, Gather, Notify, Spin, StopFlag, Watch, monotonic};
+use pvio_runtime::{EventFd, Gate, Gather, Notify, Spin, StopFlag, Watch, monotonic};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -104,6 +104,29 @@ where
     N: WaitPort + 'static,
     R: SharedMemory + Clone + Send + Sync + 'static,
 {
+    spawn_held(name, queue, make, wakeup, notify, reception, Gate::opened())
+}
+
+/// As [`spawn`]. The thread creates the port, with an io_uring that executes only what the port
+/// needs, and serves when `gate` is open.
+///
+/// # Errors
+/// An error of the system if it has no thread or descriptor available.
+pub fn spawn_held<P, N, R>(
+    name: &str,
+    queue: Queue<P, N::Buf, R>,
+    make: impl FnOnce(Arc<Stats>) -> io::Result<N> + Send + 'static,
+    wakeup: Option<EventFd>,
+    notify: Notify,
+    reception: impl FnMut(Reception) + Send + 'static,
+    gate: Gate,
+) -> io::Result<Worker>
+where
+    P: BackendPlatform + Send + 'static,
+    P::Channel: AsFd,
+    N: WaitPort + 'static,
+    R: SharedMemory + Clone + Send + Sync + 'static,
+{
     let events = queue.channels().map(|channel| channel.as_fd().try_clone_to_owned());
     let events = events.collect::<io::Result<Vec<OwnedFd>>>()?;
     let start = move |stopped| {
@@ -122,7 +145,7 @@ where
         Ok(Serving { queue, port, events, wakeup, reception })
     };
     let serve = |mut serving: Serving<_, _, _, _>, stop: &StopFlag| serving.serve(stop);
-    Worker::spawn(name, notify, WorkerError::Panicked, start, serve)
+    Worker::spawn_held(name, notify, WorkerError::Panicked, start, serve, gate)
 }
 
 /// State of the thread. The drop order matters: the rings are unmapped first, then the port waits

@@ -7,8 +7,10 @@
 //! |---|---|
 //! | [`wait`] | [`WaitPoint`]: where a worker sleeps; [`Wrapper`], [`Watches`], [`WatchRing`] |
 //! | [`worker`] | [`Worker`]: a thread that serves until it is stopped; its start, fault and panic |
+//! | [`gate`] | [`Gate`]: workers that have started wait until they may serve |
 //! | [`task`] | [`Task`]: blocking work on a thread, with an outcome and a deadline |
 //! | [`ring`](mod@ring), [`buf`] | [`Uring`]: submit, wait, reap; [`IoBuf`], [`PrivateBuf`]: memory |
+//! | [`ring`](mod@ring) | [`DisabledUring`], [`Operations`]: what a ring may execute |
 //! | [`spin`], [`gather`] | [`Spin`], [`Gather`]: polling before a sleep; waking up once for several events |
 //! | [`bucket`] | [`TokenBucket`], [`BucketRate`]: rate limits (also without `std`) |
 //! | [`setting`] | [`Setting`]: a value that changes while a worker runs |
@@ -85,6 +87,8 @@ pub mod clock;
 #[cfg(feature = "std")]
 pub mod event;
 #[cfg(feature = "std")]
+pub mod gate;
+#[cfg(feature = "std")]
 pub mod gather;
 #[cfg(feature = "std")]
 mod lists;
@@ -115,13 +119,15 @@ pub use clock::monotonic;
 #[cfg(feature = "std")]
 pub use event::EventFd;
 #[cfg(feature = "std")]
+pub use gate::Gate;
+#[cfg(feature = "std")]
 pub use gather::Gather;
 #[cfg(feature = "std")]
 pub use log::LogLimit;
 #[cfg(feature = "std")]
 pub use pvio_ring::IoSeg;
 #[cfg(feature = "std")]
-pub use ring::{Done, Errno, FileId, Full, Uring};
+pub use ring::{DisabledUring, Done, Errno, FileId, Full, Operations, Uring};
 #[cfg(feature = "std")]
 pub use setting::{Setting, SettingReader};
 #[cfg(feature = "std")]

@@ -8,8 +8,7 @@ use io_uring::types::{CancelBuilder, Fd, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::PoolMemory;
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// File that the ring owns.
@@ -45,7 +44,8 @@ pub struct Done<'a, B> {
     pub segments: &'a mut Vec<IoSeg<B>>,
 }
 
-/// An io_uring whose operations own their buffers. It must be used by the thread that created it.
+/// An io_uring whose operations own their buffers. It must be used by the thread that enabled it,
+/// and executes only the [`Operations`] that it was enabled for.
 pub struct Uring<B: IoBuf> {
     uring: IoUring,
     files: Vec<OwnedFd>,
@@ -115,27 +115,6 @@ impl<B: IoBuf> Uring<B> {
     pub fn add_file(&mut self, file: OwnedFd) -> FileId {
         self.files.push(file);
         FileId { index: self.files.len() - 1, registered: false }
-    }
-
-    /// Adds the file that most operations use: the kernel looks it up once and not for each
-    /// operation. If the kernel does not register it, or a file is registered already, it is used
-    /// like any other file.
-    pub fn add_main_file(&mut self, file: OwnedFd) -> FileId {
-        let registered = self.uring.submitter().register_files(&[file.as_raw_fd()]).is_ok();
-        self.main_file |= registered;
-        FileId { registered, ..self.add_file(file) }
-    }
-
-    /// As [`add_main_file`](Self::add_main_file), and adds `fence` to the ring's registered files.
-    /// The kernel releases them when it has finished with the ring: after the last operation, which
-    /// may be long after the process has ended.
-    ///
-    /// # Errors
-    /// The error of the registration.
-    pub fn add_fenced_file(&mut self, file: OwnedFd, fence: BorrowedFd<'_>) -> io::Result<FileId> {
-        self.uring.submitter().register_files(&[file.as_raw_fd(), fence.as_raw_fd()])?;
-        self.main_file = true;
-        Ok(FileId { registered: true, ..self.add_file(file) })
     }
 
     /// Reads from a byte offset of a file into the segments, in order.
@@ -412,8 +391,14 @@ impl<B: IoBuf> Drop for Uring<B> {
 /// Timeout for the completion of cancelled operations.
 const STUCK: Duration = Duration::from_secs(30);
 
+#[cfg(any(test, feature = "test-utils"))]
+mod attempt;
 mod make;
+mod operations;
 mod registered;
 #[cfg(test)]
 mod tests;
 mod wait;
+
+pub use make::DisabledUring;
+pub use operations::Operations;

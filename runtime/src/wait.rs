@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use crate::buf::{IoBuf, PrivateBuf};
-use crate::ring::{FileId, Uring};
+use crate::ring::{DisabledUring, FileId, Operations, Uring};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -159,7 +159,8 @@ impl WatchRing {
     /// # Errors
     /// An error of `io_uring_setup`.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { uring: Uring::new(MAX_WATCHES as u32)?, watches: Watches::new(0) })
+        let ring = DisabledUring::new(MAX_WATCHES as u32)?;
+        Ok(Self { uring: ring.enable(Operations::POLL)?, watches: Watches::new(0) })
     }
 
     /// Processes completed polls.

@@ -1,6 +1,7 @@
 //! A thread that serves until it is stopped.
 #![forbid(unsafe_code)]
 
+use crate::gate::Gate;
 use crate::task::{Task, TaskError};
 use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
@@ -19,6 +20,7 @@ pub struct Worker<E> {
     /// `None` only while this is dropped.
     task: Option<Task<Option<E>>>,
     stop: StopFlag,
+    gate: Gate,
     /// Closing it wakes the worker, which then checks `stop`.
     wake: Option<PipeWriter>,
     started: Receiver<io::Result<()>>,
@@ -62,9 +64,26 @@ impl<E: Send + 'static> Worker<E> {
         start: impl FnOnce(OwnedFd) -> io::Result<S> + Send + 'static,
         serve: impl FnOnce(S, &StopFlag) -> Result<(), E> + Send + 'static,
     ) -> io::Result<Self> {
+        Self::spawn_held(name, notify, panicked, start, serve, Gate::opened())
+    }
+
+    /// As [`spawn`](Self::spawn), but the thread calls `serve` when `gate` is open. A worker that is
+    /// stopped before drops what `start` returned and ends without a fault.
+    ///
+    /// # Errors
+    /// The system's error if it has no thread or descriptor.
+    pub fn spawn_held<S>(
+        name: impl Into<String>,
+        notify: Notify,
+        panicked: E,
+        start: impl FnOnce(OwnedFd) -> io::Result<S> + Send + 'static,
+        serve: impl FnOnce(S, &StopFlag) -> Result<(), E> + Send + 'static,
+        gate: Gate,
+    ) -> io::Result<Self> {
         let (woken, wake) = io::pipe()?;
         let stop = StopFlag::default();
         let (stopped, ended) = (stop.clone(), Arc::clone(&notify));
+        let held = gate.clone();
         let (send, started) = sync_channel(1);
         let work = move || {
             let (state, outcome) = match start(woken.into()) {
@@ -73,11 +92,15 @@ impl<E: Send + 'static> Worker<E> {
             };
             let _ = send.send(outcome);
             notify();
-            serve(state?, &stopped).err()
+            let state = state?;
+            if !held.wait(|| stopped.is_set()) {
+                return None;
+            }
+            serve(state, &stopped).err()
         };
         let task = Some(Task::spawn(name, work, move || ended())?);
         let (wake, panicked) = (Some(wake), Some(panicked));
-        Ok(Self { task, stop, wake, started, serves: false, panicked, over: false })
+        Ok(Self { task, stop, gate, wake, started, serves: false, panicked, over: false })
     }
 
     /// Waits until the worker is [ready](Self::ready).
@@ -92,7 +115,7 @@ impl<E: Send + 'static> Worker<E> {
         Ok(())
     }
 
-    /// Returns whether the worker serves.
+    /// Returns whether the worker has started: it serves, unless a [`Gate`] holds it back.
     ///
     /// # Errors
     /// The error of its start.
@@ -137,6 +160,7 @@ impl<E> Worker<E> {
     fn request_stop(&mut self) {
         self.stop.0.store(true, Ordering::Release);
         drop(self.wake.take());
+        self.gate.wake();
     }
 }
 
@@ -283,5 +307,45 @@ mod tests {
         drop(worker);
         assert!(weak.upgrade().is_none());
         assert_eq!(calls.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn held_worker_is_ready_but_serves_only_when_its_gate_is_open() {
+        let (gate, (served, serves)) = (Gate::closed(), channel());
+        let spawn = |served: std::sync::mpsc::Sender<()>| {
+            let serve = move |ring, stop: &StopFlag| {
+                served.send(()).unwrap();
+                serve(ring, stop)
+            };
+            let notify = Arc::new(|| ());
+            Worker::spawn_held("test", notify, Fault::Panicked, start, serve, gate.clone()).unwrap()
+        };
+        let mut workers = [spawn(served.clone()), spawn(served)];
+        for worker in &mut workers {
+            worker.wait_ready().unwrap();
+        }
+        let timeout = std::time::Duration::from_millis(20);
+        assert!(serves.recv_timeout(timeout).is_err(), "nothing is served");
+        gate.open();
+        serves.recv().unwrap();
+        serves.recv().unwrap();
+        assert!(workers.iter_mut().all(|worker| worker.fault().is_none()));
+    }
+
+    #[test]
+    fn held_worker_that_is_stopped_releases_everything_without_serving() {
+        let (notify, calls) = counted();
+        let held = Arc::new(());
+        let weak = Arc::downgrade(&held);
+        let start = move |_| Ok(held);
+        let serve = |_, _: &StopFlag| Err(Fault::Serving);
+        let gate = Gate::closed();
+        let mut worker =
+            Worker::spawn_held("test", notify, Fault::Panicked, start, serve, gate).unwrap();
+        worker.wait_ready().unwrap();
+        let _ = worker.stop();
+        assert_eq!(ended(&mut worker, &calls, 2), None);
+        assert!(weak.upgrade().is_none());
+        drop(worker);
     }
 }

@@ -8,7 +8,7 @@ use pvio_blkback::queue::{Progress, Queue, QueueFault, QueueParts};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::{GrantCopier, GrantMapper};
 use pvio_ring::shm::SharedMemory;
-use pvio_runtime::{Notify, Spin, StopFlag, WaitPoint, Watch};
+use pvio_runtime::{Gate, Notify, Spin, StopFlag, WaitPoint, Watch};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -64,10 +64,30 @@ where
     C: EventChannel + AsFd + Send + 'static,
     R: SharedMemory + Clone + Send + 'static,
 {
+    spawn_held(name, parts, image, notify, Gate::opened())
+}
+
+/// As [`spawn`]. The thread creates its engine, with an io_uring that executes only what the engine
+/// needs, and serves when `gate` is open.
+///
+/// # Errors
+/// The system's error if it has no thread or descriptor.
+pub fn spawn_held<P, C, R>(
+    name: &str,
+    parts: QueueParts<P, C, R>,
+    image: Arc<Image>,
+    notify: Notify,
+    gate: Gate,
+) -> io::Result<Worker>
+where
+    P: GrantMapper + GrantCopier + Send + 'static,
+    C: EventChannel + AsFd + Send + 'static,
+    R: SharedMemory + Clone + Send + 'static,
+{
     let event = parts.channel.as_fd().try_clone_to_owned()?;
     let start = move |stopped| Serving::new(parts, image, event, stopped);
     let serve = |mut serving: Serving<_, _, _>, stop: &StopFlag| serving.serve(stop);
-    Worker::spawn(name, notify, QueueFault::Panicked, start, serve)
+    Worker::spawn_held(name, notify, QueueFault::Panicked, start, serve, gate)
 }
 
 type WorkerQueue<P, C, R> = Queue<P, C, DiskEngine<Buf<<P as GrantMapper>::Mapping>>, R>;

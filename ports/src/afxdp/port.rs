@@ -13,7 +13,9 @@ use core::time::Duration;
 use pvio_netback::fault::DropReason;
 use pvio_netback::stats::Stats;
 use pvio_ring::proto::checksum::{ETHERNET_HEADER, complete};
-use pvio_runtime::{FileId, MAX_WATCHES, PrivateBuf, Uring, WaitPoint, Watch, Watches};
+use pvio_runtime::{
+    DisabledUring, FileId, MAX_WATCHES, Operations, PrivateBuf, Uring, WaitPoint, Watch, Watches,
+};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::io;
@@ -39,6 +41,8 @@ const fn is_gone(errno: Errno) -> bool {
 
 /// One poll for each watch, and one for the socket.
 const SLOTS: usize = MAX_WATCHES + 1;
+/// Operations of the io_uring: the polls. Frames are in memory shared with the kernel.
+const OPERATIONS: Operations = Operations::POLL;
 
 /// Token of the poll of the socket.
 const READY: u64 = 0;
@@ -75,10 +79,10 @@ impl AfXdpPort {
     /// A system error.
     pub fn new(queue: Queue, stats: Arc<Stats>) -> io::Result<Self> {
         let Queue(socket) = queue;
-        let mut uring = Uring::new(SLOTS as u32)?;
+        let mut uring = DisabledUring::new(SLOTS as u32)?;
         let polled = uring.add_file(socket.as_fd().try_clone_to_owned()?);
         Ok(Self {
-            uring,
+            uring: uring.enable(OPERATIONS)?,
             socket,
             polled,
             armed: false,

@@ -36,7 +36,10 @@ use core::time::Duration;
 use pvio_netback::fault::DropReason;
 use pvio_netback::stats::Stats;
 use pvio_ring::IoSeg;
-use pvio_runtime::{Backoff, FileId, MAX_WATCHES, PrivateBuf, Uring, WaitPoint, Watch, Watches};
+use pvio_runtime::{
+    Backoff, DisabledUring, FileId, MAX_WATCHES, Operations, PrivateBuf, Uring, WaitPoint, Watch,
+    Watches,
+};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -58,6 +61,8 @@ const SPARE: usize = 2;
 /// Buffers for received packets: reads, and packets that wait for the guest.
 const LARGE_IN: usize = READS_MOST + 16;
 const SLOTS: usize = LARGE_OUT + SMALL_OUT + READS_MOST + MAX_WATCHES;
+/// Operations of the io_uring: packets, and the watches.
+const OPERATIONS: Operations = Operations::READ.and(Operations::WRITE).and(Operations::POLL);
 
 const READ: u64 = 0;
 const TRY: u64 = 1;
@@ -160,10 +165,10 @@ impl TapPort {
     }
 
     fn reading(tap: Tap, stats: Arc<Stats>, tries: bool) -> io::Result<Self> {
-        let mut uring = Uring::gathering(SLOTS as u32)?;
+        let mut uring = DisabledUring::gathering(SLOTS as u32)?;
         let tap = uring.add_file(tap.into_fd());
         Ok(Self {
-            uring,
+            uring: uring.enable(OPERATIONS)?,
             tap,
             out: BufferPool::new(VNET_HEADER),
             inward: buffers(LARGE, LARGE_IN),

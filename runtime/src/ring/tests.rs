@@ -135,7 +135,7 @@ fn polled_ring_rejects_unpollable_operations_and_wait_returns() {
 
 #[test]
 fn main_file_is_registered_once_and_works_as_any_file() {
-    let mut uring = Uring::new(4).unwrap();
+    let mut uring = DisabledUring::new(4).unwrap();
     let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
     let (main, second) = (files[0].try_clone().unwrap(), files[1].try_clone().unwrap());
     // An unregistered file is added first, so that its index differs from the registered one.
@@ -143,6 +143,7 @@ fn main_file_is_registered_once_and_works_as_any_file() {
     uring.add_file(pipe.into());
     let ids = [uring.add_main_file(main.into()), uring.add_main_file(second.into())];
     assert_eq!(ids.map(|id| id.registered), [true, false]);
+    let mut uring = uring.enable(Operations::ALL).unwrap();
     let run = |uring: &mut Uring<PrivateBuf>, moved| {
         uring.wait(None).unwrap();
         assert_eq!(uring.reap(|d| assert_eq!(d.result, Ok(moved))), 1);
@@ -173,8 +174,9 @@ fn lock_on_main_file_is_released_with_ring() {
     for round in 0..50 {
         let locked = std::fs::File::open(file.path()).unwrap();
         locked.try_lock().unwrap_or_else(|e| panic!("round {round}: {e}"));
-        let mut uring = Uring::<PrivateBuf>::new(4).unwrap();
+        let mut uring = DisabledUring::<PrivateBuf>::new(4).unwrap();
         let id = uring.add_main_file(locked.into());
+        let mut uring = uring.enable(Operations::ALL).unwrap();
         uring.sync_data(id, 0).unwrap();
         uring.flush().unwrap();
     }
@@ -384,4 +386,98 @@ fn permanent_kernel_error_is_reported() {
     assert_eq!(uring.wait(None).unwrap_err().raw_os_error(), Some(EINVAL));
     let timed = uring.wait_for(1, Duration::from_secs(1)).unwrap_err();
     assert_eq!(timed.raw_os_error(), Some(EINVAL));
+}
+
+const EACCES: i32 = 13;
+
+/// Every kind of ring, before it is enabled.
+fn disabled() -> Vec<(&'static str, DisabledUring<PrivateBuf>)> {
+    vec![
+        ("normal", DisabledUring::new(4).unwrap()),
+        ("gathering", DisabledUring::gathering(4).unwrap()),
+        ("kernel thread", DisabledUring::with_kernel_thread(4, Duration::from_millis(1)).unwrap()),
+        ("polled", DisabledUring::polled(4).unwrap()),
+    ]
+}
+
+#[test]
+fn enabled_ring_denies_every_operation_it_was_not_enabled_for() {
+    const OPENAT: u8 = opcode::OpenAt::CODE;
+    const CONNECT: u8 = opcode::Connect::CODE;
+    for operations in [Operations::POLL, Operations::READ.and(Operations::SYNC), Operations::ALL] {
+        for (kind, ring) in disabled() {
+            let mut uring = ring.enable(operations).unwrap();
+            let permitted: Vec<_> = operations.opcodes().collect();
+            let mut denied = Vec::new();
+            for opcode in 0..=u8::MAX {
+                let (result, is_permitted) =
+                    (uring.attempt(opcode).unwrap(), permitted.contains(&opcode));
+                if result == -EINVAL && !is_permitted && opcode > CONNECT {
+                    // Beyond the last one of this kernel.
+                    break;
+                }
+                assert_eq!(result == -EACCES, !is_permitted, "{kind}: {opcode}");
+                denied.extend((!is_permitted).then_some(opcode));
+            }
+            assert!(denied.contains(&OPENAT) && denied.contains(&CONNECT), "{kind}: {denied:?}");
+            for attempt in uring.attempt_register() {
+                assert_eq!(attempt.unwrap_err().raw_os_error(), Some(EACCES), "{kind}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ring_executes_nothing_before_it_is_enabled() {
+    const EBADFD: i32 = 77;
+    for (kind, mut ring) in disabled() {
+        let error = ring.uring.attempt(opcode::Nop::CODE).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(EBADFD), "{kind}");
+    }
+}
+
+#[test]
+fn ring_enabled_on_another_thread_than_its_creator_belongs_to_that_thread() {
+    const EEXIST: i32 = 17;
+    let ring = DisabledUring::<PrivateBuf>::gathering(4).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut uring = ring.enable(Operations::SYNC).unwrap();
+        let id = uring.add_file(file.into());
+        assert_eq!(one(&mut uring, |uring| uring.sync_data(id, 1)).0, Ok(0));
+        uring
+    });
+    let mut uring = thread.join().unwrap();
+    let error = uring.attempt(opcode::Fsync::CODE).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(EEXIST));
+}
+
+#[test]
+fn ring_with_registered_files_only_denies_others() {
+    let files = [(); 2].map(|()| tempfile::tempfile().unwrap());
+    let (main, other) = (files[0].try_clone().unwrap(), files[1].try_clone().unwrap());
+    let mut ring = DisabledUring::<PrivateBuf>::new(4).unwrap();
+    let ids = [ring.add_main_file(main.into()), ring.add_file(other.into())];
+    let ring = ring.with_registered_files_only();
+    let mut uring = ring.enable(Operations::ALL).unwrap();
+    let results = ids.map(|id| one(&mut uring, |uring| uring.sync_data(id, 1)).0);
+    assert_eq!(results, [Ok(0), Err(EACCES)]);
+    // Without a registered file, nothing is demanded.
+    let mut ring = DisabledUring::<PrivateBuf>::new(4).unwrap();
+    let id = ring.add_file(files[0].try_clone().unwrap().into());
+    let mut uring = ring.with_registered_files_only().enable(Operations::SYNC).unwrap();
+    assert_eq!(one(&mut uring, |uring| uring.sync_data(id, 1)).0, Ok(0));
+}
+
+#[test]
+fn memory_is_registered_only_by_a_ring_that_may() {
+    let pages: Vec<PrivatePage> = PrivatePage::pool(1).collect();
+    for (operations, permitted) in [(Operations::ALL, true), (Operations::READ, false)] {
+        let mut uring = DisabledUring::<PrivateBuf>::new(4).unwrap().enable(operations).unwrap();
+        let registered = uring.register(pages[0].stretch(1).unwrap());
+        match permitted {
+            true => registered.unwrap(),
+            false => assert_eq!(registered.unwrap_err().raw_os_error(), Some(EACCES)),
+        }
+    }
 }

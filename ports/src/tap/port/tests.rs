@@ -88,3 +88,55 @@ fn failed_tap_reads_are_counted_and_retried_until_interface_is_gone() {
         assert_eq!(gone.raw_os_error(), Some(77), "EBADFD");
     }
 }
+
+#[test]
+fn port_executes_its_operations_and_no_others() {
+    const EACCES: i32 = 13;
+    /// `IORING_OP_*` (`linux/io_uring.h`) that a tap does not need.
+    const NOT_NEEDED: [(&str, u8); 8] = [
+        ("FSYNC", 3),
+        ("SENDMSG", 9),
+        ("CONNECT", 16),
+        ("FALLOCATE", 17),
+        ("OPENAT", 18),
+        ("OPENAT2", 28),
+        ("SOCKET", 45),
+        ("URING_CMD", 46),
+    ];
+    let name = "tap::port::tests::port_executes_its_operations_and_no_others";
+    if !entered(name, &[]) {
+        return;
+    }
+    for standing in [false, true] {
+        let address = Some(([192, 0, 2, 1].into(), 24));
+        let tap = Tap::create(&TapConfig { address, ..TapConfig::new("t") }).unwrap();
+        let stats = Arc::new(Stats::default());
+        let mut port = TapPort::reading(tap, stats.clone(), !standing).unwrap();
+        for (name, opcode) in NOT_NEEDED {
+            assert_eq!(port.uring.attempt(opcode).unwrap(), -EACCES, "{name}");
+        }
+        for attempt in port.uring.attempt_register() {
+            assert_eq!(attempt.unwrap_err().raw_os_error(), Some(EACCES));
+        }
+        // A read, and a write of the same frame.
+        until(&mut port, |port, polled| {
+            polled.unwrap();
+            let packet = port.receive()?;
+            let (mut buf, start) = (port.reserve().unwrap(), TapPort::HEADROOM);
+            let end = start + packet.len;
+            buf.as_mut_slice()[start..end].copy_from_slice(packet.frame());
+            let (len, offload) = (packet.len, packet.offload);
+            port.recycle(packet.buf);
+            port.send(Packet { buf, start, len, offload }).unwrap();
+            port.flush();
+            Some(())
+        });
+        let stands = |port: &TapPort| port.uring.busy() <= port.reads.standing;
+        until(&mut port, |port, polled| {
+            polled.unwrap();
+            stands(port).then_some(())
+        });
+        assert_eq!(stats.dropped_in_all(), 0, "a read or a write failed");
+        ip("link del dev t").unwrap();
+    }
+}

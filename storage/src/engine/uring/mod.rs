@@ -18,13 +18,18 @@ use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_ring::shm::PoolMemory;
-use pvio_runtime::{Backoff, Done as Over, FileId, IoBuf, LogLimit, PrivateBuf, Uring, whole};
-use pvio_runtime::{MAX_WATCHES, WaitPoint, Watch, Watches};
+use pvio_runtime::{Backoff, Done as Over, FileId, IoBuf, LogLimit, PrivateBuf, whole};
+use pvio_runtime::{DisabledUring, MAX_WATCHES, Operations, Uring, WaitPoint, Watch, Watches};
 use rustix::fs::{OFlags, fcntl_getfl};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+/// Operations of the io_uring of polled reads and writes.
+const TRANSFERS: Operations = Operations::READ.and(Operations::WRITE).and(Operations::REGISTER);
+/// Operations of the other io_uring, which also has the transfers that are not polled.
+const OPERATIONS: Operations =
+    TRANSFERS.and(Operations::SYNC).and(Operations::ALLOCATE).and(Operations::POLL);
 /// Tokens from this value on are watches; smaller tokens are tags.
 const WATCH: u64 = 1 << 32;
 /// An engine for a file or block device through io_uring. Must be used on the thread that created
@@ -94,7 +99,7 @@ impl<B: IoBuf> UringEngine<B> {
         fence: Option<BorrowedFd<'_>>,
     ) -> io::Result<Self> {
         let polled = match mode {
-            IoMode::IoPoll => Some((Uring::polled(depth)?, image.try_clone()?)),
+            IoMode::IoPoll => Some((DisabledUring::polled(depth)?, image.try_clone()?)),
             IoMode::Normal | IoMode::SqPoll => None,
         };
         let polled = polled.map(|(uring, image)| Polled::over(uring, image, fence)).transpose()?;
@@ -102,7 +107,7 @@ impl<B: IoBuf> UringEngine<B> {
         let mut uring = ring(depth.saturating_add(MAX_WATCHES as u32), mode)?;
         let image = add_image(&mut uring, image, fence)?;
         Ok(Self {
-            uring,
+            uring: uring.enable(OPERATIONS)?,
             image,
             polled,
             geometry,
@@ -137,8 +142,8 @@ impl<B: IoBuf> UringEngine<B> {
     /// The error of `io_uring_setup`.
     pub fn probe(mode: IoMode) -> io::Result<()> {
         match mode {
-            IoMode::IoPoll => Uring::<B>::polled(1).map(drop),
-            IoMode::Normal | IoMode::SqPoll => ring::<B>(1, mode).map(drop),
+            IoMode::IoPoll => DisabledUring::<B>::polled(1)?.enable(TRANSFERS).map(drop),
+            IoMode::Normal | IoMode::SqPoll => ring::<B>(1, mode)?.enable(OPERATIONS).map(drop),
         }
     }
 
@@ -207,11 +212,12 @@ impl<B: IoBuf> WaitPoint for UringEngine<B> {
 
 impl<B: IoBuf> Polled<B> {
     fn over(
-        mut uring: Uring<B>,
+        mut uring: DisabledUring<B>,
         image: OwnedFd,
         fence: Option<BorrowedFd<'_>>,
     ) -> io::Result<Self> {
         let image = add_image(&mut uring, image, fence)?;
+        let uring = uring.with_registered_files_only().enable(TRANSFERS)?;
         Ok(Self { uring, image, limits: TransferLimits::default() })
     }
 
@@ -237,7 +243,7 @@ impl UringEngine<PrivateBuf> {
     /// `EOPNOTSUPP` if polling is not supported; otherwise the error of `io_uring_setup` or of the
     /// read.
     pub fn try_polled(image: OwnedFd, at: u64, len: usize) -> io::Result<()> {
-        let Polled { mut uring, image, .. } = Polled::over(Uring::polled(1)?, image, None)?;
+        let Polled { mut uring, image, .. } = Polled::over(DisabledUring::polled(1)?, image, None)?;
         let begun = uring.read(image, at, [whole(PrivateBuf::page_aligned(len))], 0);
         let mut result = begun.map(|()| 0).map_err(|_| EAGAIN);
         while uring.busy() > 0 {
@@ -249,7 +255,7 @@ impl UringEngine<PrivateBuf> {
 }
 
 fn add_image<B: IoBuf>(
-    uring: &mut Uring<B>,
+    uring: &mut DisabledUring<B>,
     image: OwnedFd,
     fence: Option<BorrowedFd<'_>>,
 ) -> io::Result<FileId> {
@@ -262,10 +268,10 @@ fn add_image<B: IoBuf>(
 /// Time without operations after which the kernel's submission thread sleeps.
 const IDLE: Duration = Duration::from_millis(50);
 
-fn ring<B: IoBuf>(slots: u32, mode: IoMode) -> io::Result<Uring<B>> {
+fn ring<B: IoBuf>(slots: u32, mode: IoMode) -> io::Result<DisabledUring<B>> {
     match mode {
-        IoMode::Normal | IoMode::IoPoll => Uring::new(slots),
-        IoMode::SqPoll => Uring::with_kernel_thread(slots, IDLE),
+        IoMode::Normal | IoMode::IoPoll => DisabledUring::new(slots),
+        IoMode::SqPoll => DisabledUring::with_kernel_thread(slots, IDLE),
     }
 }
 

@@ -18,7 +18,8 @@ const DISK: Geometry = Geometry {
 /// Returns an engine with a second io_uring for reads and writes. It is not a polled one, because
 /// not every machine has a device with poll queues.
 fn beside(image: OwnedFd) -> UringEngine<PrivateBuf> {
-    let second = Polled::over(Uring::new(4).unwrap(), image.try_clone().unwrap(), None).unwrap();
+    let second =
+        Polled::over(DisabledUring::new(4).unwrap(), image.try_clone().unwrap(), None).unwrap();
     let mut engine = UringEngine::new(image, DISK, 4).unwrap();
     engine.polled = Some(second);
     engine
@@ -145,5 +146,70 @@ fn pool_pages_are_registered_only_for_direct_io() {
                 segments.iter_mut().for_each(|s| s.buf.bytes().fill(0xee));
             }
         }
+    }
+}
+
+/// `IORING_OP_*` (`linux/io_uring.h`) that a disk does not need.
+const NOT_NEEDED: [(&str, u8); 12] = [
+    ("SENDMSG", 9),
+    ("RECVMSG", 10),
+    ("TIMEOUT", 11),
+    ("ACCEPT", 13),
+    ("CONNECT", 16),
+    ("OPENAT", 18),
+    ("STATX", 21),
+    ("OPENAT2", 28),
+    ("SPLICE", 30),
+    ("UNLINKAT", 36),
+    ("SOCKET", 45),
+    ("URING_CMD", 46),
+];
+
+#[test]
+fn engine_executes_its_operations_and_no_others() {
+    const EACCES: i32 = 13;
+    let zero = Io::WriteZeroes { sector: 8, sectors: 8 };
+    for mode in [IoMode::Normal, IoMode::SqPoll] {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(64 * 512).unwrap();
+        let mut engine = UringEngine::with(file.into(), DISK, 4, mode, None).unwrap();
+        one(&mut engine, Io::Write { sector: 8 }, page(7));
+        // Several memory ranges are another opcode than one.
+        let pages = || [page(1), page(2)].into_iter().flatten().collect::<Segments<_>>();
+        one(&mut engine, Io::Write { sector: 16 }, pages());
+        one(&mut engine, Io::Read { sector: 16 }, pages());
+        one(&mut engine, Io::Flush, Vec::new());
+        one(&mut engine, zero, Vec::new());
+        assert_eq!(one(&mut engine, Io::Read { sector: 8 }, page(1)), 0);
+        for (name, opcode) in NOT_NEEDED {
+            assert_eq!(engine.uring.attempt(opcode).unwrap(), -EACCES, "{name}, {mode:?}");
+        }
+        for attempt in engine.uring.attempt_register() {
+            assert_eq!(attempt.unwrap_err().raw_os_error(), Some(EACCES), "{mode:?}");
+        }
+        let (event, mut bell) = io::pipe().unwrap();
+        let watch = engine.watch(event.into()).unwrap();
+        bell.write_all(b"x").unwrap();
+        engine.wait_due(None).unwrap();
+        over(&mut engine);
+        assert!(engine.fired(watch), "{mode:?}");
+    }
+}
+
+#[test]
+fn io_uring_of_polled_transfers_executes_only_those() {
+    const EACCES: i32 = 13;
+    const FSYNC: u8 = 3;
+    const POLL_ADD: u8 = 6;
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(64 * 512).unwrap();
+    let mut engine = beside(file.into());
+    let pages = || [page(1), page(2)].into_iter().flatten().collect::<Segments<_>>();
+    one(&mut engine, Io::Write { sector: 16 }, pages());
+    one(&mut engine, Io::Read { sector: 16 }, pages());
+    let second = &mut engine.polled.as_mut().unwrap().uring;
+    let others = [("FSYNC", FSYNC), ("POLL_ADD", POLL_ADD)];
+    for (name, opcode) in NOT_NEEDED.into_iter().chain(others) {
+        assert_eq!(second.attempt(opcode).unwrap(), -EACCES, "{name}");
     }
 }
