@@ -17,9 +17,13 @@ pub struct DomainConfig {
     /// Number of grant table frames, 1 to 64. Each has 512 entries; the first 8 entries of the
     /// first frame are reserved.
     pub grant_frames: u32,
-    /// Limit of concurrent event channels, 1 to 4095. Each takes two descriptors in the
+    /// Limit of concurrent event channels, 1 to 4095. Each takes three descriptors in the
     /// hypervisor's process.
     pub max_ports: u32,
+    /// Whether the domain exists until it is
+    /// [destroyed](crate::Hypervisor::destroy_domain), so that processes can join one after the
+    /// other. Otherwise it is destroyed when its last connection ends.
+    pub rejoinable: bool,
 }
 
 impl DomainConfig {
@@ -28,7 +32,14 @@ impl DomainConfig {
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         let name = name.into();
-        Self { name, id: None, memory_pages: 16384, grant_frames: 8, max_ports: 1023 }
+        Self {
+            name,
+            id: None,
+            memory_pages: 16384,
+            grant_frames: 8,
+            max_ports: 1023,
+            rejoinable: false,
+        }
     }
 
     /// Sets the domain id.
@@ -53,6 +64,12 @@ impl DomainConfig {
     #[must_use]
     pub fn max_ports(self, max_ports: u32) -> Self {
         Self { max_ports, ..self }
+    }
+
+    /// Sets whether processes can join one after the other.
+    #[must_use]
+    pub fn rejoinable(self, rejoinable: bool) -> Self {
+        Self { rejoinable, ..self }
     }
 
     pub(crate) fn check(&self) -> Result<Frames, DomainError> {
@@ -84,4 +101,6 @@ pub struct DomainInfo {
     pub pid: Option<i32>,
     /// Number of open event channels.
     pub ports: usize,
+    /// Number of device connections.
+    pub devices: usize,
 }

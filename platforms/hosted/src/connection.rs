@@ -1,4 +1,4 @@
-//! A domain's connection to the hypervisor. The domain exists while it is open.
+//! A connection of a domain to the hypervisor. The domain exists while one is open.
 
 use crate::protocol::{LEN, Reply, Request};
 use crate::socket;
@@ -31,11 +31,16 @@ impl Connection {
         Ok((Self { socket: Mutex::new(socket) }, uid))
     }
 
+    /// Uses a connected socket.
+    pub(crate) fn from_socket(socket: OwnedFd) -> Self {
+        Self { socket: Mutex::new(socket) }
+    }
+
     /// Sends a request and waits for the reply, which has `FDS` descriptors if it succeeded and
     /// none otherwise.
     pub(crate) fn call<const FDS: usize>(
         &self,
-        request: Request,
+        request: &Request,
     ) -> Result<(Reply, Option<[OwnedFd; FDS]>), Lost> {
         // A poisoned lock protects only the order of packets; `ask` does not panic.
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
@@ -47,7 +52,7 @@ impl Connection {
 
     fn ask<const FDS: usize>(
         socket: &OwnedFd,
-        request: Request,
+        request: &Request,
     ) -> Result<(Reply, Option<[OwnedFd; FDS]>), Lost> {
         socket::send(socket, &request.to_wire(), &[]).map_err(|_| Lost)?;
         let (mut bytes, mut fds) = ([0; LEN], Vec::new());

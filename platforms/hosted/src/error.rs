@@ -134,6 +134,51 @@ impl JoinError {
     }
 }
 
+/// Reason why a device connection could not be created or used.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The domain that the device belongs to does not exist.
+    #[error("a device connection cannot be created: domain {0} does not exist")]
+    NoFrontend(DomId),
+    /// The list of ports is too long.
+    #[error(
+        "a device connection cannot be created: {given} ports were listed, at most {most} can be"
+    )]
+    Ports {
+        /// Number of listed ports.
+        given: usize,
+        /// Largest number.
+        most: usize,
+    },
+    /// This process has a device connection itself.
+    #[error("a device process cannot create a device connection")]
+    Denied,
+    /// The hypervisor is out of descriptors, or the limit of device connections is reached.
+    #[error("the hypervisor cannot create another device connection")]
+    NoResources,
+    /// The hypervisor has closed the connection, or sent an invalid reply.
+    #[error("the hypervisor closed the connection")]
+    Lost,
+    /// The descriptors are not those of a device.
+    #[error("a device has 1 descriptor, {0} were given")]
+    Descriptors(usize),
+}
+
+impl DeviceError {
+    /// A short stable code for logs and counters.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NoFrontend(_) => "device-no-frontend",
+            Self::Ports { .. } => "device-ports",
+            Self::Denied => "device-denied",
+            Self::NoResources => "device-no-resources",
+            Self::Lost => "device-lost",
+            Self::Descriptors(_) => "device-descriptors",
+        }
+    }
+}
+
 /// Reason why a domain could not connect to xenstore.
 #[derive(Debug, thiserror::Error)]
 pub enum XenstoreError {
@@ -143,6 +188,9 @@ pub enum XenstoreError {
     /// The limit of connections is reached.
     #[error("xenstore cannot be connected: the limit of connections is reached")]
     TooMany,
+    /// A device process has no xenstore.
+    #[error("the connection of a device has no xenstore")]
+    Denied,
     /// The stream could not be used.
     #[error("xenstore cannot be connected")]
     Io(#[from] io::Error),
@@ -155,6 +203,7 @@ impl XenstoreError {
         match self {
             Self::Lost => "xenstore-lost",
             Self::TooMany => "xenstore-too-many",
+            Self::Denied => "xenstore-denied",
             Self::Io(_) => "xenstore-io",
         }
     }
@@ -201,7 +250,17 @@ impl Remedy for XenstoreError {
     fn remedy(&self) -> Option<Cow<'static, str>> {
         match self {
             Self::TooMany => Some("close a connection first".into()),
-            Self::Lost | Self::Io(_) => None,
+            Self::Lost | Self::Denied | Self::Io(_) => None,
+        }
+    }
+}
+
+impl Remedy for DeviceError {
+    fn remedy(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::NoResources => Some("raise the limit of open files of the hypervisor".into()),
+            Self::NoFrontend(_) | Self::Ports { .. } | Self::Denied => None,
+            Self::Lost | Self::Descriptors(_) => None,
         }
     }
 }
@@ -236,7 +295,14 @@ mod remedy_tests {
             &JoinError::Io(error()),
             &XenstoreError::Lost,
             &XenstoreError::TooMany,
+            &XenstoreError::Denied,
             &XenstoreError::Io(error()),
+            &DeviceError::NoFrontend(id),
+            &DeviceError::Ports { given: 2, most: 1 },
+            &DeviceError::Denied,
+            &DeviceError::NoResources,
+            &DeviceError::Lost,
+            &DeviceError::Descriptors(2),
         ]);
         let expected = [
             "Io",
@@ -248,7 +314,13 @@ mod remedy_tests {
             "Lost",
             "Io",
             "Lost",
+            "Denied",
             "Io",
+            "NoFrontend",
+            "Ports",
+            "Denied",
+            "Lost",
+            "Descriptors",
         ];
         assert_eq!(none, expected);
     }

@@ -1,8 +1,9 @@
 //! Event channels between processes.
 //!
-//! An end of a channel is a port: a pending bit in the receiver's events file, and an eventfd on
+//! An end of a channel is a port: a pending bit in the page of the channel, and an eventfd on
 //! which the receiver waits. The sender has both mapped or open, so a notification needs no request
-//! to the hypervisor. The file also has the mask bits of the two-level ABI; no domain sets them.
+//! to the hypervisor. Only the processes of the two ends have them. The page also has the mask bits
+//! of the two-level ABI; no domain sets them.
 //!
 //! # No wake-up is lost
 //!
@@ -22,22 +23,20 @@
 //! The other order, R2 before R1, loses events: S2 and S3 between them leave the bit set and the
 //! eventfd clear, and every later S2 finds the bit set.
 //!
-//! # Ports that are reused
+//! # Ends that are bound again
 //!
-//! The peer's port is stored in this domain's events file. The hypervisor writes it when ends bind
-//! and close; 0 discards the event. A sender that read the port just before a change may set the
-//! bit of a port that now belongs to another channel, without a wake-up of its owner. Therefore the
-//! sender reads the port again afterwards. If it has changed, the sender requests the hypervisor to
-//! wake the port's owner. Spurious events are possible; lost events are not.
+//! Page and eventfds belong to the channel and stay the same when an end is closed and bound again.
+//! An event that was sent while no process had that end is pending for the next one. A process that
+//! was killed between R1 and R2 or R3 has left the eventfd clear and the bit set, or taken the event.
+//! So the hypervisor sets the bit and adds to the eventfd of an end that is bound, whatever they
+//! are. Spurious events are possible; lost events are not.
 
 use crate::connection::Connection;
 use crate::domain::Domain;
-use crate::layout::{EVENT_BITS_LEN, event_bits, link};
-use crate::mem::Mapped;
+use crate::layout::{ChannelPage, EndIndex};
 use crate::protocol::{Request, Status};
 use core::time::Duration;
 use pvio_event_channel::{DomId, EventChannel, EventChannels, EventError, Port};
-use pvio_ring::shm::full_fence;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -51,8 +50,8 @@ pub struct Channel {
     remote: DomId,
     wake_us: OwnedFd,
     wake_them: OwnedFd,
-    our_events: Arc<Mapped>,
-    their_bits: Mapped,
+    page: ChannelPage,
+    end: EndIndex,
     connection: Arc<Connection>,
 }
 
@@ -66,7 +65,7 @@ impl Channel {
     /// Whether the other end is bound.
     #[must_use]
     pub fn is_bound(&self) -> bool {
-        link(&self.our_events, self.port) != 0
+        self.page.is_bound()
     }
 
     /// Waits for an event and takes it. Returns `false` if `timeout` expired first.
@@ -105,20 +104,8 @@ impl EventChannel for Channel {
     }
 
     fn notify(&self) -> Result<(), EventError> {
-        // If no peer is bound, a peer that binds later sees the memory written before: it gets an
-        // event from the hypervisor, which is ordered after the link.
-        full_fence();
-        let theirs = link(&self.our_events, self.port);
-        if theirs == 0 {
-            return Ok(());
-        }
-        if event_bits(&self.their_bits).raise(Port(theirs)) {
+        if self.page.raise(self.end.peer()) {
             signal(&self.wake_them);
-        }
-        if link(&self.our_events, self.port) != theirs {
-            // A rejection means that the other domain no longer exists.
-            let kick = Request::Kick(self.remote, Port(theirs));
-            self.connection.call::<0>(kick).map_err(|_| EventError::Hypervisor)?;
         }
         Ok(())
     }
@@ -129,14 +116,14 @@ impl EventChannel for Channel {
             Ok(_) | Err(Errno::AGAIN) => {}
             Err(_) => return Err(EventError::Hypervisor),
         }
-        Ok(event_bits(&self.our_events).take(self.port))
+        Ok(self.page.take(self.end))
     }
 }
 
 impl Drop for Channel {
     fn drop(&mut self) {
         // If the hypervisor has ended, the port cannot be reused anyway.
-        let _ = self.connection.call::<0>(Request::Close(self.port));
+        let _ = self.connection.call::<0>(&Request::Close(self.port));
     }
 }
 
@@ -147,7 +134,7 @@ impl EventChannels for Domain {
         if !remote.is_real() {
             return Err(EventError::NoDomain);
         }
-        self.channel(remote, Request::AllocUnbound(remote))
+        self.channel(remote, &Request::AllocUnbound(remote))
     }
 
     fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<Channel, EventError> {
@@ -157,36 +144,30 @@ impl EventChannels for Domain {
         if port.0 == 0 {
             return Err(EventError::BadPort);
         }
-        self.channel(remote, Request::Bind(remote, port))
+        self.channel(remote, &Request::Bind(remote, port))
     }
 }
 
 impl Domain {
-    fn channel(&self, remote: DomId, request: Request) -> Result<Channel, EventError> {
+    fn channel(&self, remote: DomId, request: &Request) -> Result<Channel, EventError> {
         let inner = self.inner();
         let asked = inner.connection.call::<3>(request);
         let (reply, fds) = asked.map_err(|_| EventError::Hypervisor)?;
-        let [wake_us, wake_them, their_events] = match (reply.status, fds) {
+        let [wake_us, wake_them, file] = match (reply.status, fds) {
             (Status::Done, Some(fds)) => fds,
             (Status::NoDomain, _) => return Err(EventError::NoDomain),
             (Status::NoPorts, _) => return Err(EventError::NoPorts),
-            (Status::BadPort, _) => return Err(EventError::BadPort),
+            (Status::BadPort | Status::Denied, _) => return Err(EventError::BadPort),
             _ => return Err(EventError::Hypervisor),
         };
-        let port = Port(reply.results[0]);
-        let their_bits = Mapped::front(their_events, EVENT_BITS_LEN).map_err(|_| {
-            let _ = inner.connection.call::<0>(Request::Close(port));
-            EventError::Hypervisor
-        })?;
-        Ok(Channel {
-            port,
-            remote,
-            wake_us,
-            wake_them,
-            our_events: Arc::clone(&inner.events),
-            their_bits,
-            connection: Arc::clone(&inner.connection),
-        })
+        let [port, end] = reply.results;
+        let (port, end) = (Port(port), EndIndex::from_wire(end));
+        let (Ok(page), Some(end)) = (ChannelPage::map(file), end) else {
+            let _ = inner.connection.call::<0>(&Request::Close(port));
+            return Err(EventError::Hypervisor);
+        };
+        let connection = Arc::clone(&inner.connection);
+        Ok(Channel { port, remote, wake_us, wake_them, page, end, connection })
     }
 }
 
@@ -202,36 +183,23 @@ mod tests {
     use crate::{DomainConfig, Hypervisor};
 
     #[test]
-    fn kick_of_peer_wakes_owner_of_port_left_pending() {
+    fn bound_end_is_woken_even_if_event_is_pending() {
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Hypervisor::start(dir.path()).unwrap();
-        let [front, back, third] = ["front", "back", "third"].map(|name| {
+        let [front, back] = ["front", "back"].map(|name| {
             let config = DomainConfig::new(name).memory_pages(1);
             Domain::join(dir.path(), hypervisor.create_domain(config).unwrap()).unwrap()
         });
         let ours = front.alloc_unbound(back.id()).unwrap();
-        let theirs = back.bind_interdomain(front.id(), ours.port()).unwrap();
-        assert!(theirs.take().unwrap());
-        // A sender that read the link just before it changed set the bit of this port and added to
-        // another eventfd. Later senders find the bit set and do not wake its owner.
-        assert!(event_bits(&back.inner().events).raise(theirs.port()));
+        // A process that was killed had cleared the eventfd and not the bit. Senders find the bit
+        // set and add nothing.
+        assert!(ours.page.raise(EndIndex::Second));
         ours.notify().unwrap();
-        let readable = || {
-            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-            poll(&mut [PollFd::new(&theirs, PollFlags::IN)], Some(&now)).unwrap() == 1
-        };
-        assert!(!readable());
-        let kick = |who: &Domain| {
-            let kick = Request::Kick(back.id(), theirs.port());
-            who.inner().connection.call::<0>(kick).unwrap().0.status
-        };
-        assert_eq!(
-            kick(&third),
-            Status::BadPort,
-            "kick by a domain that is not the peer is rejected"
-        );
-        assert!(!readable());
-        assert_eq!(kick(&front), Status::Done);
-        assert!(readable() && theirs.take().unwrap());
+        let theirs = back.bind_interdomain(front.id(), ours.port()).unwrap();
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let readable = poll(&mut [PollFd::new(&theirs, PollFlags::IN)], Some(&now)).unwrap();
+        assert!(readable == 1 && theirs.take().unwrap());
+        ours.notify().unwrap();
+        assert!(theirs.take().unwrap());
     }
 }

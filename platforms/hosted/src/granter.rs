@@ -3,15 +3,17 @@
 use crate::domain::Domain;
 use crate::mem::hold;
 use crate::pages::{Lease, Pages, Run, lock};
-use pvio_grant_table::{Access, Busy, DomId, GrantError, GrantRef, Granter};
+use pvio_grant_table::{Access, Busy, DomId, GrantError, GrantRef, GrantStatus, Granter};
 use pvio_ring::shm::{PAGE_SIZE, Region, SharedMemory};
 use std::sync::Arc;
 
 impl Granter for Domain {
     type Pages = Pages;
 
+    /// Returns [`GrantError::Refused`] with [`GrantStatus::PermissionDenied`] in a device process.
     fn alloc_pages(&self, count: usize) -> Result<Pages, GrantError> {
-        let own = &self.inner().own;
+        let own = self.own().ok_or(GrantError::Refused(GrantStatus::PermissionDenied))?;
+        let own = &own.memory;
         let count = u32::try_from(count).map_err(|_| GrantError::OutOfPages)?;
         if count == 0 {
             return Err(GrantError::NotOurs);
@@ -33,29 +35,29 @@ impl Granter for Domain {
         page: usize,
         access: Access,
     ) -> Result<GrantRef, GrantError> {
-        let (inner, lease) = (self.inner(), pages.keeper());
-        let ours = Arc::ptr_eq(&lease.0.own, &inner.own) && page < pages.len() / PAGE_SIZE;
+        let (own, lease) = (self.own().ok_or(GrantError::NotOurs)?, pages.keeper());
+        let ours = Arc::ptr_eq(&lease.0.own, &own.memory) && page < pages.len() / PAGE_SIZE;
         let Ok(page) = u32::try_from(page) else { return Err(GrantError::NotOurs) };
         if !ours {
             return Err(GrantError::NotOurs);
         }
-        let mut grants = lock(&inner.grants);
+        let mut grants = lock(&own.grants);
         let gref = grants.free.pop().ok_or(GrantError::OutOfEntries)?;
         // A free entry that is in use in the table was written by another process. It is not used
         // any more.
-        inner.own.memory.table().grant(gref, peer, lease.0.first + page, access)?;
+        own.memory.memory.table().grant(gref, peer, lease.0.first + page, access)?;
         grants.held[gref.0 as usize] = Some(lease.clone());
         Ok(gref)
     }
 
     fn end_access(&self, gref: GrantRef) -> Result<(), Busy> {
-        let inner = self.inner();
-        let mut grants = lock(&inner.grants);
+        let Some(own) = self.own() else { return Ok(()) };
+        let mut grants = lock(&own.grants);
         let Some(held) = grants.held.get_mut(gref.0 as usize) else { return Ok(()) };
         if held.is_none() {
             return Ok(());
         }
-        inner.own.memory.table().end_access(gref)?;
+        own.memory.memory.table().end_access(gref)?;
         let lease = held.take();
         grants.free.push(gref);
         drop(grants);

@@ -1,16 +1,18 @@
-//! State of the hypervisor: domains, their memory, their ports. It does no I/O except for creating
-//! memfds and eventfds. Every reply to a domain is computed here.
+//! State of the hypervisor: domains, their memory, and the connections that act for them. It does
+//! no I/O except for creating memfds and eventfds. Every reply to a domain is computed here, and in
+//! the methods for ports (`ports`).
 
 use crate::config::{DomainConfig, DomainInfo};
+use crate::ends::End;
 use crate::error::DomainError;
-use crate::events::signal;
-use crate::layout::{self, EVENTS_LEN, Frames, MAX_PORTS, Memory, event_bits};
+use crate::layout::{Frames, MAX_PORTS, Memory, Uses};
 use crate::mem::{Mapped, sealed_memfd};
-use crate::protocol::{Reply, Request, Status};
+use crate::protocol::{Reply, Request, Scope, Status};
 use pvio_event_channel::Port;
-use pvio_grant_table::DomId;
-use rustix::event::{EventfdFlags, eventfd};
+use pvio_grant_table::{Access, DomId};
+use pvio_ring::shm::full_fence;
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -20,45 +22,72 @@ pub(crate) type ConnId = u64;
 /// Reply and the descriptors sent with it.
 pub(crate) type Answer = (Reply, Vec<Arc<OwnedFd>>);
 
+/// Limit of device connections of one domain.
+const MAX_DEVICES: usize = 4096;
+
 /// A request that a correct domain never sends; its connection is closed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Violation;
 
+/// Result of the end of a connection for its domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ended {
+    /// The domain was destroyed.
+    Domain(DomId),
+    /// The process that had joined as the domain left it.
+    Process(DomId),
+    /// A device connection ended.
+    Device,
+}
+
 /// All domains.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    domains: BTreeMap<u16, Record>,
+    pub(crate) domains: BTreeMap<u16, Record>,
+    pub(crate) members: BTreeMap<ConnId, Member>,
     next: u16,
 }
 
 #[derive(Debug)]
-struct Record {
+pub(crate) struct Record {
     name: String,
     memory: Memory,
     memory_file: Arc<OwnedFd>,
-    events: Mapped,
-    events_file: Arc<OwnedFd>,
     max_ports: u32,
-    ports: BTreeMap<u32, End>,
-    next_port: u32,
+    pub(crate) ports: BTreeMap<u32, End>,
+    pub(crate) next_port: u32,
     process: Option<(ConnId, i32)>,
+    rejoinable: bool,
 }
 
-/// One end of an event channel. It holds the eventfds of both ends, so that after one end is
-/// closed, another can be bound in its place.
+/// Connection that acts for a domain: that of the process that joined as the domain, or of a
+/// device.
 #[derive(Debug)]
-struct End {
-    /// Domain that may bind to the other end. `None` once that domain is destroyed, even if a new
-    /// domain has its id: the memory that this end accesses is that of the destroyed one.
-    remote: Option<DomId>,
-    bound_to: Option<Port>,
-    wake_us: Arc<OwnedFd>,
-    wake_them: Arc<OwnedFd>,
+pub(crate) struct Member {
+    pub(crate) domain: DomId,
+    /// Limits of a device connection.
+    pub(crate) scope: Option<Scope>,
+    /// Whether the frontend of a device was destroyed. Another domain may have its id.
+    frontend_gone: bool,
+    /// Uses of the grants of other domains, by domain.
+    uses: BTreeMap<u16, (Arc<OwnedFd>, Uses)>,
+}
+
+impl Member {
+    fn new(domain: DomId, scope: Option<Scope>) -> Self {
+        Self { domain, scope, frontend_gone: false, uses: BTreeMap::new() }
+    }
+
+    /// Whether it may get memory and bind ports of this domain.
+    pub(crate) fn reaches(&self, domain: DomId) -> bool {
+        let frontend = |scope: &Scope| scope.frontend == domain && !self.frontend_gone;
+        self.scope.as_ref().is_none_or(frontend)
+    }
 }
 
 impl Machine {
     pub(crate) fn new() -> Self {
-        Self { domains: BTreeMap::new(), next: 1 }
+        Self { domains: BTreeMap::new(), members: BTreeMap::new(), next: 1 }
     }
 
     /// Creates a domain that no process has joined as.
@@ -93,6 +122,9 @@ impl Machine {
     pub(crate) fn destroy(&mut self, id: DomId) -> Result<(), DomainError> {
         let gone = self.domains.remove(&id.0).ok_or(DomainError::NoDomain(id))?;
         gone.memory.set_dead();
+        for (_, member) in self.members.extract_if(.., |_, member| member.domain == id) {
+            member.uses.values().for_each(|(_, uses)| uses.revoke());
+        }
         for end in gone.ports.values() {
             self.unbind(end);
         }
@@ -102,19 +134,66 @@ impl Machine {
                 end.remote = None;
             }
         }
+        for member in self.members.values_mut() {
+            member.uses.remove(&id.0);
+            member.frontend_gone |= member.scope.as_ref().is_some_and(|s| s.frontend == id);
+        }
         Ok(())
     }
 
-    /// Destroys the domain of a connection, if it has one.
-    pub(crate) fn hung_up(&mut self, conn: ConnId) -> Option<DomId> {
-        let id = self.domain_of(conn)?;
-        self.destroy(id).ok().map(|()| id)
+    /// Ends a connection. A domain is destroyed with its last connection, unless processes may join
+    /// again. Otherwise only what the connection itself opened and mapped is closed and released.
+    pub(crate) fn hung_up(&mut self, conn: ConnId) -> Option<Ended> {
+        let member = self.members.remove(&conn)?;
+        let id = member.domain;
+        let record = self.domains.get_mut(&id.0)?;
+        let joined = record.process.take_if(|(process, _)| *process == conn).is_some();
+        let others = self.members.values().any(|member| member.domain == id);
+        if !others && !record.rejoinable {
+            member.uses.values().for_each(|(_, uses)| uses.revoke());
+            return self.destroy(id).ok().map(|()| Ended::Domain(id));
+        }
+        if joined {
+            record.memory.set_left();
+        }
+        self.close_all(id, conn);
+        self.release(&member);
+        Some(if joined { Ended::Process(id) } else { Ended::Device })
+    }
+
+    /// Ends the uses of other domains' grants by a connection that ended. A grant that another
+    /// connection of the same domain uses too stays in use.
+    fn release(&self, gone: &Member) {
+        for (owner, (_, uses)) in &gone.uses {
+            uses.revoke();
+            let Some(record) = self.domains.get(owner) else { continue };
+            let others = self.members.values().filter(|member| member.domain == gone.domain);
+            let others: Vec<_> = others.filter_map(|member| member.uses.get(owner)).collect();
+            let table = record.memory.table();
+            for gref in uses.in_use() {
+                let used = || others.iter().any(|(_, other)| other.count(gref) != 0);
+                let ours = table.entry(gref).is_some_and(|(_, user)| user == gone.domain);
+                if !ours || used() {
+                    continue;
+                }
+                table.unpin(gref, Access::ReadWrite);
+                full_fence();
+                // Another connection began to use it at the same time, and its mark was cleared.
+                if used() && table.pin(gref, gone.domain, Access::ReadWrite).is_err() {
+                    let _ = table.pin(gref, gone.domain, Access::ReadOnly);
+                }
+            }
+        }
     }
 
     /// Returns the domain of a connection.
     pub(crate) fn domain_of(&self, conn: ConnId) -> Option<DomId> {
-        let is = |record: &Record| record.process.is_some_and(|(process, _)| process == conn);
-        self.domains.iter().find(|(_, record)| is(record)).map(|(id, _)| DomId(*id))
+        self.members.get(&conn).map(|member| member.domain)
+    }
+
+    /// Whether a connection is that of a device.
+    pub(crate) fn is_device(&self, conn: ConnId) -> bool {
+        self.members.get(&conn).is_some_and(|member| member.scope.is_some())
     }
 
     /// Returns all domains.
@@ -124,6 +203,7 @@ impl Machine {
             name: record.name.clone(),
             pid: record.process.map(|(_, pid)| pid),
             ports: record.ports.len(),
+            devices: self.devices(DomId(*id)),
         };
         self.domains.iter().map(info).collect()
     }
@@ -135,130 +215,77 @@ impl Machine {
             return no(Status::Taken);
         }
         record.process = Some((conn, pid));
-        let files = vec![Arc::clone(&record.memory_file), Arc::clone(&record.events_file)];
-        (record.frames_reply(), files)
+        self.members.insert(conn, Member::new(id, None));
+        (record.frames_reply(), vec![Arc::clone(&record.memory_file)])
     }
 
-    /// Serves a request of domain `user`.
-    pub(crate) fn serve(&mut self, user: DomId, request: Request) -> Result<Answer, Violation> {
+    /// Serves the request of a process to create device connection `new`. Returns whether it was
+    /// created.
+    pub(crate) fn add_device(&mut self, domain: DomId, scope: Scope, new: ConnId) -> Status {
+        if !self.domains.contains_key(&scope.frontend.0) {
+            return Status::NoDomain;
+        }
+        if self.devices(domain) >= MAX_DEVICES {
+            return Status::NoResources;
+        }
+        self.members.insert(new, Member::new(domain, Some(scope)));
+        Status::Done
+    }
+
+    fn devices(&self, id: DomId) -> usize {
+        let device = |member: &&Member| member.domain == id && member.scope.is_some();
+        self.members.values().filter(device).count()
+    }
+
+    /// Serves a request of a connection.
+    pub(crate) fn serve(&mut self, conn: ConnId, request: Request) -> Result<Answer, Violation> {
         Ok(match request {
-            Request::Join(_) | Request::Xenstore => return Err(Violation),
-            Request::Memory(id) => self.memory(user, id),
-            Request::AllocUnbound(remote) => self.alloc_unbound(user, remote),
-            Request::Bind(remote, port) => self.bind(user, remote, port),
-            Request::Close(port) => self.close(user, port),
-            Request::Kick(remote, port) => self.kick(user, remote, port),
+            Request::Join(_) | Request::Xenstore | Request::Device(_) => return Err(Violation),
+            Request::Memory(id) => self.memory(conn, id),
+            Request::AllocUnbound(remote) => self.alloc_unbound(conn, remote),
+            Request::Bind(remote, port) => self.bind(conn, remote, port),
+            Request::Close(port) => self.close(conn, port),
         })
     }
 
-    fn memory(&self, user: DomId, id: DomId) -> Answer {
-        match self.domains.get(&id.0) {
-            None => no(Status::NoDomain),
-            Some(record) if !record.memory.grants_to(user) => no(Status::NothingGranted),
-            Some(record) => (record.frames_reply(), vec![Arc::clone(&record.memory_file)]),
+    fn memory(&mut self, conn: ConnId, id: DomId) -> Answer {
+        let Some(member) = self.members.get_mut(&conn) else { return no(Status::Denied) };
+        if !member.reaches(id) {
+            return no(Status::Denied);
         }
-    }
-
-    fn alloc_unbound(&mut self, user: DomId, remote: DomId) -> Answer {
-        let Some(their_events) = self.events_file(remote) else { return no(Status::NoDomain) };
-        let Some(record) = self.domains.get_mut(&user.0) else { return no(Status::NoDomain) };
-        let Some(port) = record.free_port() else { return no(Status::NoPorts) };
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let (Ok(ours), Ok(theirs)) = (eventfd(0, flags), eventfd(0, flags)) else {
-            return no(Status::NoResources);
-        };
-        let end = End {
-            remote: Some(remote),
-            bound_to: None,
-            wake_us: Arc::new(ours),
-            wake_them: Arc::new(theirs),
-        };
-        record.open(port, end, their_events)
-    }
-
-    fn bind(&mut self, user: DomId, remote: DomId, port: Port) -> Answer {
-        let Some(their_events) = self.events_file(remote) else { return no(Status::NoDomain) };
-        let theirs = self.domains.get(&remote.0).and_then(|record| record.ports.get(&port.0));
-        let Some(theirs) = theirs.filter(|end| end.bound_to.is_none() && end.remote == Some(user))
-        else {
-            return no(Status::BadPort);
-        };
-        let end = End {
-            remote: Some(remote),
-            bound_to: Some(port),
-            wake_us: Arc::clone(&theirs.wake_them),
-            wake_them: Arc::clone(&theirs.wake_us),
-        };
-        let Some(record) = self.domains.get_mut(&user.0) else { return no(Status::NoDomain) };
-        let Some(own_port) = record.free_port() else { return no(Status::NoPorts) };
-        let wake_us = Arc::clone(&end.wake_us);
-        let answer = record.open(own_port, end, their_events);
-        layout::set_link(&record.events, own_port, port.0);
-        if let Some(record) = self.domains.get_mut(&remote.0) {
-            layout::set_link(&record.events, port, own_port.0);
-            if let Some(end) = record.ports.get_mut(&port.0) {
-                end.bound_to = Some(own_port);
-            }
+        let Some(record) = self.domains.get(&id.0) else { return no(Status::NoDomain) };
+        if !record.memory.grants_to(member.domain) {
+            return no(Status::NothingGranted);
         }
-        // After the link was stored: a sender that found no peer bound and discarded an event wrote
-        // its data before this.
-        if let Some(record) = self.domains.get(&user.0) {
-            record.raise(own_port, &wake_us);
-        }
-        answer
-    }
-
-    fn close(&mut self, user: DomId, port: Port) -> Answer {
-        let Some(record) = self.domains.get_mut(&user.0) else { return no(Status::NoDomain) };
-        let Some(end) = record.ports.remove(&port.0) else { return no(Status::BadPort) };
-        layout::set_link(&record.events, port, 0);
-        self.unbind(&end);
-        (Status::Done.into(), Vec::new())
-    }
-
-    /// Makes the peer's end of a closed end available for binding again.
-    fn unbind(&mut self, gone: &End) {
-        let (Some(port), Some(remote)) = (gone.bound_to, gone.remote) else { return };
-        let Some(record) = self.domains.get_mut(&remote.0) else { return };
-        layout::set_link(&record.events, port, 0);
-        if let Some(end) = record.ports.get_mut(&port.0) {
-            end.bound_to = None;
-        }
-    }
-
-    fn kick(&self, user: DomId, remote: DomId, port: Port) -> Answer {
-        let known = self
-            .domains
-            .get(&user.0)
-            .is_some_and(|record| record.ports.values().any(|end| end.remote == Some(remote)));
-        let Some(record) = self.domains.get(&remote.0).filter(|_| known) else {
-            return no(Status::BadPort);
+        let uses = match member.uses.get(&id.0) {
+            Some((file, _)) => Arc::clone(file),
+            None => match uses_file(id, record.memory.frames) {
+                Ok(made) => Arc::clone(&member.uses.entry(id.0).or_insert(made).0),
+                Err(_) => return no(Status::NoResources),
+            },
         };
-        if let Some(end) = record.ports.get(&port.0) {
-            record.raise(port, &end.wake_us);
-        }
-        (Status::Done.into(), Vec::new())
+        (record.frames_reply(), vec![Arc::clone(&record.memory_file), uses])
     }
+}
 
-    fn events_file(&self, id: DomId) -> Option<Arc<OwnedFd>> {
-        self.domains.get(&id.0).map(|record| Arc::clone(&record.events_file))
-    }
+fn uses_file(id: DomId, frames: Frames) -> io::Result<(Arc<OwnedFd>, Uses)> {
+    let file = sealed_memfd(&format!("pvio-{id}-uses"), Uses::file_len(frames))?;
+    let uses = Uses::map(&file, frames)?;
+    Ok((Arc::new(file), uses))
 }
 
 impl Record {
     fn new(id: DomId, config: &DomainConfig, frames: Frames) -> Result<Self, DomainError> {
         let memory_file = sealed_memfd(&format!("pvio-{id}-memory"), frames.len())?;
-        let events_file = sealed_memfd(&format!("pvio-{id}-events"), EVENTS_LEN)?;
         Ok(Self {
             name: config.name.clone(),
             memory: Memory { mapped: Mapped::front(&memory_file, frames.low_len())?, frames },
             memory_file: Arc::new(memory_file),
-            events: Mapped::front(&events_file, EVENTS_LEN)?,
-            events_file: Arc::new(events_file),
             max_ports: config.max_ports,
             ports: BTreeMap::new(),
             next_port: 1,
             process: None,
+            rejoinable: config.rejoinable,
         })
     }
 
@@ -269,32 +296,16 @@ impl Record {
 
     /// Returns the next free port after the last one allocated, so that numbers are reused as late
     /// as possible.
-    fn free_port(&self) -> Option<Port> {
+    pub(crate) fn free_port(&self) -> Option<Port> {
         if self.ports.len() >= self.max_ports as usize {
             return None;
         }
         let all = (self.next_port..=MAX_PORTS).chain(1..self.next_port);
         all.map(Port).find(|port| !self.ports.contains_key(&port.0))
     }
-
-    /// Assigns an end to `port`. No peer is linked to it yet.
-    fn open(&mut self, port: Port, end: End, their_events: Arc<OwnedFd>) -> Answer {
-        self.next_port = port.0 % MAX_PORTS + 1;
-        event_bits(&self.events).clear(port);
-        layout::set_link(&self.events, port, 0);
-        let files = vec![Arc::clone(&end.wake_us), Arc::clone(&end.wake_them), their_events];
-        self.ports.insert(port.0, end);
-        (Reply { status: Status::Done, results: [port.0, 0] }, files)
-    }
-
-    /// Wakes the owner of `port`, even if an event is pending already: that event may have been
-    /// meant for the port's previous owner.
-    fn raise(&self, port: Port, wake: &OwnedFd) {
-        event_bits(&self.events).raise(port);
-        signal(wake);
-    }
 }
 
-fn no(status: Status) -> Answer {
+/// Returns the answer to a request that was not carried out.
+pub(crate) fn no(status: Status) -> Answer {
     (status.into(), Vec::new())
 }

@@ -208,7 +208,7 @@ mod tests {
         let page = front.alloc_pages(1).unwrap();
         let gref = front.grant(back.id(), &page, 0, Access::ReadWrite).unwrap();
         let at = PAGE_SIZE + gref.0 as usize * 8 + 4;
-        let memory = &front.inner().own.memory.mapped;
+        let memory = &front.own().unwrap().memory.memory.mapped;
         // Frame 0 holds the state, 1 to 8 are the grant table, 9 to 72 are sharable.
         for frame in [0, 1, 8, 73, u32::MAX] {
             assert!(memory.store_u32(at, frame, Ordering::SeqCst));
@@ -228,7 +228,7 @@ mod tests {
         let hypervisor = Hypervisor::start(dir.path()).unwrap();
         let [front, back] = two(&hypervisor);
         let page = front.alloc_pages(1).unwrap();
-        let ask = || back.inner().connection.call::<1>(Request::Memory(front.id())).unwrap().0;
+        let ask = || back.inner().connection.call::<2>(&Request::Memory(front.id())).unwrap().0;
         front.grant(DomId(700), &page, 0, Access::ReadWrite).unwrap();
         assert_eq!(ask().status, Status::NothingGranted);
         front.grant(back.id(), &page, 0, Access::ReadOnly).unwrap();

@@ -3,7 +3,7 @@
 use crate::layout::Memory;
 use crate::mem::{Held, Keeper, Mapped};
 use pvio_grant_table::GrantRef;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Pages of this domain, contiguous. They are freed when the last clone is dropped and no grant to
@@ -43,10 +43,23 @@ pub(crate) struct OwnMemory {
 }
 
 impl OwnMemory {
-    pub(crate) fn new(memory: Memory) -> Self {
+    /// Returns the memory of which all pages are free, except those of grants that are still in
+    /// use.
+    pub(crate) fn new(memory: Memory, busy: &[(GrantRef, u32)]) -> Self {
         let frames = memory.frames;
         let mut free = FreeRuns::default();
-        free.give_back(frames.first(), frames.total() - frames.first());
+        let busy = busy.iter().map(|(_, frame)| *frame).filter(|frame| frames.sharable(*frame));
+        let mut first = frames.first();
+        // A page may have several grants.
+        for frame in busy.collect::<BTreeSet<u32>>() {
+            if frame > first {
+                free.give_back(first, frame - first);
+            }
+            first = frame + 1;
+        }
+        if first < frames.total() {
+            free.give_back(first, frames.total() - first);
+        }
         Self { memory, free: Mutex::new(free) }
     }
 }
@@ -89,9 +102,12 @@ pub(crate) struct Grants {
 }
 
 impl Grants {
-    pub(crate) fn new(entries: u32) -> Self {
+    /// Returns the grants of which all are free, except those that are still in use.
+    pub(crate) fn new(entries: u32, busy: &[(GrantRef, u32)]) -> Self {
         let held = std::iter::repeat_with(|| None).take(entries as usize).collect();
-        Self { free: (GrantRef::FIRST_FREE.0..entries).rev().map(GrantRef).collect(), held }
+        let busy: BTreeSet<_> = busy.iter().map(|(gref, _)| *gref).collect();
+        let all = (GrantRef::FIRST_FREE.0..entries).rev().map(GrantRef);
+        Self { free: all.filter(|gref| !busy.contains(gref)).collect(), held }
     }
 }
 

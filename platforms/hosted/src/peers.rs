@@ -3,13 +3,12 @@
 //! does on Xen.
 
 use crate::connection::Connection;
-use crate::layout::{Frames, Memory, map_memory};
-use crate::pages::{OwnMemory, lock};
+use crate::layout::{Frames, Memory, USES_LOCKED, Uses, map_memory};
+use crate::pages::lock;
 use crate::protocol::{Request, Status};
 use core::cell::RefCell;
-use core::hint::spin_loop;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 use pvio_grant_table::{Access, DomId, GrantRef, GrantStatus};
 use std::collections::BTreeMap;
@@ -21,12 +20,11 @@ use std::sync::{Arc, Mutex, Weak};
 pub(crate) struct Peer {
     pub(crate) memory: Memory,
     pub(crate) file: OwnedFd,
-    uses: Box<[Uses]>,
+    uses: Uses,
     user: DomId,
-    own: Arc<OwnMemory>,
     others: Weak<Peers>,
-    /// Keeps this domain alive while any page of the peer is mapped. Otherwise the hypervisor would
-    /// destroy this domain, and the peer would reuse the page.
+    /// Keeps the connection open while any page of the peer is mapped. Otherwise the hypervisor would
+    /// end the use, and the peer would reuse the page.
     _alive: Arc<Connection>,
 }
 
@@ -34,15 +32,14 @@ impl Peer {
     /// Marks a page as in use and returns its frame number, which is a sharable one.
     #[inline]
     pub(crate) fn pin(&self, gref: GrantRef, access: Access) -> Result<u32, GrantStatus> {
-        let uses = self.uses.get(gref.0 as usize).ok_or(GrantStatus::BadGrantRef)?;
-        let count = uses.lock();
+        let count = self.uses.lock(gref).ok_or(GrantStatus::BadGrantRef)?;
         let pinned = self.pin_locked(gref, access, count);
-        uses.unlock(count + u32::from(pinned.is_ok()));
+        self.uses.unlock(gref, count + u32::from(pinned.is_ok()));
         pinned
     }
 
     fn pin_locked(&self, gref: GrantRef, access: Access, count: u32) -> Result<u32, GrantStatus> {
-        if count == Uses::MOST {
+        if count >= USES_LOCKED - 1 {
             return Err(GrantStatus::NoSpace);
         }
         let table = self.memory.table();
@@ -59,59 +56,29 @@ impl Peer {
     /// Undoes one `pin`. The marks stay until the last use ends.
     #[inline]
     pub(crate) fn unpin(&self, gref: GrantRef) {
-        let Some(uses) = self.uses.get(gref.0 as usize) else { return };
-        let count = uses.lock();
-        // Once this domain is destroyed, the marks no longer belong to it.
-        if count == 1 && !self.own.memory.dead() {
+        let Some(count) = self.uses.lock(gref) else { return };
+        // Once the hypervisor has ended the uses of this connection, the marks are not its own.
+        if count == 1 && !self.uses.revoked() {
             self.memory.table().unpin(gref, Access::ReadWrite);
         }
-        uses.unlock(count.saturating_sub(1));
+        self.uses.unlock(gref, count.saturating_sub(1));
+    }
+
+    /// Whether the peer, or this process's connection, no longer exists.
+    #[inline]
+    pub(crate) fn ended(&self) -> bool {
+        self.memory.dead() || self.uses.revoked()
     }
 
     /// Called after a use of a page has ended. If the peer is destroyed, its memory is released
     /// with the last user.
     #[inline]
     pub(crate) fn used(&self) {
-        if self.memory.dead()
+        if self.ended()
             && let Some(others) = self.others.upgrade()
         {
             others.forget_dead();
         }
-    }
-}
-
-/// Number of uses of one reference in this process. Count and lock are in one word, so that the
-/// marks in the grant table and the count change together. The lock is held for two loads and an
-/// exchange, and contended only if two threads use the same page at the same time.
-#[derive(Debug, Default)]
-struct Uses(AtomicU32);
-
-impl Uses {
-    const LOCKED: u32 = u32::MAX;
-    const MOST: u32 = Self::LOCKED - 1;
-
-    #[inline]
-    fn lock(&self) -> u32 {
-        let mut tries = 0_u32;
-        loop {
-            // A plain exchange: a thread that finds it locked stores the value that was there
-            // before.
-            let count = self.0.swap(Self::LOCKED, Ordering::Acquire);
-            if count != Self::LOCKED {
-                return count;
-            }
-            // The thread that holds the lock may have been preempted.
-            tries += 1;
-            if tries.is_multiple_of(64) {
-                std::thread::yield_now();
-            }
-            spin_loop();
-        }
-    }
-
-    #[inline]
-    fn unlock(&self, count: u32) {
-        self.0.store(count, Ordering::Release);
     }
 }
 
@@ -161,14 +128,13 @@ pub(crate) struct Peers {
     /// Unique number within this process.
     number: u64,
     user: DomId,
-    own: Arc<OwnMemory>,
     known: Mutex<BTreeMap<u16, [Arc<PeerMemory>; SHARES]>>,
 }
 
 impl Peers {
-    pub(crate) fn new(user: DomId, own: Arc<OwnMemory>) -> Self {
+    pub(crate) fn new(user: DomId) -> Self {
         let number = NEXT_PEERS.fetch_add(1, Ordering::Relaxed);
-        Self { number, user, own, known: Mutex::default() }
+        Self { number, user, known: Mutex::default() }
     }
 
     /// Returns a domain's memory, and maps it if it is not mapped yet. Takes no lock and makes no
@@ -179,11 +145,8 @@ impl Peers {
         domain: DomId,
         connection: &Arc<Connection>,
     ) -> Result<Arc<PeerMemory>, GrantStatus> {
-        if self.own.memory.dead() {
-            return Err(GrantStatus::GeneralError);
-        }
         match self.remembered(domain) {
-            Some(share) if !share.memory.dead() => Ok(share),
+            Some(share) if !share.ended() => Ok(share),
             _ => self.look_up(domain, connection),
         }
     }
@@ -213,7 +176,7 @@ impl Peers {
         connection: &Arc<Connection>,
     ) -> Result<Arc<PeerMemory>, GrantStatus> {
         let mut known = lock(&self.known);
-        let living = known.get(&domain.0).filter(|shares| !shares[0].memory.dead());
+        let living = known.get(&domain.0).filter(|shares| !shares[0].ended());
         let (shares, dead) = match living {
             Some(shares) => (shares.clone(), Vec::new()),
             None => {
@@ -238,12 +201,13 @@ impl Peers {
         domain: DomId,
         connection: &Arc<Connection>,
     ) -> Result<Peer, GrantStatus> {
-        let asked = connection.call::<1>(Request::Memory(domain));
+        let asked = connection.call::<2>(&Request::Memory(domain));
         let (reply, fds) = asked.map_err(|_| GrantStatus::GeneralError)?;
-        let Some([file]) = fds else {
+        let Some([file, uses]) = fds else {
             return Err(match reply.status {
                 Status::NoDomain => GrantStatus::BadDomain,
                 Status::NothingGranted => GrantStatus::BadGrantRef,
+                Status::Denied => GrantStatus::PermissionDenied,
                 _ => GrantStatus::GeneralError,
             });
         };
@@ -253,9 +217,8 @@ impl Peers {
         Ok(Peer {
             memory,
             file,
-            uses: std::iter::repeat_with(Uses::default).take(frames.entries() as usize).collect(),
+            uses: Uses::map(uses, frames).map_err(|_| GrantStatus::NoSpace)?,
             user: self.user,
-            own: Arc::clone(&self.own),
             others: Arc::downgrade(self),
             _alive: Arc::clone(connection),
         })
@@ -271,26 +234,5 @@ impl Peers {
 fn take_dead(
     known: &mut BTreeMap<u16, [Arc<PeerMemory>; SHARES]>,
 ) -> Vec<[Arc<PeerMemory>; SHARES]> {
-    known.extract_if(.., |_, shares| shares[0].memory.dead()).map(|(_, shares)| shares).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn use_count_is_correct_under_concurrent_threads() {
-        let uses = Uses::default();
-        std::thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| {
-                    for _ in 0..100_000 {
-                        let count = uses.lock();
-                        uses.unlock(count + 1);
-                    }
-                });
-            }
-        });
-        assert_eq!(uses.lock(), 200_000);
-    }
+    known.extract_if(.., |_, shares| shares[0].ended()).map(|(_, shares)| shares).collect()
 }

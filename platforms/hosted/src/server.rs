@@ -1,15 +1,16 @@
 //! The hypervisor's thread: accepts connections, reads requests, sends replies. It sleeps in `poll`
 //! while there is no work.
 
-use crate::machine::{Answer, ConnId};
+use crate::machine::{Answer, ConnId, Machine, no};
 use crate::pages::lock;
-use crate::protocol::{LEN, Request, Status};
+use crate::protocol::{MAX_LEN, Request, Scope, Status};
 use crate::shared::{HypervisorEvent, Shared};
 use crate::socket;
-use rustix::event::{PollFd, PollFlags, poll};
+use pvio_grant_table::DomId;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with, sockopt};
-use std::os::fd::{AsFd, OwnedFd};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, socketpair, sockopt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -36,7 +37,9 @@ impl Server {
         Self { shared, listener, connections: Vec::new(), next: 0 }
     }
 
-    /// Serves until it is stopped. Domains are not destroyed then: that would release pages that
+    /// Serves until it is stopped. Connections that ended are processed before requests: a process
+    /// that takes over from one that was killed sends its request after that, and finds the
+    /// ports and grants of the killed one released. Domains are not destroyed then: that would release pages that
     /// are still mapped.
     pub(crate) fn run(mut self) {
         while !self.shared.stop.load(Ordering::Acquire) {
@@ -45,6 +48,9 @@ impl Server {
                 let mut count = [0; 8];
                 let _ = rustix::io::read(&self.shared.wake, &mut count);
                 self.drop_destroyed();
+            }
+            if !ready.is_empty() {
+                self.drop_hung_up();
             }
             for id in ready {
                 self.turn(id);
@@ -105,14 +111,41 @@ impl Server {
     fn turn(&mut self, id: ConnId) {
         let Some(at) = self.connections.iter().position(|c| c.id == id) else { return };
         let Some(connection) = self.connections.get_mut(at) else { return };
-        let mut bytes = [0; LEN];
-        let answered = match socket::recv(&connection.socket, &mut bytes, None) {
+        let mut bytes = [0; MAX_LEN];
+        let outcome = match socket::recv(&connection.socket, &mut bytes, None) {
             Err(Errno::AGAIN) => return,
-            Ok(got @ 1..) => connection.answer(&self.shared, bytes.get(..got).unwrap_or_default()),
-            Ok(0) | Err(_) => false,
+            Ok(got @ 1..) => {
+                let bytes = bytes.get(..got).unwrap_or_default();
+                connection.answer(&self.shared, bytes, self.next)
+            }
+            Ok(0) | Err(_) => None,
         };
-        if !answered {
-            self.connections.remove(at);
+        match outcome {
+            Some(None) => {}
+            Some(Some(device)) => {
+                self.next += 1;
+                self.connections.push(device);
+            }
+            None => {
+                self.connections.remove(at);
+                self.shared.hung_up(id);
+            }
+        }
+    }
+
+    /// Removes connections that their processes have closed.
+    fn drop_hung_up(&mut self) {
+        let fd = |c| PollFd::from_borrowed_fd(Connection::fd(c), PollFlags::empty());
+        let mut fds: Vec<_> = self.connections.iter().map(fd).collect();
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now))).is_err() {
+            // Without memory. Each of them is found again when it is read.
+            return;
+        }
+        let ended = fds.iter().map(|fd| !fd.revents().is_empty());
+        let ids: Vec<_> = self.connections.iter().map(|c| c.id).zip(ended).collect();
+        for (id, _) in ids.into_iter().filter(|(_, ended)| *ended) {
+            self.connections.retain(|c| c.id != id);
             self.shared.hung_up(id);
         }
     }
@@ -125,9 +158,14 @@ impl Server {
 }
 
 impl Connection {
-    /// Replies to a request. Returns `false` if the request is invalid or the reply cannot be sent.
-    fn answer(&mut self, shared: &Shared, bytes: &[u8]) -> bool {
-        let Ok(request) = Request::from_wire(bytes) else { return false };
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Replies to a request. Returns `None` if the request is invalid or the reply cannot be sent,
+    /// and the device connection that it created, which has number `next`.
+    fn answer(&mut self, shared: &Shared, bytes: &[u8], next: ConnId) -> Option<Option<Self>> {
+        let request = Request::from_wire(bytes).ok()?;
         let mut machine = lock(&shared.machine);
         let answer = match (request, machine.domain_of(self.id)) {
             (Request::Join(domid), None) if !self.joined => {
@@ -139,24 +177,50 @@ impl Connection {
                 }
                 answer
             }
+            (Request::Xenstore, Some(_)) if machine.is_device(self.id) => no(Status::Denied),
             (Request::Xenstore, Some(user)) => {
                 // Under the lock, a connection is either created before its domain is destroyed,
                 // and closed with it, or not created.
                 match shared.names.connect(user) {
                     Ok(stream) => (Status::Done.into(), vec![Arc::new(stream.into())]),
-                    Err(_) => (Status::NoResources.into(), Vec::new()),
+                    Err(_) => no(Status::NoResources),
                 }
             }
-            (request, Some(user)) => match machine.serve(user, request) {
-                Ok(answer) => {
-                    drop(machine);
-                    answer
-                }
-                Err(_) => return false,
-            },
-            (_, None) => return false,
+            (Request::Device(_), Some(_)) if machine.is_device(self.id) => no(Status::Denied),
+            (Request::Device(scope), Some(user)) => {
+                let made = Self::device(&mut machine, user, scope, next, self.pid);
+                drop(machine);
+                return match made {
+                    Ok((device, theirs)) => {
+                        let answer = (Status::Done.into(), vec![Arc::new(theirs)]);
+                        // If that fails, the device connection is found closed.
+                        self.send(&answer).then_some(Some(device))
+                    }
+                    Err(status) => self.send(&no(status)).then_some(None),
+                };
+            }
+            (request, Some(_)) => machine.serve(self.id, request).ok()?,
+            (_, None) => return None,
         };
-        self.send(&answer)
+        self.send(&answer).then_some(None)
+    }
+
+    /// Creates a device connection. Also returns the socket for its process.
+    fn device(
+        machine: &mut Machine,
+        user: DomId,
+        scope: Scope,
+        id: ConnId,
+        pid: i32,
+    ) -> Result<(Self, OwnedFd), Status> {
+        let flags = SocketFlags::CLOEXEC;
+        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+        let (socket, theirs) = pair.map_err(|_| Status::NoResources)?;
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|_| Status::NoResources)?;
+        match machine.add_device(user, scope, id) {
+            Status::Done => Ok((Self { id, socket, pid, joined: true }, theirs)),
+            status => Err(status),
+        }
     }
 
     fn send(&self, (reply, files): &Answer) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::config::DomainConfig;
 use crate::error::DomainError;
-use crate::machine::{ConnId, Machine};
+use crate::machine::{ConnId, Ended, Machine};
 use crate::names::Names;
 use crate::pages::lock;
 use crossbeam_channel::Sender;
@@ -19,7 +19,14 @@ pub enum HypervisorEvent {
         /// Domain id.
         domid: DomId,
     },
-    /// The domain was destroyed: its process ended, violated the protocol, or
+    /// The process that had joined as this domain ended, or violated the protocol. The domain still
+    /// exists: it has device connections, or it is
+    /// [`rejoinable`](crate::DomainConfig::rejoinable). Another process may join.
+    Left {
+        /// Domain id.
+        domid: DomId,
+    },
+    /// The domain was destroyed: its last connection ended, or
     /// [`destroy_domain`](crate::Hypervisor::destroy_domain) was called.
     Died {
         /// Domain id.
@@ -38,8 +45,8 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Queues an event. A domain has at most two events, and only the embedding process creates
-    /// domains, so that process bounds the length of the queue.
+    /// Queues an event. A domain has two events, and two more for each process that joins. The
+    /// embedding process, which reads them, starts these processes.
     pub(crate) fn tell(&self, event: HypervisorEvent) {
         // While the hypervisor stops, there is no receiver any more.
         let _ = self.events.send(event);
@@ -66,11 +73,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Destroys the domain of a connection, if it has one.
+    /// Ends a connection, and destroys its domain if that was the last one.
     pub(crate) fn hung_up(&self, conn: ConnId) {
         let mut machine = lock(&self.machine);
-        if let Some(id) = machine.hung_up(conn) {
-            self.died(id);
+        match machine.hung_up(conn) {
+            Some(Ended::Domain(id)) => self.died(id),
+            Some(Ended::Process(domid)) => self.tell(HypervisorEvent::Left { domid }),
+            Some(Ended::Device) | None => {}
         }
     }
 

@@ -1,12 +1,13 @@
-//! Domains in separate processes: this test program is started again and executes commands that it
+//! Domains and devices in separate processes: this test program is started again and executes commands that it
 //! reads line by line.
 
 use super::{LOST, flood, lockstep};
-use pvio_event_channel::{EventChannel, EventChannels, Port};
+use pvio_event_channel::{DeviceDescriptors, DevicePlatform, EventChannel, EventChannels, Port};
 use pvio_grant_table::{Access, DomId, GrantMapper, GrantRef, Granter};
-use pvio_hosted::{Channel, Domain, Hypervisor, Mapping, Pages};
+use pvio_hosted::{Channel, DeviceDescription, Domain, Hypervisor, Mapping, Pages};
 use pvio_ring::shm::{Region, SharedMemory};
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -30,15 +31,22 @@ impl Process {
         (process, answer)
     }
 
+    /// Starts a device process, whose descriptor is its standard error.
+    pub fn device(descriptors: DeviceDescriptors<DeviceDescription>) -> Self {
+        let DeviceDescriptors { description, fds } = descriptors;
+        let [socket] = fds.try_into().unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--device", &serde_json::to_string(&description).unwrap(), "0"]);
+        Self::spawn(command.stderr(socket))
+    }
+
     fn start(what: &str, dir: &Path, id: u16) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .arg(what)
-            .arg(dir)
-            .arg(id.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        Self::spawn(command.arg(what).arg(dir).arg(id.to_string()))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (orders, answers) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         Self { child, orders, answers: BufReader::new(answers) }
     }
@@ -84,10 +92,15 @@ pub fn serve() -> bool {
     match what.as_str() {
         "--domain" => {
             let domain = Domain::join(dir, DomId(id.parse().unwrap())).unwrap();
-            let mut told = Told { domain, pages: None, mapping: None, bell: None };
-            for line in std::io::stdin().lines() {
-                println!("{}", told.obey(&line.unwrap()));
-            }
+            Told::new(domain).obey_all();
+        }
+        "--device" => {
+            // Standard error is the socket.
+            std::panic::set_hook(Box::new(|panic| println!("{panic}")));
+            let description = serde_json::from_str(dir.to_str().unwrap()).unwrap();
+            let fds = vec![std::io::stderr().as_fd().try_clone_to_owned().unwrap()];
+            let domain = Domain::from_descriptors(DeviceDescriptors { description, fds }).unwrap();
+            Told::new(domain).obey_all();
         }
         "--hypervisor" => {
             let started = Hypervisor::start(dir);
@@ -107,6 +120,16 @@ struct Told {
 }
 
 impl Told {
+    fn new(domain: Domain) -> Self {
+        Self { domain, pages: None, mapping: None, bell: None }
+    }
+
+    fn obey_all(&mut self) {
+        for line in std::io::stdin().lines() {
+            println!("{}", self.obey(&line.unwrap()));
+        }
+    }
+
     fn obey(&mut self, order: &str) -> String {
         let words: Vec<&str> = order.split(' ').collect();
         let number = |word: &str| word.parse::<u32>().unwrap();
@@ -131,6 +154,15 @@ impl Told {
                     Ok(mapping) => self.mapping = Some(mapping),
                     Err(status) => return status.code().into(),
                 }
+            }
+            // A root directory without any file, and another user.
+            ["confine", dir] => {
+                rustix::process::chroot(dir).unwrap();
+                std::env::set_current_dir("/").unwrap();
+                let nobody = rustix::process::Uid::from_raw(65534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+                let opened = std::fs::read_dir("/").map(Iterator::count);
+                assert!(matches!(opened, Ok(0) | Err(_)), "{opened:?}");
             }
             ["unmap"] => self.mapping = None,
             ["write", at, text] => {
