@@ -6,12 +6,14 @@
 //! | [`examples`] | runs the examples of the libraries |
 //! | [`package`] | checks that the crates can be published |
 //! | [`policy`] | licences and sources of dependencies; compatibility with the last release |
+//! | [`fuzz`] | the fuzz targets, on the nightly toolchain |
 //! | [`tally`] | counts from the output of `cargo test` |
 //! | [`nostd`] | checks that the device code links without `std` |
 //! | [`quick`] | short checks of the changed files |
 //! | [`layers`] | allowed dependencies, `unsafe` code, locations of xenstore keys, links and names in the documentation |
 
 mod examples;
+mod fuzz;
 mod layers;
 mod nostd;
 mod package;
@@ -55,6 +57,8 @@ pub enum Step {
     Deny,
     /// The libraries are compatible with the last release, as their versions say.
     Semver,
+    /// Each fuzz target for 20 seconds, on the nightly toolchain.
+    Fuzz,
     /// The real command, real disk images, a hosted guest.
     E2e,
     /// Real Xen, a Debian dom0 and stock Debian guests, emulated.
@@ -62,6 +66,8 @@ pub enum Step {
     /// Only if named: formatting, layers, clippy and unit tests of what has changed since the merge
     /// base.
     Quick,
+    /// Only if named: each fuzz target for 10 minutes.
+    Long,
 }
 
 /// The steps that run if none is named: fast ones first.
@@ -76,6 +82,7 @@ const ALL: &[Step] = &[
     Step::Package,
     Step::Deny,
     Step::Semver,
+    Step::Fuzz,
     Step::E2e,
     Step::Lab,
 ];
@@ -93,9 +100,11 @@ impl Step {
             Self::Package => package::run(),
             Self::Deny => policy::deny(),
             Self::Semver => policy::semver(),
+            Self::Fuzz => fuzz::run(fuzz::SHORT),
             Self::E2e => e2e::run(),
             Self::Lab => lab::check(install),
             Self::Quick => quick::run(),
+            Self::Long => fuzz::run(fuzz::LONG),
         }
     }
 

@@ -24,6 +24,8 @@ mod escaped;
 mod file;
 mod files;
 mod format;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod inspect;
 mod library;
 mod lock;

@@ -15,11 +15,11 @@ const DEADLINE: Duration = Duration::from_secs(15 * 60);
 const FETCH: Duration = Duration::from_secs(2 * 60);
 
 /// An extension of cargo.
-struct Extension {
-    name: &'static str,
-    version: &'static str,
+pub struct Extension {
+    pub name: &'static str,
+    pub version: &'static str,
     /// Arguments that leave out what the checks do not use.
-    features: &'static [&'static str],
+    pub features: &'static [&'static str],
 }
 
 const DENY: Extension =
@@ -90,7 +90,7 @@ pub fn semver() -> Result<Report> {
 
 /// Returns the program of an extension; builds it first if necessary. The error says why that
 /// failed, and the remedy.
-fn installed(extension: &Extension) -> Result<PathBuf, String> {
+pub fn installed(extension: &Extension) -> Result<PathBuf, String> {
     let Extension { name, version, features } = extension;
     let tools = exec::target().join("tools");
     let root = tools.join(format!("{name}-{version}"));

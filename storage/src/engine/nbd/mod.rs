@@ -14,6 +14,8 @@
 //! not flushed (a crash of its machine), and a server that still executes a request of the old
 //! connection after the new connection took over.
 
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod handshake;
 mod link;
 mod requests;
