@@ -9,6 +9,7 @@ use pvio_xenbus::handshake::vbd::{MAX_QUEUES, MAX_RING_PAGE_ORDER, Protocol};
 /// the backend advertises. Values above a bound are reduced to the bound
 /// ([`bounded`](Self::bounded)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Config {
     /// The policy for access to guest pages.
     pub policy: Policy,

@@ -5,6 +5,7 @@ use core::str::FromStr;
 
 /// The way a queue accesses its guest's pages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum DataPath {
     /// Every page is mapped for the duration of its request. No data is copied; each request costs
     /// a map and an unmap. The kernel transfers data between the disk and the guest's page.
@@ -59,6 +60,7 @@ impl fmt::Display for DataPath {
 
 /// The data path policy of a disk; it names both paths where the choice depends on the frontend.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Policy {
     /// [`DataPath::Map`], whatever the frontend requests.
     #[default]

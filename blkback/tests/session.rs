@@ -6,6 +6,8 @@ use pvio_blkback::{
     Begin, Buf, DataPath, Geometry, Progress, Queue, QueueFault, QueueParts, QueueServer, Session,
     SessionIdentity, SessionParts, SessionSpec,
 };
+#[cfg(feature = "serde")]
+use pvio_blkback::{Config, Policy};
 use pvio_blkfront::{Op, Queue as Front};
 use pvio_event_channel::{DomId, EventChannel, EventChannels};
 use pvio_grant_table::GrantMapper;
@@ -210,6 +212,39 @@ fn queue_that_cannot_be_started_is_reported_and_the_others_can_be_stopped() {
     assert_eq!(rig.queues.names().len(), 2);
     assert_eq!(session.stop(), Poll::Ready(()));
     assert_eq!((rig.driver.pages_mapped(), rig.driver.ports_open()), (0, 0));
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn session_spec_sent_as_json_arrives_unchanged() {
+    let mut spec = Rig::new(3).spec;
+    spec.geometry.read_only = true;
+    let discard = pvio_blkback::engine::Discard { granularity: 4096, alignment: 0, secure: true };
+    spec.negotiated.max_indirect_segments = u32::MAX;
+    for discard in [None, Some(discard)] {
+        spec.geometry.discard = discard;
+        for path in DataPath::ALL {
+            spec.data_path = path;
+            let text = serde_json::to_string(&spec).unwrap();
+            let arrived: SessionSpec = serde_json::from_str(&text).unwrap();
+            assert_eq!(arrived, spec, "{text}");
+            assert_eq!(arrived.identity.key(), spec.identity.key());
+            assert_eq!(arrived.max_indirect_segments(), 2048);
+        }
+    }
+    let text = serde_json::to_string(&spec).unwrap();
+    for (good, bad) in [("\"Vbd\"", "\"Tape\""), ("\"front\":2", "\"front\":-2")] {
+        let text = text.replace(good, bad);
+        assert!(text.contains(bad), "{text}");
+        assert!(serde_json::from_str::<SessionSpec>(&text).is_err(), "{text}");
+    }
+    for begin in [Begin::New, Begin::Resumed, Begin::Again] {
+        let text = serde_json::to_string(&begin).unwrap();
+        assert_eq!(serde_json::from_str::<Begin>(&text).unwrap(), begin);
+    }
+    let config = Config { policy: Policy::PersistentOrCopy, ..Config::default() };
+    let text = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), config);
 }
 
 #[test]

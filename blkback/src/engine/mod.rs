@@ -28,6 +28,7 @@ use pvio_ring::shm::PoolMemory;
 
 /// The geometry of a disk. Sectors are of 512 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Geometry {
     /// Size in sectors of 512 bytes.
     pub sectors: u64,
@@ -61,6 +62,7 @@ impl Geometry {
 
 /// Discard parameters of a disk, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Discard {
     /// The smallest unit that is actually released.
     pub granularity: u32,

@@ -17,6 +17,7 @@ use pvio_xenbus::handshake::vbd::{FrontRequest, Negotiated, Queue};
 
 /// The way in which serving begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Begin {
     /// In a new session.
     New,
@@ -29,6 +30,7 @@ pub enum Begin {
 /// The identity of a session: everything that its in-flight record depends on. A session with
 /// another identity is another session.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SessionIdentity {
     /// The address of the device.
     pub addr: DeviceAddr,
@@ -42,6 +44,7 @@ pub struct SessionIdentity {
 
 /// A session of a disk: everything that serving it requires besides handles.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SessionSpec {
     /// The device and its rings.
     pub identity: SessionIdentity,

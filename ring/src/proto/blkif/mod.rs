@@ -38,6 +38,7 @@ pub const MAX_INDIRECT_SEGMENTS: usize = MAX_INDIRECT_PAGES * SEGMENTS_PER_PAGE;
 
 /// Struct layout of the guest's compiler (`protocol` in xenstore, `io/protocols.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Abi {
     /// 64-bit alignment of 64-bit fields: x86-64 and ARM (`x86_64-abi`, `arm-abi`).
     #[default]

@@ -120,3 +120,19 @@ fn path_options_are_bytes_and_round_trip_any_character() {
         assert!(DiskOptions::from_bytes(bad).is_err());
     }
 }
+
+#[cfg(feature = "serde")]
+#[test]
+fn options_and_disks_sent_as_json_arrive_unchanged() {
+    use crate::image::Disk;
+    let options: DiskOptions = ALL.parse().unwrap();
+    let text = serde_json::to_string(&options).unwrap();
+    assert_eq!(serde_json::from_str::<DiskOptions>(&text).unwrap(), options, "{text}");
+    assert!(serde_json::from_str::<DiskOptions>("\"iops=x\"").is_err());
+    for named in [&b"qcow2@first:/srv/\xff a.img"[..], b"nbd://server:10809/x", b"ram:1M", b"./[x"]
+    {
+        let disk = Disk { options: options.clone(), ..Disk::from_bytes(named).unwrap() };
+        let text = serde_json::to_string(&disk).unwrap();
+        assert_eq!(serde_json::from_str::<Disk>(&text).unwrap(), disk, "{text}");
+    }
+}

@@ -2,6 +2,7 @@ use super::{BackOffer, Discard, FrontRequest, Protocol};
 
 /// Negotiated features of a disk: advertised and requested. Features not listed here are not used.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Negotiated {
     /// The rings' layout, if the frontend wrote one.
     pub protocol: Option<Protocol>,

@@ -34,6 +34,7 @@ record! {
     /// Properties of discards. A missing key has the header's default: a granularity of one sector,
     /// an alignment of 0.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
     pub struct Discard {
         /// `discard-granularity`, in bytes.
         pub granularity: Option<u32> = "discard-granularity" => Optional(ANY),

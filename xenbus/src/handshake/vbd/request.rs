@@ -14,6 +14,7 @@ use super::BackOffer;
 
 /// Layout of requests in the rings (`protocol`, `io/protocols.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Protocol {
     /// `x86_32-abi`
     X86_32,
@@ -42,6 +43,7 @@ impl Protocol {
 
 /// One queue of a [`FrontRequest`].
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Queue {
     /// The grant references of the ring's pages, in order: a power of two of them, all different.
     pub ring_refs: Vec<u32>,
