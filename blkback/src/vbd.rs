@@ -291,7 +291,7 @@ impl<S: VbdServer> BackendClass for Vbd<S> {
         let found = self.server.resumable(&SessionIdentity::new(context.addr, &request));
         #[cfg(feature = "std")]
         if let Err(fault) = &found {
-            let (device, reason, remedy) = (&context.back, fault.code, fault.remedy.as_deref());
+            let (device, reason, remedy) = (&context.back, &*fault.code, fault.remedy.as_deref());
             if context.was_unserved(fault) {
                 tracing::info!(device, reason, %fault, remedy, "session not resumed: it had not been served, connecting it");
             } else {

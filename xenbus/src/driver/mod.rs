@@ -97,7 +97,7 @@ impl BackendContext {
     #[must_use]
     pub fn was_unserved(&self, not_resumed: &Fault) -> bool {
         let unrecorded = ["record-missing", "record-invalid", "record-other-session", "handshake"];
-        self.interrupted && unrecorded.contains(&not_resumed.code)
+        self.interrupted && unrecorded.contains(&&*not_resumed.code)
     }
 
     /// Returns whether the frontend has made its request based on the offer of an earlier process,
@@ -113,10 +113,11 @@ impl BackendContext {
 
 /// Why a device was closed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[error("{code}: {text}")]
 pub struct Fault {
     /// A short stable code for logs and counters.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// What failed and why, with all causes.
     pub text: String,
     /// What the operator can do next.
@@ -128,8 +129,8 @@ pub struct Fault {
 impl Fault {
     /// Creates a fault of the device or of its peer (`EINVAL`), without a remedy.
     #[must_use]
-    pub fn new(code: &'static str, text: impl Into<String>) -> Self {
-        Self { code, text: text.into(), remedy: None, errno: 22 }
+    pub fn new(code: impl Into<Cow<'static, str>>, text: impl Into<String>) -> Self {
+        Self { code: code.into(), text: text.into(), remedy: None, errno: 22 }
     }
 
     /// Creates a fault from an error: its text, its causes and its remedy.
@@ -245,5 +246,15 @@ mod tests {
         let text = fault.with_remedy("check the path").node_text();
         let parts = ("image-missing: /a does not exist", Some("check the path"));
         assert_eq!(Fault::parse_node(&text), parts);
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn fault_sent_as_json_arrives_unchanged() {
+        let fault = Fault::new("image-busy", "the image is in use");
+        for fault in [fault.clone(), Fault { errno: 16, ..fault.with_remedy("detach it") }] {
+            let text = serde_json::to_string(&fault).unwrap();
+            assert_eq!(serde_json::from_str::<Fault>(&text).unwrap(), fault, "{text}");
+        }
     }
 }
