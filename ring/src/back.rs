@@ -150,6 +150,9 @@ impl<M: SharedMemory> BackRing<M> {
         if self.req_cons != self.req_seen {
             return Ok(true);
         }
+        if crate::planted!(FinalCheck) {
+            return Ok(false);
+        }
         let prod = indices::ask_for_event(&Requests(&self.ring), self.req_cons);
         self.accept(prod)
     }
@@ -187,10 +190,11 @@ impl<M: SharedMemory> BackRing<M> {
     fn accept(&mut self, prod: u32) -> Result<bool, RingFault> {
         let ahead = prod.wrapping_sub(self.req_cons);
         let most = self.ring.layout().slots().saturating_sub(self.unanswered());
-        if ahead > most {
+        if ahead > most && !crate::planted!(ProducerBound) {
             return Err(RingFault::ProducerOverflow { prod, ahead, most });
         }
-        self.req_seen = prod;
+        let again = crate::planted!(ProducerFetchedTwice);
+        self.req_seen = if again { Requests(&self.ring).load_prod() } else { prod };
         Ok(ahead != 0)
     }
 }

@@ -37,17 +37,20 @@ pub trait IndexMemory {
 /// Publishes slots `old..new` and returns whether the consumer must be notified.
 #[inline]
 pub fn publish(mem: &impl IndexMemory, old: u32, new: u32) -> bool {
+    let early = crate::planted!(PublishFence).then(|| mem.load_event());
     mem.store_prod(new);
     mem.fence();
+    let event = early.unwrap_or_else(|| mem.load_event());
     // Unsigned distances, which are correct across the wrap at 2³².
-    new.wrapping_sub(mem.load_event()) < new.wrapping_sub(old)
+    new.wrapping_sub(event) < new.wrapping_sub(old)
 }
 
 /// Arms a notification for anything produced after `cons`, and returns the producer index read
 /// afterwards. The caller may wait only if that equals `cons`.
 #[inline]
 pub fn ask_for_event(mem: &impl IndexMemory, cons: u32) -> u32 {
-    mem.store_event(cons.wrapping_add(1));
+    let early = crate::planted!(FinalCheckFence).then(|| mem.load_prod());
+    mem.store_event(cons.wrapping_add(if crate::planted!(EventIndex) { 2 } else { 1 }));
     mem.fence();
-    mem.load_prod()
+    early.unwrap_or_else(|| mem.load_prod())
 }

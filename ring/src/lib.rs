@@ -37,6 +37,27 @@
 #![no_std]
 #![warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
+/// Whether a fault is planted here, for the simulator. `false` in every build without
+/// `--cfg pvio_planted`.
+#[cfg(not(pvio_planted))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! planted {
+    ($fault:ident) => {
+        false
+    };
+}
+
+/// Whether a fault is planted here, for the simulator.
+#[cfg(pvio_planted)]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! planted {
+    ($fault:ident) => {
+        $crate::planted::is_planted($crate::planted::Fault::$fault)
+    };
+}
+
 #[cfg(feature = "alloc")]
 extern crate alloc;
 
@@ -48,6 +69,8 @@ pub mod front;
 pub mod indices;
 #[cfg(feature = "alloc")]
 pub mod inflight;
+#[cfg(pvio_planted)]
+pub mod planted;
 pub mod proto;
 pub mod shm;
 

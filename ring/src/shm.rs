@@ -83,6 +83,11 @@ pub unsafe trait SharedMemory {
         self.len() == 0
     }
 
+    /// Called by this crate before each load from the memory. Does nothing, except in a simulation,
+    /// where a peer may write to the memory between any two accesses.
+    #[inline(always)]
+    fn before_load(&self) {}
+
     /// Called by this crate before each store to the memory. Does nothing, except in tests that
     /// take a snapshot, or stop a process, at every store.
     #[inline(always)]
@@ -279,6 +284,13 @@ pub trait Region: SharedMemory {
     /// Returns the addresses of a range, for the kernel to read.
     #[inline]
     fn range(&self, offset: usize, len: usize) -> Option<RawRange> {
+        self.before_load();
+        self.within(offset, len)
+    }
+
+    #[doc(hidden)]
+    #[inline]
+    fn within(&self, offset: usize, len: usize) -> Option<RawRange> {
         let end = offset.checked_add(len)?;
         if end > self.len() {
             return None;
@@ -295,13 +307,20 @@ pub trait Region: SharedMemory {
             return None;
         }
         self.before_store();
-        self.range(offset, len)
+        self.within(offset, len)
     }
 
     #[doc(hidden)]
     #[inline]
     fn place<T>(&self, offset: usize) -> Option<*mut T> {
-        let ptr = self.range(offset, size_of::<T>())?.as_ptr().cast::<T>();
+        self.before_load();
+        self.aligned(offset)
+    }
+
+    #[doc(hidden)]
+    #[inline]
+    fn aligned<T>(&self, offset: usize) -> Option<*mut T> {
+        let ptr = self.within(offset, size_of::<T>())?.as_ptr().cast::<T>();
         ptr.is_aligned().then_some(ptr)
     }
 
@@ -312,7 +331,7 @@ pub trait Region: SharedMemory {
             return None;
         }
         self.before_store();
-        self.place(offset)
+        self.aligned(offset)
     }
 }
 

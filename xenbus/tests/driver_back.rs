@@ -1,5 +1,5 @@
 //! The backend's driver with a store and a class without function: the interaction with `xl`. The
-//! devices themselves are tested in `platforms/sim`.
+//! devices themselves are tested in `simulator/`.
 
 mod common;
 #[path = "driver_back/taking_over.rs"]
@@ -259,6 +259,20 @@ fn removed_device_is_left_in_closed_state_for_toolstack() {
         assert!(!b.class.connected.get());
         assert_eq!(b.state(), XenbusState::Closed, "{hotplug_mode:?}");
     }
+}
+
+#[test]
+fn removal_of_closed_device_leaves_it_closed() {
+    let mut b = Bench::new(HotplugMode::Plain);
+    b.frontend(XenbusState::Initialised);
+    b.step();
+    b.frontend(XenbusState::Closed);
+    b.step();
+    assert_eq!(b.state(), XenbusState::Closed);
+    request_removal(&mut b.world.dom0, b.driver.addr()).unwrap();
+    assert_eq!(b.step(), Life::Gone);
+    // The toolstack waits for this state.
+    assert_eq!(b.state(), XenbusState::Closed);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! The frontend's driver with a store and a class without function: backends that misbehave or
-//! disappear. The devices themselves are tested in `platforms/sim`.
+//! disappear. The devices themselves are tested in `simulator/`.
 
 use pvio_ring::DomId;
 use pvio_xenbus::driver::{Fault, FrontendClass, FrontendContext, FrontendDriver, Life};

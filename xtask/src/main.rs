@@ -5,6 +5,7 @@
 //! | `test` | `cargo xtask test`: the steps, how tests are counted, the summary line |
 //! | `e2e` | end-to-end tests: the real command, a real image, a hosted guest |
 //! | `lab` | pvio on real Xen, emulated |
+//! | `sim` | `cargo xtask sim`: simulations from seeds, planted faults |
 //! | `bench` | `cargo xtask bench`: pvio compared with its references, as a table and as JSON |
 //! | `report` | the result of a step, and the sum of several |
 //! | `samples` | QEMU's own sample images |
@@ -18,6 +19,7 @@ mod exec;
 mod lab;
 mod report;
 mod samples;
+mod sim;
 mod test;
 mod tools;
 
@@ -50,6 +52,8 @@ enum Command {
     /// Real Xen with stock guests, emulated: run scenarios, or a shell.
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Simulate guests, backends and their faults, from seeds.
+    Sim(sim::Args),
     /// Measure pvio and its references on this machine.
     Bench {
         /// The suite: `disk`, `net` or `ring`, or `xen` for a stock guest in the lab.
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         Command::Test { steps, no_install } => test::run(&steps, !no_install),
         Command::Tables => test::write_tables().map(|()| true),
         Command::Lab(command) => lab::run(command),
+        Command::Sim(args) => sim::run(&args),
         Command::Bench { suite, json, more } if suite == "xen" => {
             lab::bench::run(json.as_deref(), &more)
         }

@@ -31,7 +31,7 @@ use clap::ValueEnum;
 
 use crate::report::{Counts, Report};
 use crate::tools::{self, Tools};
-use crate::{e2e, exec, lab};
+use crate::{e2e, exec, lab, sim};
 
 /// The steps, in the order in which they run.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -48,6 +48,8 @@ pub enum Step {
     Nostd,
     /// The notification protocol of a ring, in all interleavings.
     Loom,
+    /// Simulations of whole devices, with other seeds each time.
+    Sim,
     /// Allowed dependencies of packages and modules, `unsafe` code, locations of xenstore keys, links
     /// and names in the documentation.
     Layers,
@@ -79,6 +81,7 @@ const ALL: &[Step] = &[
     Step::Doc,
     Step::Nostd,
     Step::Loom,
+    Step::Sim,
     Step::Package,
     Step::Deny,
     Step::Semver,
@@ -96,6 +99,7 @@ impl Step {
             Self::Doc => steps::doc(),
             Self::Nostd => nostd::run(),
             Self::Loom => steps::loom(),
+            Self::Sim => sim::check(),
             Self::Layers => layers::run(),
             Self::Package => package::run(),
             Self::Deny => policy::deny(),

@@ -238,7 +238,7 @@ where
             geometry: parts.disk.geometry(),
             requests: (0..slots).map(|_| unused).collect(),
             active: 0,
-            notify: inherited.is_some(),
+            notify: inherited.is_some() && !pvio_ring::planted!(TakeoverNotNotified),
             inherited: inherited.unwrap_or_default(),
             waiting: None,
             barrier: None,

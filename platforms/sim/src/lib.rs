@@ -2,14 +2,20 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`kill`] | processes that are killed between any two of their stores and calls |
+//! | [`kill`] | processes that are killed or interrupted between any two of their stores and calls |
 //! | [`local`] | [`LocalMachine`]: domains in one address space, with real grant tables and event bits |
 //! | [`sim`] | [`Sim`]: the random numbers, clock and trace of one run, all from its seed |
+//! | [`choices`] | the choices of a run, as a tape that can be edited and replayed |
 //! | [`world`] | [`World`]: the possible next actions; [`storm`] and [`settle`] execute them |
 //! | [`seeds`] | [`run_seeds`]: many runs; a run that fails prints how to reproduce it |
+//! | [`shrink`] | reduction of a failed run |
 //!
-//! This crate contains no device. A world with devices is a test (`tests/disk`). Its menu lists the
-//! possible actions, with their weight and whether a participant waits for the action. A device side
+//! This crate contains no device. The worlds with devices are in the workspace's package
+//! `pvio-simulator`. A fuzzer of one device needs only [`LocalMachine`] (a domain for each side, of
+//! which the hostile one writes its own pages, grants and ports) and, for a peer that acts between two
+//! accesses of the code under test, [`kill::interrupted`].
+//!
+//! A world's menu lists the possible actions, with their weight and whether a participant waits for the action. A device side
 //! that sleeps is on the menu only if its event is pending. If a wake-up is lost, no action is possible
 //! while a participant waits, and the run fails as a deadlock.
 //! ```
@@ -54,13 +60,15 @@
 
 #![deny(unsafe_code)]
 
+pub mod choices;
 pub mod kill;
 pub mod local;
 pub mod seeds;
+pub mod shrink;
 pub mod sim;
 pub mod world;
 
 pub use local::{LocalDomain, LocalMachine};
 pub use seeds::{Failure, attempt, run_seeds};
-pub use sim::{Sim, WaitState};
+pub use sim::{Record, Sim, WaitState};
 pub use world::{Menu, World, settle, storm};

@@ -15,6 +15,12 @@ pub trait World {
     /// Executes one of the listed actions.
     fn act(&mut self, action: Self::Action, sim: &mut Sim);
 
+    /// Checks the invariants that hold after every action.
+    ///
+    /// # Panics
+    /// If one does not hold.
+    fn check(&mut self) {}
+
     /// Describes what a participant waits for (a response, a handshake), for a human reader. While
     /// it is not `None`, the menu must contain an action that [must](Menu::must) be executed.
     fn waiting(&self) -> Option<String>;
@@ -30,7 +36,9 @@ pub struct Menu<A> {
 }
 
 impl<A> Menu<A> {
-    fn new(calm: bool) -> Self {
+    /// Creates an empty menu, of a world that settles if `calm`.
+    #[must_use]
+    pub fn new(calm: bool) -> Self {
         Self { choices: Vec::new(), weight: 0, must: false, calm }
     }
 
@@ -65,7 +73,8 @@ impl<A> Menu<A> {
         (self.weight, self.must) = (0, false);
     }
 
-    fn choose(&mut self, sim: &mut Sim) -> Option<A> {
+    /// Removes a random action and returns it; `None` if the menu is empty.
+    pub fn choose(&mut self, sim: &mut Sim) -> Option<A> {
         let mut at = sim.below(self.weight);
         let chosen = self.choices.iter().position(|(weight, _)| {
             let here = at < u64::from(*weight);
@@ -82,10 +91,14 @@ impl<A> Menu<A> {
 /// With "deadlock", if a participant waits and no action must be executed.
 pub fn storm<W: World>(world: &mut W, sim: &mut Sim, steps: u64) {
     let mut menu = Menu::new(false);
-    for _ in 0..steps {
+    sim.enter();
+    // A run with the choices of a tape has the steps of the tape.
+    let mut left = steps;
+    while sim.has_step().unwrap_or(left > 0) {
         if !step(world, sim, &mut menu) {
             return;
         }
+        left = left.saturating_sub(1);
     }
 }
 
@@ -96,6 +109,7 @@ pub fn storm<W: World>(world: &mut W, sim: &mut Sim, steps: u64) {
 /// actions remain after `limit` steps.
 pub fn settle<W: World>(world: &mut W, sim: &mut Sim, limit: u64) {
     let mut menu = Menu::new(true);
+    sim.enter();
     for _ in 0..limit {
         if !step(world, sim, &mut menu) {
             return;
@@ -114,9 +128,10 @@ fn step<W: World>(world: &mut W, sim: &mut Sim, menu: &mut Menu<W::Action>) -> b
     {
         panic!("deadlock: no action is possible, but {waiting}");
     }
-    let Some(action) = menu.choose(sim) else { return false };
     sim.tick();
+    let Some(action) = menu.choose(sim) else { return false };
     sim.note(format_args!("{action:?}"));
     world.act(action, sim);
+    world.check();
     true
 }

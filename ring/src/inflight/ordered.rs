@@ -253,7 +253,9 @@ impl<M: SharedMemory> OrderedLog<M> {
     pub fn record_taken(&mut self) {
         if self.next > self.taken {
             self.taken = self.next;
-            self.store(TAKEN, self.taken);
+            if !crate::planted!(TakenNotRecorded) {
+                self.store(TAKEN, self.taken);
+            }
         }
     }
 
@@ -283,7 +285,9 @@ impl<M: SharedMemory> OrderedLog<M> {
         if !self.has_pending() {
             return false;
         }
-        self.store(COMPLETE, self.responded);
+        if !crate::planted!(CompleteNotStored) {
+            self.store(COMPLETE, self.responded);
+        }
         let mut response = [0; RESPONSE_MAX];
         let response = response.get_mut(..self.response_size).unwrap_or_default();
         for number in self.answered..self.responded {
@@ -291,6 +295,9 @@ impl<M: SharedMemory> OrderedLog<M> {
             let read = self.memory.read_words(at, response);
             let pushed = ring.push(response);
             debug_assert!(read.is_some() && pushed.is_ok(), "more responses than requests");
+        }
+        if crate::planted!(OrderedAnsweredFirst) {
+            self.store(ANSWERED, self.responded);
         }
         let notify = ring.publish();
         self.answered = self.responded;

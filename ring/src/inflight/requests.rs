@@ -145,11 +145,14 @@ impl<M: SharedMemory> RequestLog<M> {
             return Err(RecordError::Producer { produced, answered, done: complete });
         }
         let first = answered.saturating_add(visible.into());
+        if crate::planted!(InOrderResume) {
+            again.retain(|(sequence, _)| sequence.saturating_add(1) == log.sequence);
+        }
         done.sort_unstable();
         again.sort_unstable();
         log.next = first;
         for (number, entry) in done {
-            if number < first {
+            if number < first || crate::planted!(ResponsesForgotten) {
                 log.free.push(entry);
             } else if number == log.next {
                 log.next = log.next.saturating_add(1);
@@ -276,6 +279,9 @@ impl<M: SharedMemory> RequestLog<M> {
             let read = self.memory.read_words(self.at(*entry, RESPONSE), response);
             let pushed = ring.push(response);
             debug_assert!(read.is_some() && pushed.is_ok(), "more responses than requests");
+        }
+        if crate::planted!(AnsweredFirst) {
+            self.memory.store_u64(ANSWERED, self.next, Release);
         }
         let notify = ring.publish();
         self.memory.store_u64(ANSWERED, self.next, Release);

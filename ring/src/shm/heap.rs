@@ -49,10 +49,12 @@ impl Drop for Pages {
 // SAFETY: the allocation lives until the last clone is dropped and never moves; no reference to
 // its bytes is ever made.
 unsafe impl SharedMemory for HeapMemory {
+    #[inline]
     fn base(&self) -> NonNull<u8> {
         self.0.base
     }
 
+    #[inline]
     fn len(&self) -> usize {
         self.0.layout.size()
     }
@@ -73,6 +75,11 @@ unsafe impl<M: SharedMemory + ?Sized> SharedMemory for Arc<M> {
     #[inline]
     fn writable(&self) -> bool {
         (**self).writable()
+    }
+
+    #[inline(always)]
+    fn before_load(&self) {
+        (**self).before_load();
     }
 
     #[inline(always)]

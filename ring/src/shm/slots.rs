@@ -66,6 +66,7 @@ impl<M: SharedMemory> RingMemory<M> {
 
     #[inline(always)]
     pub(crate) fn load_index(&self, word: IndexWord, order: Ordering) -> u32 {
+        self.mem.before_load();
         // SAFETY: the header is inside the memory and the word aligned; see `index_word`.
         unsafe { AtomicU32::from_ptr(self.index_word(word)) }.load(order)
     }
@@ -80,6 +81,7 @@ impl<M: SharedMemory> RingMemory<M> {
     /// Returns the slot of a free-running index, for reading.
     #[inline(always)]
     pub(crate) fn slot(&self, index: u32) -> SlotBytes<'_> {
+        self.mem.before_load();
         SlotBytes { at: self.slot_base(index), left: self.slot_size, memory: PhantomData }
     }
 

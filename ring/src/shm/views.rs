@@ -21,6 +21,11 @@ unsafe impl<M: SharedMemory + ?Sized> SharedMemory for &M {
     }
 
     #[inline(always)]
+    fn before_load(&self) {
+        (**self).before_load();
+    }
+
+    #[inline(always)]
     fn before_store(&self) {
         (**self).before_store();
     }
@@ -39,7 +44,7 @@ impl<M: SharedMemory> Part<M> {
     /// multiple of 8.
     #[must_use]
     pub fn new(whole: M, offset: usize, len: usize) -> Option<Self> {
-        (offset.is_multiple_of(8) && whole.range(offset, len).is_some()).then_some(Self {
+        (offset.is_multiple_of(8) && whole.within(offset, len).is_some()).then_some(Self {
             whole,
             offset,
             len,
@@ -61,6 +66,11 @@ unsafe impl<M: SharedMemory> SharedMemory for Part<M> {
 
     fn writable(&self) -> bool {
         self.whole.writable()
+    }
+
+    #[inline(always)]
+    fn before_load(&self) {
+        self.whole.before_load();
     }
 
     #[inline(always)]
@@ -101,6 +111,14 @@ unsafe impl<A: SharedMemory, B: SharedMemory> SharedMemory for Either<A, B> {
         match self {
             Self::A(m) => m.writable(),
             Self::B(m) => m.writable(),
+        }
+    }
+
+    #[inline(always)]
+    fn before_load(&self) {
+        match self {
+            Self::A(m) => m.before_load(),
+            Self::B(m) => m.before_load(),
         }
     }
 
@@ -158,6 +176,11 @@ unsafe impl<M: SharedMemory, G> SharedMemory for Guarded<M, G> {
     #[inline]
     fn writable(&self) -> bool {
         self.writable
+    }
+
+    #[inline(always)]
+    fn before_load(&self) {
+        self.memory.before_load();
     }
 
     #[inline(always)]

@@ -42,6 +42,10 @@ unsafe impl<M: SharedMemory> SharedMemory for Watched<M> {
         self.memory.writable()
     }
 
+    fn before_load(&self) {
+        self.memory.before_load();
+    }
+
     fn before_store(&self) {
         (self.watch)();
         self.memory.before_store();

@@ -162,7 +162,7 @@ impl BackendMachine {
         self.appeared |= front != S::Unknown;
         // A frontend that is Reconfiguring still has its session.
         let has_session = matches!(front, S::Connected | S::Reconfiguring);
-        self.stale &= has_session;
+        self.stale &= has_session && !pvio_ring::planted!(StaleServed);
         self.resume &= has_session || self.interrupted && front == S::Initialised;
         if self.removed {
             return BackAction::None;

@@ -99,7 +99,7 @@ impl<P: Granter + EventChannels> Queue<P> {
             if flight.status == Status::Okay {
                 flight.status = status;
             }
-            if left > 0 || !flight.is_sent() {
+            if (left > 0 || !flight.is_sent()) && !pvio_ring::planted!(SplitRequest) {
                 *place = Slot::InFlight(flight);
                 continue;
             }

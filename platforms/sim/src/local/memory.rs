@@ -172,8 +172,14 @@ impl Memory {
 
     pub(super) fn forget_user(&self, user: &Arc<State>) {
         let mut inner = lock(&self.inner);
-        inner.uses.retain(|_, uses| !Arc::ptr_eq(&uses.user, user));
-        self.table.forget_user(user.id);
+        // Only entries with a use are in use: copies are over.
+        inner.uses.retain(|gref, uses| {
+            let other = !Arc::ptr_eq(&uses.user, user);
+            if !other {
+                self.table.unpin(*gref, Access::ReadWrite);
+            }
+            other
+        });
     }
 
     fn pin(&self, gref: GrantRef, user: &Arc<State>, access: Access) -> Result<Frame, GrantStatus> {

@@ -9,7 +9,8 @@ use pvio_ring::DomId;
 use super::addr::directory_opt;
 use super::create::{create_dir, grant_frontend_dir};
 use super::{
-    DeviceAddr, DeviceClass, backend_root, clear_error, frontend_root, state_path, write_state,
+    DeviceAddr, DeviceClass, backend_root, clear_error, frontend_root, read_state, state_path,
+    write_state,
 };
 use crate::handshake::HandshakeError;
 use crate::handshake::fields::{Reader, Writer};
@@ -69,8 +70,9 @@ pub fn remove_domain<X: Xenstore + ?Sized>(xs: &mut X, domid: DomId) -> Result<(
     xs.rm(&format!("/local/domain/{domid}"))
 }
 
-/// Requests the removal of a device: sets the backend offline and to Closing. The device is closed
-/// once both sides are [`XenbusState::Closed`]; then call [`remove_device`].
+/// Requests the removal of a device: sets the backend offline and to Closing, unless it is Closed
+/// already, as libxl does: a backend that has nothing to close does not write Closed again. Once the
+/// backend is [`XenbusState::Closed`] or its directory is gone, call [`remove_device`].
 ///
 /// # Errors
 /// An error of xenstore.
@@ -84,7 +86,10 @@ pub fn request_removal<X: Xenstore + ?Sized>(
             return Ok(());
         }
         Writer { xs: tx, base: &base }.put("online", 0)?;
-        write_state(tx, &base, XenbusState::Closing)
+        match read_state(tx, &base)? {
+            XenbusState::Closed => Ok(()),
+            _ => write_state(tx, &base, XenbusState::Closing),
+        }
     })
 }
 

@@ -114,7 +114,7 @@ const DEMO: &[&str] = &[
 ];
 
 /// The top layer: programs that compose, measure and check, and may depend on everything below.
-const TOP: &[&str] = &["pvio", "pvio-benches", "xtask", "pvio-lab-agent"];
+const TOP: &[&str] = &["pvio", "pvio-benches", "xtask", "pvio-lab-agent", "pvio-simulator"];
 
 /// Returns all dependencies that are not allowed.
 pub fn check(packages: &[Package]) -> Vec<String> {

@@ -36,7 +36,7 @@ pub const UNSAFE_HOMES: &[&str] = &[
 const KEY_HOME: &str = "xenbus/src/handshake";
 
 /// Packages that contain keys because they check them.
-const CHECKERS: &[&str] = &["xtask", "pvio-lab-agent"];
+const CHECKERS: &[&str] = &["xtask", "pvio-lab-agent", "pvio-simulator"];
 
 /// Literals of [`KEY_HOME`] that have the form of a key and are none: kinds of backends, and the
 /// name of a script.

@@ -158,7 +158,7 @@ impl CableEnd {
     pub fn port(&self, queue: usize, queues: usize) -> CablePort {
         let inward = self.inward.iter().skip(queue).step_by(queues);
         let inward = inward.map(Rc::clone).collect();
-        CablePort { out: Rc::clone(&self.out[queue]), inward, blocked: false }
+        CablePort { out: Rc::clone(&self.out[queue]), inward, free: Vec::new(), blocked: false }
     }
 }
 
@@ -166,6 +166,8 @@ impl CableEnd {
 pub struct CablePort {
     out: Lane,
     inward: Vec<Lane>,
+    /// Buffers to be used again. They keep the bytes of earlier frames.
+    free: Vec<Box<[u8]>>,
     blocked: bool,
 }
 
@@ -186,13 +188,16 @@ impl NetPort for CablePort {
         if self.blocked {
             return Err(WouldBlock);
         }
-        Ok(vec![0; FRAME_MAX].into())
+        Ok(self.free.pop().unwrap_or_else(|| vec![0; FRAME_MAX].into()))
     }
 
-    fn unreserve(&mut self, _: Box<[u8]>) {}
+    fn unreserve(&mut self, buf: Box<[u8]>) {
+        self.free.push(buf);
+    }
 
     fn send(&mut self, packet: Packet<Box<[u8]>>) -> Result<(), PortError> {
         self.out.borrow_mut().push_back(packet.frame().to_vec());
+        self.free.push(packet.buf);
         Ok(())
     }
 

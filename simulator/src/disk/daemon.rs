@@ -1,8 +1,9 @@
 //! The driver domain, which serves disks as the real one does, but without threads.
 
-use crate::choices::Do;
-use crate::medium::SharedMedium;
-use crate::queues::{Flaw, Platform, Queues, Seats, SharedSeat};
+use crate::disk::choices::Do;
+use crate::disk::medium::SharedMedium;
+use crate::disk::queues::{Flaw, Platform, Queues, Seats, SharedSeat};
+use pvio_blkback::engine::FlushState;
 use pvio_blkback::session::{self, record_name};
 use pvio_blkback::vbd::{Vbd, VbdServer};
 use pvio_blkback::{Begin, Config, Geometry, Session, SessionIdentity, SessionParts, SessionSpec};
@@ -34,6 +35,8 @@ pub struct Server {
     /// `None` if no session survives the daemon.
     records: Option<Records>,
     medium: Option<SharedMedium>,
+    /// Whether a flush of the open disk has failed.
+    flushes: Arc<FlushState>,
     seats: Seats,
     crashed: Rc<Cell<bool>>,
     flaw: Flaw,
@@ -57,6 +60,7 @@ impl Server {
                 found.ok_or_else(|| Fault::new("record-missing", device))?
             }
             Begin::New => {
+                self.medium.as_ref().expect("opened before").borrow_mut().begin_session();
                 let len = identity.record_len()?;
                 let memory = Mortal(HeapMemory::pages(len.div_ceil(PAGE_SIZE)));
                 if let Some(records) = &self.records {
@@ -78,8 +82,11 @@ impl VbdServer for Server {
         let medium = self.media.get(&*name);
         let medium = medium.ok_or_else(|| Fault::new("no-image", name.as_ref()))?;
         // The I/O of a dead process is finished before anything is read.
-        medium.borrow_mut().fence();
+        if !pvio_ring::planted!(StorageFence) {
+            medium.borrow_mut().fence();
+        }
         self.medium = Some(Rc::clone(medium));
+        self.flushes = Arc::default();
         Ok(medium.borrow().geometry())
     }
 
@@ -102,7 +109,7 @@ impl VbdServer for Server {
         let parts = SessionParts {
             platform: self.domain.clone(),
             record,
-            flush_state: Arc::default(),
+            flush_state: Arc::clone(&self.flushes),
             mapping_budget: MappingBudget::unlimited(),
             stats: Vec::new(),
             queues,
@@ -297,6 +304,7 @@ impl Daemon {
                 media: Rc::clone(&self.media),
                 records: self.records.clone(),
                 medium: None,
+                flushes: Arc::default(),
                 seats: Rc::clone(&seats),
                 crashed: Rc::clone(&self.crashed),
                 flaw: self.flaw,

@@ -5,7 +5,7 @@
 //! cache is lost. Both are sets, since a request that failed or has no response may have been
 //! executed or not.
 
-use crate::medium::SECTOR;
+use crate::disk::medium::SECTOR;
 use std::ops::Range;
 
 /// Returns the contents of a sector that a write filled; number 0 is a sector of zeroes.
@@ -37,6 +37,8 @@ struct Sector {
     stable: Vec<u64>,
     /// Time of the last write to it, as far as the guest knows.
     touched: u64,
+    /// Time at which that write was submitted.
+    begun: u64,
     readers: u32,
     writer: bool,
 }
@@ -67,13 +69,16 @@ pub struct Model {
     /// older than the last loss.
     cuts: u64,
     cut_session: u32,
+    /// Time of the last flush that failed. Data of earlier writes is durable only once it is written
+    /// again.
+    failed: u64,
 }
 
 impl Model {
     pub fn new(sectors: u64) -> Self {
         let zero = Sector { now: vec![0], stable: vec![0], ..Sector::default() };
         let sectors = vec![zero; sectors as usize];
-        Self { sectors, last: 0, clock: 0, cuts: 0, cut_session: 0 }
+        Self { sectors, last: 0, clock: 0, cuts: 0, cut_session: 0, failed: 0 }
     }
 
     fn range(&mut self, range: &Range<u64>) -> &mut [Sector] {
@@ -163,17 +168,19 @@ impl Model {
             Kind::Write(number) => {
                 for s in self.range(&pending.sectors) {
                     s.writer = false;
-                    s.touched = clock;
+                    (s.touched, s.begun) = (clock, pending.begun);
                     if ok && !cut {
                         s.now = vec![number];
                     }
                 }
             }
             Kind::Flush if ok => {
-                let safe = |s: &&mut Sector| !s.writer && s.touched < pending.begun;
+                let since = self.failed;
+                let safe =
+                    |s: &&mut Sector| !s.writer && s.touched < pending.begun && s.begun >= since;
                 self.sectors.iter_mut().filter(safe).for_each(|s| s.stable.clone_from(&s.now));
             }
-            Kind::Flush => {}
+            Kind::Flush => self.failed = clock,
         }
     }
 
@@ -184,7 +191,7 @@ impl Model {
         for s in self.range(&pending.sectors) {
             match pending.kind {
                 Kind::Read(_) => s.readers -= 1,
-                _ => (s.writer, s.touched) = (false, clock),
+                _ => (s.writer, s.touched, s.begun) = (false, clock, pending.begun),
             }
         }
     }

@@ -1,10 +1,10 @@
 //! Possible actions, and parameters of a run.
 
-use crate::daemon::DaemonDo;
-use crate::guest::GuestDo;
-use crate::hostile_back::Malice;
-use crate::hostile_guest::Mischief;
-use crate::queues::Flaw;
+use crate::disk::daemon::DaemonDo;
+use crate::disk::guest::GuestDo;
+use crate::disk::hostile_back::Malice;
+use crate::disk::hostile_guest::Mischief;
+use crate::disk::queues::Flaw;
 use pvio_blkback::Policy;
 use pvio_grant_table::DomId;
 use pvio_sim::Sim;
@@ -62,6 +62,9 @@ pub struct Faults {
     /// Weight of each fault; a worker's step has 200.
     pub often: u32,
     pub flaw: Flaw,
+    /// An action of one participant is interrupted by others: at one of this many of its accesses. 0 if
+    /// never.
+    pub interrupts: u64,
     /// Largest number of queues of a disk; 0 means 1.
     pub queues: usize,
     /// How the driver domain accesses its guests' pages.
@@ -82,6 +85,7 @@ impl Faults {
             close: coin(),
             often: sim.pick(&[1, 3, 10]),
             flaw: Flaw::None,
+            interrupts: sim.pick(&[0, 4, 16, 64]),
             queues,
             policy,
         }

@@ -1,7 +1,7 @@
 //! A hostile driver domain.
 
-use crate::choices::Do;
-use crate::hostile_guest::{nonsense, scribble};
+use crate::disk::choices::Do;
+use crate::disk::hostile_guest::{nonsense, scribble};
 use pvio_event_channel::{EventChannel, EventChannels, Port};
 use pvio_grant_table::{Access, GrantMapper, GrantRef};
 use pvio_ring::proto::blkif::{Abi, Response, Status};

@@ -1,10 +1,11 @@
 //! A guest with a NIC that sends and receives numbered frames.
 
-use crate::wire::{LANES, LEAST, Ledger};
-use crate::world::Do;
+use crate::net::wire::{LANES, LEAST, Ledger};
+use crate::net::world::Do;
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_netfront::{Checksum, GroupError, Hearing, Incoming, Nic, Queue, SendError};
+use pvio_sim::kill::Mortal;
 use pvio_sim::{LocalDomain, Menu, Sim, WaitState};
 use pvio_xenbus::driver::{FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, frontend_root, list_frontends};
@@ -35,8 +36,8 @@ pub type SharedLedger = Rc<RefCell<Ledger>>;
 pub struct Guest {
     addr: DeviceAddr,
     domain: LocalDomain,
-    xs: LocalClient,
-    driver: Option<FrontendDriver<Nic<LocalDomain>>>,
+    xs: Mortal<LocalClient>,
+    driver: Option<FrontendDriver<Nic<Mortal<LocalDomain>>>>,
     wait: WaitState,
     /// Largest number of queues that it requests.
     queues: usize,
@@ -59,7 +60,7 @@ impl Guest {
         [sends, receives]: [SharedLedger; 2],
         queues: usize,
     ) -> Self {
-        let mut xs = LocalClient::connect(store, domain.id());
+        let mut xs = Mortal(LocalClient::connect(store, domain.id()));
         xs.watch(&frontend_root(DeviceClass::Vif, domain.id()), BUS).expect("the first watch");
         let (wait, session) = (WaitState::Asleep, 0);
         let (driver, unpublished, closing) = (None, false, false);
@@ -98,7 +99,7 @@ impl Guest {
 
     pub fn menu(&mut self, store: &Store, close: u32, menu: &mut Menu<Do>) {
         let me = self.domain.id();
-        if store.has_output(self.xs.conn()) {
+        if store.has_output(self.xs.0.conn()) {
             menu.must(100, Do::Guest(me, GuestDo::Event));
         }
         let Some(driver) = &mut self.driver else { return };
@@ -125,7 +126,7 @@ impl Guest {
         if self.session != sessions {
             (self.session, self.wait, self.unpublished) = (sessions, WaitState::Asleep, false);
         }
-        if self.wait != WaitState::Asleep || nic.channels().any(|channel| channel.is_pending()) {
+        if self.wait != WaitState::Asleep || nic.channels().any(|channel| channel.0.is_pending()) {
             menu.must(200, Do::Guest(me, GuestDo::Work));
         }
         if self.unpublished {
@@ -171,7 +172,8 @@ impl Guest {
     }
 
     fn new_driver(&mut self, sim: &mut Sim) {
-        let nic = Nic::new(self.domain.clone()).choosing_groups().with_headroom(sim.pick(&ROOMS));
+        let nic =
+            Nic::new(Mortal(self.domain.clone())).choosing_groups().with_headroom(sim.pick(&ROOMS));
         let nic = nic.with_queues(1 + sim.index(self.queues) as u32);
         self.driver = Some(FrontendDriver::new(self.addr, nic));
         self.step(sim);
@@ -191,7 +193,7 @@ impl Guest {
         }
     }
 
-    fn queues(&mut self) -> &mut [Queue<LocalDomain>] {
+    fn queues(&mut self) -> &mut [Queue<Mortal<LocalDomain>>] {
         let driver = self.driver.as_mut().expect("action is available only if the device exists");
         driver.class_mut().queues()
     }

@@ -1,7 +1,7 @@
 //! The driver domain, which serves vifs as the real one does, but without threads and taps.
 
-use crate::wire::{CableEnd, CablePort};
-use crate::world::Do;
+use crate::net::wire::{CableEnd, CablePort};
+use crate::net::world::Do;
 use pvio_grant_table::DomId;
 use pvio_netback::fault::QueueError;
 use pvio_netback::queue::{Policy, Waker};

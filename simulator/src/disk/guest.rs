@@ -1,12 +1,13 @@
 //! A guest with one disk, and a workload whose every response is checked.
 
-use crate::choices::Do;
-use crate::medium::SECTOR;
-use crate::model::{Model, Pending, content};
+use crate::disk::choices::Do;
+use crate::disk::medium::SECTOR;
+use crate::disk::model::{Model, Pending, content};
 use pvio_blkfront::{BackendFault, Disk, Op, Queue, RequestedFeatures, Shape, SlotId, StartError};
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_ring::proto::blkif::Status;
+use pvio_sim::kill::Mortal;
 use pvio_sim::{LocalDomain, Menu, Sim, WaitState};
 use pvio_xenbus::driver::{Fault, FrontendDriver, Life};
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass, frontend_root, list_frontends};
@@ -54,8 +55,8 @@ type Answer = (SlotId, Request, Status, u32);
 pub struct Guest {
     pub addr: DeviceAddr,
     domain: LocalDomain,
-    xs: LocalClient,
-    driver: Option<FrontendDriver<Disk<LocalDomain>>>,
+    xs: Mortal<LocalClient>,
+    driver: Option<FrontendDriver<Disk<Mortal<LocalDomain>>>>,
     model: Rc<RefCell<Model>>,
     /// Whether the backend is expected to follow the protocol; data is compared only then.
     trusting: bool,
@@ -95,7 +96,7 @@ impl Guest {
         model: Rc<RefCell<Model>>,
         (queues, trusting): (usize, bool),
     ) -> Self {
-        let mut xs = LocalClient::connect(store, domain.id());
+        let mut xs = Mortal(LocalClient::connect(store, domain.id()));
         xs.watch(&frontend_root(DeviceClass::Vbd, domain.id()), BUS).expect("the first watch");
         model.borrow_mut().new_frontend();
         Self {
@@ -168,7 +169,7 @@ impl Guest {
 
     pub fn menu(&mut self, store: &Store, often: u32, menu: &mut Menu<Do>) {
         let me = self.domain.id();
-        if store.has_output(self.xs.conn()) {
+        if store.has_output(self.xs.0.conn()) {
             menu.must(100, Do::Guest(me, GuestDo::Event));
         }
         let Some(driver) = &mut self.driver else { return };
@@ -192,7 +193,7 @@ impl Guest {
         }
         for (q, lane) in self.lanes.iter().enumerate() {
             let Some(queue) = driver.class_mut().queue_at(q) else { continue };
-            if lane.wait != WaitState::Asleep || queue.channel().is_pending() {
+            if lane.wait != WaitState::Asleep || queue.channel().0.is_pending() {
                 menu.must(200, Do::Guest(me, GuestDo::Work(q)));
             }
             if lane.unpublished {
@@ -249,7 +250,7 @@ impl Guest {
         }
     }
 
-    fn queue(&mut self, q: usize) -> (&mut Queue<LocalDomain>, &mut Lane) {
+    fn queue(&mut self, q: usize) -> (&mut Queue<Mortal<LocalDomain>>, &mut Lane) {
         let driver = self.driver.as_mut().expect("action is available only if the device exists");
         let queue = driver.class_mut().queue_at(q).expect("action is available only if connected");
         (queue, &mut self.lanes[q])
@@ -290,7 +291,7 @@ impl Guest {
         let shape = Shape { ring_pages: sim.pick(&[1, 1, 2]), pages_per_slot: sim.pick(&[11, 24]) };
         let queues = 1 + sim.index(self.queues);
         let disk = Disk::with(
-            self.domain.clone(),
+            Mortal(self.domain.clone()),
             RequestedFeatures { shape, queues, ..RequestedFeatures::default() },
         );
         self.driver = Some(FrontendDriver::new(self.addr, disk));

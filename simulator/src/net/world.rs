@@ -1,10 +1,10 @@
 //! Two guests whose NICs are connected by a cable in a driver domain, and a toolstack.
 
-use crate::daemon::{Daemon, DaemonDo, Flaw, Records};
-use crate::guest::{Guest, GuestDo, SharedLedger};
-use crate::wire::{CableEnd, LANES, cable};
+use crate::net::daemon::{Daemon, DaemonDo, Flaw, Records};
+use crate::net::guest::{Guest, GuestDo, SharedLedger};
+use crate::net::wire::{CableEnd, LANES, cable};
 use pvio_grant_table::DomId;
-use pvio_sim::{LocalMachine, Menu, Sim, World};
+use pvio_sim::{LocalMachine, Menu, Sim, World, kill};
 use pvio_xenbus::XenbusState;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, create_domain, read_state, remove_device, remove_domain,
@@ -46,6 +46,9 @@ pub struct Faults {
     /// Weight of each fault; a worker's step has 200.
     pub often: u32,
     pub flaw: Flaw,
+    /// An action of one participant is interrupted by others: at one of this many of its accesses. 0 if
+    /// never.
+    pub interrupts: u64,
     /// Largest number of queues of a NIC; 0 means 1.
     pub queues: usize,
 }
@@ -62,6 +65,7 @@ impl Faults {
             close: coin(),
             often: sim.pick(&[1, 3, 10]),
             flaw: Flaw::None,
+            interrupts: sim.pick(&[0, 4, 16, 64]),
             queues,
         }
     }
@@ -92,6 +96,8 @@ pub struct NetWorld {
     driver_alive: bool,
     faults: Faults,
     ending: bool,
+    /// Whether no new work is started.
+    calm: bool,
 }
 
 impl NetWorld {
@@ -114,6 +120,7 @@ impl NetWorld {
             driver_alive: true,
             faults,
             ending: false,
+            calm: false,
         };
         world.build(DRIVER);
         (0..2).for_each(|i| world.build_guest(i));
@@ -198,12 +205,10 @@ impl NetWorld {
         }
     }
 
+    /// Whether the toolstack can remove the device, as libxl decides it.
     fn is_over(&mut self, addr: DeviceAddr) -> bool {
-        let mut state = |path: &str| read_state(&mut self.tool, path).expect("dom0 has permission");
-        let (back, front) = (state(&addr.backend_path()), state(&addr.frontend_path()));
-        back == XenbusState::Unknown
-            || back == XenbusState::Closed
-                && matches!(front, XenbusState::Closed | XenbusState::Unknown)
+        let back = read_state(&mut self.tool, &addr.backend_path()).expect("dom0 has permission");
+        matches!(back, XenbusState::Unknown | XenbusState::Closed)
     }
 
     fn is_free(&self, i: usize) -> bool {
@@ -218,10 +223,92 @@ impl NetWorld {
     }
 }
 
+/// Actions that other participants interrupt.
+impl NetWorld {
+    /// Adds what a guest, and the toolstack, may do at any time.
+    fn menu_of_guest(&mut self, i: usize, menu: &mut Menu<Do>) {
+        let (store, faults) = (Rc::clone(&self.store), self.faults);
+        let often = |fault: bool| if fault { faults.often } else { 0 };
+        if let Some(guest) = &mut self.nics[i].guest {
+            guest.menu(&store.borrow(), often(faults.close), menu);
+            menu.may(often(faults.kill_guest), || Do::KillGuest(i));
+        }
+        if self.nics[i].phase == Phase::Up {
+            menu.may(often(faults.remove), || Do::Remove(i));
+        }
+    }
+
+    fn kill_guest(&mut self, i: usize) {
+        self.kill(self.nics[i].addr.front);
+        self.nics[i].guest = None;
+        self.remove(i);
+    }
+
+    fn act_daemon(&mut self, action: &DaemonDo, sim: &mut Sim) {
+        // Sometimes it is killed during an action.
+        let dies = self.faults.crash && sim.one_in(400 / u64::from(self.faults.often.max(1)));
+        let after = dies.then(|| sim.below(80) as usize);
+        let mut daemon = self.daemon.take().expect("action is available only if it runs");
+        let mut inside = sim.handle();
+        let peers = || {
+            self.interrupt(&mut inside, |world, menu| {
+                (0..world.nics.len()).for_each(|i| world.menu_of_guest(i, menu));
+            });
+        };
+        let alive = kill::interrupted(peers, || daemon.act_or_die(action, after, sim));
+        self.daemon = Some(daemon);
+        if !alive {
+            sim.note(format_args!("  the daemon dies in the middle of that"));
+            self.crash();
+        }
+    }
+
+    fn act_guest(&mut self, id: DomId, action: GuestDo, sim: &mut Sim) {
+        let i = self.nics.iter().position(|nic| nic.addr.front == id).expect("it is a guest");
+        let mut guest = self.nics[i].guest.take().expect("action is available only if alive");
+        let often = u64::from(self.faults.often.max(1));
+        let dies = self.faults.kill_guest && sim.one_in(800 / often);
+        let kill_at = if dies { sim.below(60) as usize } else { usize::MAX };
+        let mut inside = sim.handle();
+        let peers = || {
+            self.interrupt(&mut inside, |world, menu| {
+                let store = Rc::clone(&world.store);
+                if let Some(daemon) = &mut world.daemon {
+                    daemon.menu(&store.borrow(), menu);
+                }
+                (0..world.nics.len())
+                    .filter(|j| *j != i)
+                    .for_each(|j| world.menu_of_guest(j, menu));
+            });
+        };
+        let (done, moments) =
+            kill::interrupted(peers, || kill::run(kill_at, || guest.act(action, sim)));
+        self.nics[i].guest = Some(guest);
+        if done.is_none() {
+            sim.note(format_args!("  the guest is killed after {moments} stores and calls"));
+            self.kill_guest(i);
+        }
+    }
+
+    /// Executes, now and then, one of the actions of `list`.
+    fn interrupt(&mut self, sim: &mut Sim, list: impl FnOnce(&mut Self, &mut Menu<Do>)) {
+        if self.faults.interrupts == 0 || !sim.one_in(self.faults.interrupts) {
+            return;
+        }
+        let mut menu = Menu::new(self.calm);
+        list(self, &mut menu);
+        if let Some(action) = menu.choose(sim) {
+            sim.note(format_args!("  meanwhile {action:?}"));
+            self.act(action, sim);
+        }
+    }
+}
+
 impl World for NetWorld {
     type Action = Do;
 
     fn menu(&mut self, menu: &mut Menu<Do>) {
+        self.calm = menu.is_calm();
         if !self.is_connected() {
             self.forgive();
         }
@@ -235,16 +322,11 @@ impl World for NetWorld {
         }
         for i in 0..self.nics.len() {
             let (addr, phase) = (self.nics[i].addr, self.nics[i].phase);
-            match &mut self.nics[i].guest {
-                Some(guest) => {
-                    guest.menu(&store.borrow(), often(faults.close), menu);
-                    menu.may(often(faults.kill_guest), || Do::KillGuest(i));
-                }
-                None if phase == Phase::Absent => menu.must(30, Do::RebuildGuest(i)),
-                None => {}
+            self.menu_of_guest(i, menu);
+            if self.nics[i].guest.is_none() && phase == Phase::Absent {
+                menu.must(30, Do::RebuildGuest(i));
             }
             match phase {
-                Phase::Up => menu.may(often(faults.remove), || Do::Remove(i)),
                 Phase::Removing if self.is_over(addr) => menu.must(30, Do::Finish(i)),
                 Phase::Absent if !self.ending && self.is_free(i) => menu.must(30, Do::Create(i)),
                 _ => {}
@@ -260,23 +342,8 @@ impl World for NetWorld {
 
     fn act(&mut self, action: Do, sim: &mut Sim) {
         match action {
-            Do::Daemon(action) => {
-                // Sometimes it is killed during an action.
-                let dies =
-                    self.faults.crash && sim.one_in(400 / u64::from(self.faults.often.max(1)));
-                let after = dies.then(|| sim.below(80) as usize);
-                let daemon = self.daemon.as_mut().expect("action is available only if it runs");
-                if !daemon.act_or_die(&action, after, sim) {
-                    sim.note(format_args!("  the daemon dies in the middle of that"));
-                    self.crash();
-                }
-            }
-            Do::Guest(id, action) => {
-                let mut guests = self.nics.iter_mut().filter_map(|n| n.guest.as_mut());
-                let guest =
-                    guests.find(|g| g.id() == id).expect("action is available only if alive");
-                guest.act(action, sim);
-            }
+            Do::Daemon(action) => self.act_daemon(&action, sim),
+            Do::Guest(id, action) => self.act_guest(id, action, sim),
             Do::CrashDaemon => {
                 self.crash();
             }
@@ -306,11 +373,7 @@ impl World for NetWorld {
                     }
                 }
             }
-            Do::KillGuest(i) => {
-                self.kill(self.nics[i].addr.front);
-                self.nics[i].guest = None;
-                self.remove(i);
-            }
+            Do::KillGuest(i) => self.kill_guest(i),
             Do::RebuildGuest(i) => self.build_guest(i),
             Do::Create(i) => {
                 let (addr, words) = self.words(i);

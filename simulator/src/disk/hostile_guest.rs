@@ -1,6 +1,6 @@
 //! A hostile guest: it may write any data to shared memory, at any time.
 
-use crate::choices::Do;
+use crate::disk::choices::Do;
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantRef, Granter};
 use pvio_ring::proto::blkif::{Abi, DataOp, Indirect, Request, Segment, Segments};

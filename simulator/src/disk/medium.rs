@@ -1,7 +1,7 @@
 //! Storage of a simulated disk: stable storage behind a volatile cache, and the engine in front of
 //! it.
 
-use crate::queues::Flaw;
+use crate::disk::queues::Flaw;
 use pvio_blkback::engine::{BlockEngine, Discard, Done, EngineError, Full, Geometry, Io, Segments};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::{Region, SharedMemory};
@@ -18,7 +18,15 @@ type Sector = [u8; SECTOR];
 /// Storage of a disk: stable data, and data in the cache.
 pub struct Medium {
     stable: Vec<Sector>,
+    /// Data that the next flush writes to stable storage.
     cache: BTreeMap<u64, Sector>,
+    /// Data that a failed flush did not write and that no later flush writes: Linux marks such pages
+    /// clean. Reads find it until the cache is lost.
+    forgotten: BTreeMap<u64, Sector>,
+    /// Whether a flush that fails forgets the data.
+    forgets: bool,
+    /// Whether the queue was told of a failed flush in this session: it must not flush again.
+    flush_failed: bool,
     /// Sectors that the kernel still has to write for a dead process.
     late: Vec<(u64, Sector)>,
     sector_size: u32,
@@ -34,10 +42,13 @@ impl Medium {
         Rc::new(RefCell::new(Self {
             stable: vec![[0; SECTOR]; sectors],
             cache: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
+            forgets: sim.one_in(2),
+            flush_failed: false,
             late: Vec::new(),
             sector_size: sim.pick(&[512, 512, 4096]),
             errors: sim.pick(&[0, 0, 8, 40]),
-            chance: sim.fork(),
+            chance: sim.handle(),
         }))
     }
 
@@ -63,7 +74,13 @@ impl Medium {
     /// Discards the cache, as a power loss does.
     pub fn lose_cache(&mut self) {
         self.cache.clear();
+        self.forgotten.clear();
         self.late.clear();
+    }
+
+    /// Records that a new session of the guest starts.
+    pub fn begin_session(&mut self) {
+        self.flush_failed = false;
     }
 
     /// Whether writes of a dead process are still in flight.
@@ -101,12 +118,23 @@ impl Medium {
     }
 
     fn read(&self, sector: u64) -> Sector {
-        *self.cache.get(&sector).unwrap_or(&self.stable[sector as usize])
+        let cached = self.cache.get(&sector).or_else(|| self.forgotten.get(&sector));
+        *cached.unwrap_or(&self.stable[sector as usize])
     }
 
     fn write(&mut self, sector: u64, data: Sector) {
         assert!(sector < self.sectors(), "the queue let sector {sector} pass");
+        self.forgotten.remove(&sector);
         self.cache.insert(sector, data);
+    }
+
+    /// Marks data clean that a failed flush did not write.
+    fn forget(&mut self, sectors: &[u64]) {
+        for sector in sectors.iter().filter(|_| self.forgets) {
+            if let Some(data) = self.cache.remove(sector) {
+                self.forgotten.insert(*sector, data);
+            }
+        }
     }
 }
 
@@ -125,13 +153,19 @@ pub struct SimEngine<B> {
     /// Submitted operations, before `kick`.
     submitted: Vec<Job<B>>,
     begun: Vec<Job<B>>,
-    done: Vec<(u32, Result<(), EngineError>, Segments<B>)>,
+    done: Vec<Completion<B>>,
+    /// Whether the queue was told of a failed flush in its last call.
+    told_failure: bool,
     flaw: Flaw,
 }
 
+/// Tag of an operation, whether it is a flush, its result, its buffers.
+type Completion<B> = (u32, bool, Result<(), EngineError>, Segments<B>);
+
 impl<B: SharedMemory> SimEngine<B> {
     pub fn new(medium: SharedMedium, flaw: Flaw) -> Self {
-        Self { medium, flaw, submitted: Vec::new(), begun: Vec::new(), done: Vec::new() }
+        let (submitted, begun, done) = (Vec::new(), Vec::new(), Vec::new());
+        Self { medium, flaw, submitted, begun, done, told_failure: false }
     }
 
     /// Whether an operation could complete.
@@ -159,7 +193,13 @@ impl<B: SharedMemory> SimEngine<B> {
             _ => false,
         };
         let result = if forgotten { Ok(()) } else { perform(&mut medium, &job, failing) };
-        self.done.push((job.tag, result, job.segments));
+        self.done.push((job.tag, job.io == Io::Flush, result, job.segments));
+    }
+
+    /// Records the failure of a flush of which the queue was told in an earlier call: it had the time
+    /// to record the failure, too.
+    fn note_failure(&mut self) {
+        self.medium.borrow_mut().flush_failed |= std::mem::take(&mut self.told_failure);
     }
 
     /// Kills the process: operations in flight are executed completely, partly, or not at all, and
@@ -218,7 +258,11 @@ fn perform<B: SharedMemory>(
         Io::Discard { sector, .. } | Io::WriteZeroes { sector, .. } => {
             (sector..sector + count).for_each(|s| medium.write(s, [0; SECTOR]));
         }
-        Io::Flush => medium.write_back(&job.dirty[..count as usize]),
+        Io::Flush => {
+            let (written, other) = job.dirty.split_at(count as usize);
+            medium.write_back(written);
+            medium.forget(other);
+        }
     }
     if failing { Err(EngineError::Os(5)) } else { Ok(()) }
 }
@@ -236,8 +280,13 @@ impl<B: SharedMemory> BlockEngine<B> for SimEngine<B> {
     }
 
     fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
+        self.note_failure();
         let dirty = match io {
-            Io::Flush => self.medium.borrow().cache.keys().copied().collect(),
+            Io::Flush => {
+                let medium = self.medium.borrow();
+                assert!(!medium.flush_failed, "a flush is submitted after a failed flush");
+                medium.cache.keys().copied().collect()
+            }
             _ => Vec::new(),
         };
         self.submitted.push(Job { tag, io, segments: std::mem::take(segments), dirty });
@@ -253,8 +302,10 @@ impl<B: SharedMemory> BlockEngine<B> for SimEngine<B> {
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
-        self.done
-            .drain(..)
-            .for_each(|(tag, result, mut segments)| done(tag, result, &mut segments));
+        self.note_failure();
+        for (tag, flush, result, mut segments) in self.done.drain(..) {
+            self.told_failure |= flush && result.is_err();
+            done(tag, result, &mut segments);
+        }
     }
 }

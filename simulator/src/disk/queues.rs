@@ -1,6 +1,6 @@
 //! The queues of a session, which are served without threads.
 
-use crate::medium::{SharedMedium, SimEngine};
+use crate::disk::medium::{SharedMedium, SimEngine};
 use pvio_blkback::{Buf, Progress, Queue, QueueFault, QueueParts, QueueServer};
 use pvio_event_channel::{EventChannel, EventError, Port};
 use pvio_ring::shm::{HeapMemory, Region};

@@ -1,15 +1,15 @@
 //! Domains, their disks, the toolstack, and the possible faults.
 
-use crate::choices::{Do, Faults, Kind, QUEUES_OFFERED, ToolDo};
-use crate::daemon::{Daemon, Records};
-use crate::guest::Guest;
-use crate::hostile_back::HostileBack;
-use crate::hostile_guest::HostileGuest;
-use crate::medium::{Medium, SharedMedium};
-use crate::model::Model;
+use crate::disk::choices::{Do, Faults, Kind, QUEUES_OFFERED, ToolDo};
+use crate::disk::daemon::{Daemon, DaemonDo, Records};
+use crate::disk::guest::{Guest, GuestDo};
+use crate::disk::hostile_back::HostileBack;
+use crate::disk::hostile_guest::HostileGuest;
+use crate::disk::medium::{Medium, SharedMedium};
+use crate::disk::model::Model;
 use pvio_blkback::Config;
 use pvio_grant_table::DomId;
-use pvio_sim::{LocalMachine, Menu, Sim, World};
+use pvio_sim::{LocalMachine, Menu, Sim, World, kill};
 use pvio_xenbus::XenbusState;
 use pvio_xenbus::handshake::common::{
     BackendKind, DeviceAddr, create_domain, read_error, read_state, remove_device, remove_domain,
@@ -62,6 +62,8 @@ pub struct DiskWorld {
     faults: Faults,
     /// Whether no more disks are created.
     ending: bool,
+    /// Whether no new work is started.
+    calm: bool,
     /// Number of responses that guests checked before they were destroyed.
     checked: u64,
 }
@@ -102,6 +104,7 @@ impl DiskWorld {
             driver_alive: true,
             faults,
             ending: false,
+            calm: false,
             checked: 0,
         };
         world.build(DRIVER);
@@ -277,22 +280,15 @@ impl DiskWorld {
         };
     }
 
-    /// Whether the toolstack can remove the device: both ends are closed, or one no longer exists.
-    /// It does not wait for hostile participants.
+    /// Whether the toolstack can remove the device, as libxl decides it: the backend is closed, or no
+    /// longer exists. It does not wait for hostile participants.
     fn is_over(&mut self, i: usize) -> bool {
         let Disk { kind, addr, .. } = self.disks[i];
         if kind != Kind::Honest {
             return true;
         }
-        let mut state = |path: &str| read_state(&mut self.tool, path).expect("dom0 has permission");
-        let (back, front) = (state(&addr.backend_path()), state(&addr.frontend_path()));
-        match (back, front) {
-            (XenbusState::Unknown, _) => true,
-            (back, front) => {
-                back == XenbusState::Closed
-                    && matches!(front, XenbusState::Closed | XenbusState::Unknown)
-            }
-        }
+        let back = read_state(&mut self.tool, &addr.backend_path()).expect("dom0 has permission");
+        matches!(back, XenbusState::Unknown | XenbusState::Closed)
     }
 
     /// Whether a disk can be created: neither end has state of an earlier one.
@@ -312,10 +308,94 @@ impl DiskWorld {
     }
 }
 
+/// Actions that other participants interrupt.
+impl DiskWorld {
+    /// Adds what a guest, and the toolstack, may do at any time.
+    fn menu_of_guest(&mut self, i: usize, menu: &mut Menu<Do>) {
+        let (store, often) = (Rc::clone(&self.store), self.faults.often);
+        let Disk { phase, kind, .. } = self.disks[i];
+        if let Some(guest) = &mut self.disks[i].guest {
+            let closing = self.faults.close && kind != Kind::HostileBack;
+            guest.menu(&store.borrow(), if closing { often } else { 0 }, menu);
+        }
+        if self.is_alive(i) && self.faults.kill_guest {
+            menu.may(often, || Do::KillGuest(i));
+        }
+        match (kind, &self.hostile_guest, &self.hostile_back) {
+            (Kind::HostileGuest, Some(guest), _) => guest.menu(menu),
+            (Kind::HostileBack, _, Some(back)) => back.menu(menu),
+            _ => {}
+        }
+        if phase == Phase::Up && self.faults.remove && kind != Kind::HostileBack {
+            menu.may(often, || Do::Tool(i, ToolDo::Remove));
+        }
+    }
+
+    fn act_daemon(&mut self, action: DaemonDo, sim: &mut Sim) {
+        let mut daemon = self.daemon.take().expect("action is available only if it runs");
+        let killer = self.faults.crash.then_some(self.faults.often);
+        let mut inside = sim.handle();
+        let peers = || {
+            self.interrupt(&mut inside, |world, menu| {
+                (0..world.disks.len()).for_each(|i| world.menu_of_guest(i, menu));
+            })
+        };
+        if kill::interrupted(peers, || daemon.act(action, killer, sim)) {
+            self.daemon = Some(daemon);
+        } else {
+            daemon.crash();
+        }
+    }
+
+    fn act_guest(&mut self, id: DomId, action: GuestDo, sim: &mut Sim) {
+        let i = self.disks.iter().position(|d| d.addr.front == id).expect("it is a guest");
+        let mut guest = self.disks[i].guest.take().expect("action is available only if alive");
+        let dies = self.faults.kill_guest && sim.one_in(800 / u64::from(self.faults.often));
+        let kill_at = if dies { sim.below(60) as usize } else { usize::MAX };
+        let mut inside = sim.handle();
+        let peers = || {
+            self.interrupt(&mut inside, |world, menu| {
+                let store = Rc::clone(&world.store);
+                if let Some(daemon) = &mut world.daemon {
+                    daemon.menu(&store.borrow(), menu);
+                }
+                (0..world.disks.len())
+                    .filter(|j| *j != i)
+                    .for_each(|j| world.menu_of_guest(j, menu));
+                if let (Kind::HostileBack, Some(back)) = (world.disks[i].kind, &world.hostile_back)
+                {
+                    back.menu(menu);
+                }
+            })
+        };
+        let (done, moments) =
+            kill::interrupted(peers, || kill::run(kill_at, || guest.act(action, sim)));
+        self.disks[i].guest = Some(guest);
+        if done.is_none() {
+            sim.note(format_args!("  the guest is killed after {moments} stores and calls"));
+            self.kill_guest(i);
+        }
+    }
+
+    /// Executes, now and then, one of the actions of `list`.
+    fn interrupt(&mut self, sim: &mut Sim, list: impl FnOnce(&mut Self, &mut Menu<Do>)) {
+        if self.faults.interrupts == 0 || !sim.one_in(self.faults.interrupts) {
+            return;
+        }
+        let mut menu = Menu::new(self.calm);
+        list(self, &mut menu);
+        if let Some(action) = menu.choose(sim) {
+            sim.note(format_args!("  meanwhile {action:?}"));
+            self.act(action, sim);
+        }
+    }
+}
+
 impl World for DiskWorld {
     type Action = Do;
 
     fn menu(&mut self, menu: &mut Menu<Do>) {
+        self.calm = menu.is_calm();
         let store = Rc::clone(&self.store);
         let often = self.faults.often;
         match &mut self.daemon {
@@ -330,31 +410,18 @@ impl World for DiskWorld {
             menu.may(often, || Do::KillDriver);
         }
         for i in 0..self.disks.len() {
-            let Disk { phase, kind, .. } = self.disks[i];
+            self.menu_of_guest(i, menu);
+            let Disk { phase, .. } = self.disks[i];
             if self.disks[i].medium.borrow().is_late() {
                 menu.must(50, Do::Land(i));
             }
             if self.disks[i].medium.borrow().is_dirty() {
                 menu.may(50, || Do::WriteBack(i));
             }
-            if let Some(guest) = &mut self.disks[i].guest {
-                let closing = self.faults.close && kind != Kind::HostileBack;
-                guest.menu(&store.borrow(), if closing { often } else { 0 }, menu);
-            }
-            match self.is_alive(i) {
-                true if self.faults.kill_guest => menu.may(often, || Do::KillGuest(i)),
-                false if phase == Phase::Absent => menu.must(30, Do::RebuildGuest(i)),
-                _ => {}
-            }
-            match (kind, &self.hostile_guest, &self.hostile_back) {
-                (Kind::HostileGuest, Some(guest), _) => guest.menu(menu),
-                (Kind::HostileBack, _, Some(back)) => back.menu(menu),
-                _ => {}
+            if !self.is_alive(i) && phase == Phase::Absent {
+                menu.must(30, Do::RebuildGuest(i));
             }
             match phase {
-                Phase::Up if self.faults.remove && kind != Kind::HostileBack => {
-                    menu.may(often, || Do::Tool(i, ToolDo::Remove))
-                }
                 Phase::Removing if self.is_over(i) => menu.must(30, Do::Tool(i, ToolDo::Finish)),
                 Phase::Absent if !self.ending && self.is_free(i) => {
                     menu.must(30, Do::Tool(i, ToolDo::Create));
@@ -366,18 +433,8 @@ impl World for DiskWorld {
 
     fn act(&mut self, action: Do, sim: &mut Sim) {
         match action {
-            Do::Daemon(action) => {
-                let daemon = self.daemon.as_mut().expect("action is available only if it runs");
-                let killer = self.faults.crash.then_some(self.faults.often);
-                if !daemon.act(action, killer, sim) {
-                    self.daemon.take().expect("it runs").crash();
-                }
-            }
-            Do::Guest(id, action) => {
-                let guests = self.disks.iter_mut().filter_map(|d| d.guest.as_mut());
-                let guest = { guests }.find(|g| g.id() == id);
-                guest.expect("action is available only if alive").act(action, sim);
-            }
+            Do::Daemon(action) => self.act_daemon(action, sim),
+            Do::Guest(id, action) => self.act_guest(id, action, sim),
             Do::HostileGuest(mischief) => {
                 self.hostile_guest.as_mut().expect("alive").act(&mischief, sim);
             }
@@ -405,7 +462,9 @@ impl World for DiskWorld {
                 let over = !self.ending || disk.phase == Phase::Absent;
                 return (!over).then(|| format!("the disk of guest {id} is not removed"));
             }
-            let Some(guest) = &disk.guest else { return Some(format!("guest {id} is dead")) };
+            let Some(guest) = &disk.guest else {
+                return Some(format!("guest {id} is dead, its disk is {:?}", disk.phase));
+            };
             let ready = guest.is_connected();
             guest.waiting().or_else(|| match disk.phase {
                 Phase::Up if ready => None,

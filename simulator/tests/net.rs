@@ -1,40 +1,12 @@
-//! NICs with both ends on one thread. Frames arrive once, in order and complete, and a peer may end
-//! at any step.
-//!
-//! | module | contents |
-//! |---|---|
-//! | [`world`] | domains, the toolstack, possible actions |
-//! | [`daemon`] | the driver domain: [`pvio_netback`] as the real daemon runs it |
-//! | [`guest`] | a guest: [`pvio_netfront`] under traffic |
-//! | [`wire`] | the cable between the two vifs, and the record of each frame |
+//! NICs with chosen faults, and deliberate defects of the daemon, which the simulation must find.
 
 #![forbid(unsafe_code)]
 
-mod daemon;
-mod guest;
-mod wire;
-mod world;
-
-use daemon::{Flaw, take_resumed};
-use pvio_sim::{Sim, attempt, run_seeds, settle, storm};
-use wire::LANES;
-use world::{Faults, NetWorld};
-
-/// Runs a storm, then settles, then removes all devices in the regular way.
-fn run(sim: &mut Sim, faults: Faults) -> u64 {
-    sim.note(format_args!("{faults:?}"));
-    let mut world = NetWorld::new(faults);
-    storm(&mut world, sim, 2000);
-    settle(&mut world, sim, 20_000);
-    let received = world.received();
-    world.assert_all_is_told();
-    world.send_by_every_queue();
-    settle(&mut world, sim, 20_000);
-    world.end();
-    settle(&mut world, sim, 20_000);
-    world.assert_nothing_is_left();
-    received
-}
+use pvio_sim::{Sim, attempt, run_seeds};
+use pvio_simulator::net::daemon::{Flaw, take_resumed};
+use pvio_simulator::net::run;
+use pvio_simulator::net::wire::LANES;
+use pvio_simulator::net::world::Faults;
 
 #[test]
 fn nics_without_faults_lose_no_frame() {

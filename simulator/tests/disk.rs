@@ -1,49 +1,13 @@
-//! Disks with both ends on one thread. Requests complete once, data read is data written, and a
-//! peer may end at any step.
-//!
-//! | module | contents |
-//! |---|---|
-//! | [`world`] | domains and the toolstack |
-//! | [`choices`] | possible actions and faults |
-//! | [`daemon`] | the driver domain: [`pvio_blkback`] as the real daemon runs it |
-//! | [`queues`] | the queues of a session, which the scheduler polls |
-//! | [`guest`] | a guest: [`pvio_blkfront`] under a workload |
-//! | [`hostile_guest`], [`hostile_back`] | peers that violate every rule |
-//! | [`medium`] | storage with a volatile cache, and the engine in front of it |
-//! | [`model`] | contents that a read may return |
+//! Disks with chosen faults, and deliberate defects of the daemon, which the simulation must find.
 
 #![forbid(unsafe_code)]
 
-mod choices;
-mod daemon;
-mod guest;
-mod hostile_back;
-mod hostile_guest;
-mod medium;
-mod model;
-mod queues;
-mod world;
-
-use choices::{Faults, Kind, queues};
 use pvio_blkback::Policy;
-use pvio_sim::{Failure, Sim, attempt, run_seeds, settle, storm};
-use queues::{Flaw, take_resumed};
+use pvio_sim::{Failure, Sim, attempt, run_seeds};
+use pvio_simulator::disk::choices::{Faults, Kind, queues};
+use pvio_simulator::disk::queues::{Flaw, take_resumed};
+use pvio_simulator::disk::{run, run_hostile};
 use std::collections::BTreeMap;
-use world::DiskWorld;
-
-/// Runs a storm, then settles, then removes all devices in the regular way.
-fn run(sim: &mut Sim, disks: &[Kind], faults: Faults) -> u64 {
-    sim.note(format_args!("{disks:?}, {faults:?}"));
-    let mut world = DiskWorld::new(sim, disks, faults);
-    storm(&mut world, sim, 2000);
-    settle(&mut world, sim, 20_000);
-    world.flush_by_every_queue(sim);
-    settle(&mut world, sim, 20_000);
-    world.end();
-    settle(&mut world, sim, 20_000);
-    world.assert_nothing_is_left();
-    world.checked()
-}
 
 #[test]
 fn disks_without_faults_lose_no_request() {
@@ -142,20 +106,9 @@ fn hostile_peers_are_closed_with_reason_and_others_continue() {
     let runs = run_seeds(name, 75, |sim| {
         let disks = [Kind::Honest, Kind::HostileGuest, Kind::HostileBack];
         let faults = Faults { often: 1, ..Faults::some(sim) };
-        sim.note(format_args!("{faults:?}"));
-        let mut world = DiskWorld::new(sim, &disks, faults);
-        for _ in 0..3 {
-            storm(&mut world, sim, 1000);
-            settle(&mut world, sim, 20_000);
-            world.assert_memory_is_bounded();
-            for code in [1, 2].map(|i| world.errors(i)).into_iter().flatten() {
-                *reasons.entry(code).or_default() += 1;
-            }
+        for code in run_hostile(sim, &disks, faults) {
+            *reasons.entry(code).or_default() += 1;
         }
-        world.end();
-        settle(&mut world, sim, 20_000);
-        world.assert_nothing_is_left();
-        assert!(world.checked() > 0, "the honest disk was not used");
     });
     if runs > 50 {
         for code in
