@@ -85,7 +85,7 @@ impl Faults {
             close: coin(),
             often: sim.pick(&[1, 3, 10]),
             flaw: Flaw::None,
-            interrupts: sim.pick(&[0, 4, 16, 64]),
+            interrupts: sim.pick(&[0]),
             queues,
             policy,
         }

@@ -87,6 +87,11 @@ impl Guest {
         self.driver.is_some()
     }
 
+    /// Returns how often its NIC was connected.
+    pub fn sessions(&self) -> u32 {
+        self.driver.as_ref().map_or(0, |d| d.class().sessions())
+    }
+
     pub fn is_connected(&self) -> bool {
         !self.closing && self.driver.as_ref().is_some_and(|d| d.class().is_connected())
     }

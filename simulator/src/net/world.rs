@@ -65,7 +65,7 @@ impl Faults {
             close: coin(),
             often: sim.pick(&[1, 3, 10]),
             flaw: Flaw::None,
-            interrupts: sim.pick(&[0, 4, 16, 64]),
+            interrupts: sim.pick(&[0]),
             queues,
         }
     }
@@ -98,6 +98,8 @@ pub struct NetWorld {
     ending: bool,
     /// Whether no new work is started.
     calm: bool,
+    /// Number of sessions of each guest's driver.
+    sessions: [u32; 2],
 }
 
 impl NetWorld {
@@ -121,6 +123,7 @@ impl NetWorld {
             faults,
             ending: false,
             calm: false,
+            sessions: [0; 2],
         };
         world.build(DRIVER);
         (0..2).for_each(|i| world.build_guest(i));
@@ -290,11 +293,26 @@ impl NetWorld {
         }
     }
 
+    /// Permits the loss of frames if a session has ended, and perhaps another one started, inside of an
+    /// action. The guest whose action is interrupted is not there.
+    fn notice_lost_sessions(&mut self) {
+        let mut lost = false;
+        for (guest, seen) in self.nics.iter().zip(&mut self.sessions) {
+            let Some(guest) = &guest.guest else { continue };
+            lost |= !guest.is_connected() || *seen != guest.sessions();
+            *seen = guest.sessions();
+        }
+        if lost {
+            self.forgive();
+        }
+    }
+
     /// Executes, now and then, one of the actions of `list`.
     fn interrupt(&mut self, sim: &mut Sim, list: impl FnOnce(&mut Self, &mut Menu<Do>)) {
         if self.faults.interrupts == 0 || !sim.one_in(self.faults.interrupts) {
             return;
         }
+        self.notice_lost_sessions();
         let mut menu = Menu::new(self.calm);
         list(self, &mut menu);
         if let Some(action) = menu.choose(sim) {
@@ -309,6 +327,7 @@ impl World for NetWorld {
 
     fn menu(&mut self, menu: &mut Menu<Do>) {
         self.calm = menu.is_calm();
+        self.notice_lost_sessions();
         if !self.is_connected() {
             self.forgive();
         }
