@@ -25,6 +25,8 @@
 //! source set.
 #![forbid(unsafe_code)]
 
+mod text;
+
 use crate::wrappers::faults::FaultPlan;
 use crate::wrappers::shape::DirectionLimits;
 use alloc::borrow::Cow;
@@ -226,7 +228,11 @@ fn of_a_million(text: &str) -> Result<u32, &'static str> {
     const EXPECTED: &str = "a percentage from 0 to 100, as in 1, 0.5 or 0.01%";
     let number: f64 = text.strip_suffix('%').unwrap_or(text).parse().map_err(|_| EXPECTED)?;
     // Between 0 and a million, so it fits a `u32`.
-    if (0.0..=100.0).contains(&number) { Ok((number * 10_000.0) as u32) } else { Err(EXPECTED) }
+    if (0.0..=100.0).contains(&number) {
+        Ok((number * 10_000.0).round() as u32)
+    } else {
+        Err(EXPECTED)
+    }
 }
 
 fn time(text: &str) -> Result<Duration, &'static str> {
@@ -244,63 +250,4 @@ fn time(text: &str) -> Result<Duration, &'static str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use alloc::string::ToString;
-
-    fn parsed(options: &str) -> NicOptions {
-        NicOptions::default().and(options).unwrap()
-    }
-
-    #[test]
-    fn nic_options_parse_and_override_earlier_ones() {
-        assert_eq!(parsed(""), NicOptions::default());
-        let o = parsed("guard=ip, tx=10M/64k,rx=1G,txpps=500,share=up,switch=lan");
-        let bytes = |per_second, burst| Some(BucketRate::per_second(per_second, burst));
-        assert_eq!(o.guard, GuardMode::Ip);
-        assert_eq!(o.tx.bytes, bytes(10_000_000, 64_000));
-        assert_eq!(o.tx.packets, bytes(500, 64));
-        assert_eq!(o.rx.bytes, bytes(1_000_000_000, 50_000_000));
-        assert_eq!((o.share.as_deref(), &o.link), (Some("up"), &LinkSpec::Switch("lan".into())));
-        let o = o.and("tx=none,share=none,guard=off,loss=0.5%,delay=5ms,jitter=200us").unwrap();
-        assert_eq!((o.tx.bytes, o.share, o.guard), (None, None, GuardMode::Off));
-        assert_eq!((o.faults.lose, o.faults.delay), (5000, Duration::from_millis(5)));
-        assert_eq!(o.faults.jitter, Duration::from_micros(200));
-        let files = LinkSpec::Files { record: Some("/a".into()), replay: Some("/b".into()) };
-        assert_eq!(parsed("record=/a,replay=/b").link, files);
-        assert_eq!(parsed("loopback").link, LinkSpec::Loopback);
-        assert_eq!(parsed("afxdp=eth1").link, LinkSpec::AfXdp("eth1".into()));
-        assert_eq!(parsed("tap=t0").link, LinkSpec::ExistingTap("t0".into()));
-    }
-
-    #[test]
-    fn invalid_nic_option_is_rejected_naming_it() {
-        for bad in [
-            "x",
-            "guard",
-            "guard=yes",
-            "tx=0",
-            "tx=",
-            "tx=-1",
-            "tx=1T",
-            "tx=1/0",
-            "loss=101",
-            "loss=nan",
-            "delay=5",
-            "delay=61s",
-            "switch=",
-            "afxdp",
-            "switch=a/b",
-            "record=a",
-            "loopback=1",
-            "seed=x",
-            "tx=99999999999999999999",
-            "tx=99999999999G",
-            "share=.",
-        ] {
-            let words = std::format!("guard=mac,{bad},loss=1");
-            let error = NicOptions::default().and(&words).unwrap_err();
-            assert!(error.to_string().contains(bad), "{bad}: {error}");
-        }
-    }
-}
+mod tests;

@@ -24,6 +24,18 @@ pub struct RuntimeSettings {
     plans: Plans,
 }
 
+/// Settings of the wrappers of one vif: plain values, which may be sent to another process.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct WrapperSettings {
+    /// Options of the vif. Those that select its link have no effect here.
+    pub options: NicOptions,
+    /// MAC address of the vif.
+    pub mac: [u8; 6],
+    /// IP addresses of the vif (the toolstack's `ip`), separated by spaces or commas.
+    pub addresses: Option<String>,
+}
+
 /// Port with every wrapper.
 pub type Wrapped<N> = Capture<Guard<Shaper<Faults<N>>>>;
 
@@ -37,18 +49,13 @@ impl RuntimeSettings {
         self.probe.wrap(self.guards.wrap(self.shapes.wrap(faults)))
     }
 
-    /// Applies options to a vif with that MAC address and these IP addresses (the toolstack's `ip`,
-    /// separated by spaces or commas).
+    /// Applies settings.
     ///
     /// # Errors
     /// A [`Fault`]; nothing is changed.
-    pub fn apply(
-        &self,
-        options: &NicOptions,
-        mac: [u8; 6],
-        addresses: Option<&str>,
-        shares: &SharedRates,
-    ) -> Result<(), Fault> {
+    pub fn apply(&self, settings: &WrapperSettings, shares: &SharedRates) -> Result<(), Fault> {
+        let WrapperSettings { options, mac, addresses } = settings;
+        let mac = *mac;
         let fault =
             |text: String, remedy: String| Fault::new("nic-options", text).with_remedy(remedy);
         let share = match &options.share {
@@ -68,7 +75,7 @@ impl RuntimeSettings {
                     let text = "guard=ip cannot be applied: the vif has no addresses";
                     fault(text.into(), "give them with ip=… in the vif's line".into())
                 };
-                let words = addresses.ok_or_else(none)?;
+                let words = addresses.as_ref().ok_or_else(none)?;
                 let words = words.split([' ', ',']).filter(|word| !word.is_empty());
                 let parsed = words.map(|word| {
                     let network = word.parse::<Network>();

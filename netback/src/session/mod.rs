@@ -64,7 +64,7 @@ pub struct Session<P: BackendPlatform, R, Q: QueueServer<P, R>> {
     stats: Vec<Arc<Stats>>,
     /// Fault of a session whose queues could not all be started.
     failed: Option<Fault>,
-    /// Whether the port was told that the session has stopped.
+    /// Whether the guest was disconnected from the port.
     stopped: bool,
 }
 
@@ -199,13 +199,19 @@ impl<P: BackendPlatform, R: SharedMemory + Clone, Q: QueueServer<P, R>> Session<
         running.iter_mut().find_map(|queue| queues.fault(queue))
     }
 
-    /// Stops all queues. Called again until it is ready. The in-flight record stays valid, so that
-    /// the session can be resumed.
-    pub fn stop(&mut self) -> Poll<()> {
+    /// Stops all queues without a change of the port, for a successor that resumes the session on the
+    /// same port: its peers see no change. Called again until it is ready.
+    pub fn leave(&mut self) -> Poll<()> {
         let Self { queues, running, .. } = self;
         // Requests every queue to stop before the first wait.
         running.retain_mut(|queue| queues.stop(queue).is_pending());
-        if !running.is_empty() {
+        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Stops all queues and disconnects the guest from the port. Called again until it is ready. The
+    /// in-flight record stays valid, so that the session can be resumed.
+    pub fn stop(&mut self) -> Poll<()> {
+        if self.leave().is_pending() {
             return Poll::Pending;
         }
         if !core::mem::replace(&mut self.stopped, true) {

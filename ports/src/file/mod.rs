@@ -11,4 +11,4 @@ mod replay;
 
 pub use port::{FilePort, FileQueue};
 pub use recording::Recording;
-pub use replay::packets_of;
+pub use replay::{packets_in, packets_of};

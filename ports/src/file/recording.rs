@@ -6,12 +6,17 @@ use crate::pcapng::{CaptureFile, CapturedPacket};
 use alloc::sync::Arc;
 use std::fs::File;
 use std::io::{self, BufWriter};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// Recording of a vif, shared by its queues.
 #[derive(Debug)]
-pub struct Recording(Mutex<Option<CaptureFile<BufWriter<File>>>>);
+pub struct Recording {
+    file: Mutex<Option<CaptureFile<BufWriter<File>>>>,
+    /// The same file, for another process.
+    raw: File,
+}
 
 impl Recording {
     /// Creates or truncates the file, for a vif of that name.
@@ -19,9 +24,27 @@ impl Recording {
     /// # Errors
     /// A system error.
     pub fn begin(path: &Path, interface: &str) -> io::Result<Arc<Self>> {
-        let file = BufWriter::new(File::create(path)?);
-        let file = CaptureFile::begin(file, interface, FRAME_MAX)?;
-        Ok(Arc::new(Self(Mutex::new(Some(file)))))
+        Self::append(File::create(path)?, interface)
+    }
+
+    /// Writes to an open file, from its current position: after a recording of another process, a
+    /// further section.
+    ///
+    /// # Errors
+    /// A system error.
+    pub fn append(raw: File, interface: &str) -> io::Result<Arc<Self>> {
+        let mut file = CaptureFile::begin(BufWriter::new(raw.try_clone()?), interface, FRAME_MAX)?;
+        file.flush()?;
+        Ok(Arc::new(Self { file: Mutex::new(Some(file)), raw }))
+    }
+
+    /// Returns a descriptor with which another process can continue the recording. Both must not
+    /// record at the same time.
+    ///
+    /// # Errors
+    /// A system error.
+    pub fn to_fd(&self) -> io::Result<OwnedFd> {
+        Ok(self.raw.try_clone()?.into())
     }
 
     pub(super) fn add(&self, packet: &CapturedPacket) {
@@ -33,7 +56,7 @@ impl Recording {
     }
 
     fn with(&self, work: impl FnOnce(&mut CaptureFile<BufWriter<File>>) -> io::Result<()>) {
-        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = &mut *file
             && let Err(error) = work(open)
         {

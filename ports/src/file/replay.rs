@@ -21,9 +21,18 @@ const REPLAY_MAX: u64 = 256 << 20;
 /// A message with the defect of the file.
 pub fn packets_of(path: &Path) -> Result<VecDeque<Vec<u8>>, String> {
     let shown = path.display();
+    let file = File::open(path).map_err(|e| alloc::format!("{shown} cannot be read: {e}"))?;
+    packets_in(file, &shown.to_string())
+}
+
+/// Returns the packets of an open capture file, which is `shown` so in messages.
+///
+/// # Errors
+/// A message with the defect of the file.
+pub fn packets_in(mut file: File, shown: &str) -> Result<VecDeque<Vec<u8>>, String> {
     let read = |e: io::Error| alloc::format!("{shown} cannot be read: {e}");
     let odd = |what: &str| alloc::format!("{shown} cannot be replayed: {what}");
-    let mut file = File::open(path).map_err(read)?;
+    file.rewind().map_err(read)?;
     if file.metadata().map_err(read)?.len() > REPLAY_MAX {
         return Err(odd("it is larger than 256 MiB"));
     }

@@ -1,23 +1,34 @@
 //! Serves vifs, with one thread per queue, as a driver domain does.
+//!
+//! | type | serves |
+//! |---|---|
+//! | [`NicServer`] | a vif in this process |
+//! | [`LinkOpener`] | the part of a vif that opens its link: a tap and its bridge, files, sockets |
+//! | [`LinkQueues`] | the queues of a session on an [`OpenLink`], which another process may have opened |
+//!
+//! An open link is moved into another process by [`OpenLink::hand_over`] there and
+//! [`OpenLink::from_descriptors`] here; [`LinkDescription`] has the links with which that is
+//! possible. A session needs its descriptors only: a tap's queues are attached and detached, its
+//! offloads and its carrier are set, by `ioctl`s of these descriptors that need no capability.
 #![forbid(unsafe_code)]
 
 mod config;
 mod link;
+mod opener;
 mod opening;
 mod queues;
 
 pub use config::{NicConfig, NicSettings, QUEUES_DEFAULT};
+pub use link::LinkDescription;
+pub use opener::LinkOpener;
 pub use queues::{LinkQueues, OpenLink};
 
-use crate::options::NicOptions;
 use crate::settings::RuntimeSettings;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use config::{bridge_and_options, interface_name};
 use core::fmt;
 use core::task::Poll;
-use link::{Link, LinkParams, TapEvents, not_open};
-use opening::Opening;
+use link::not_open;
 use pvio_event_channel::BackendPlatform;
 use pvio_netback::queue::{Policy, RateLimit, Waker};
 use pvio_netback::session::{
@@ -26,28 +37,18 @@ use pvio_netback::session::{
 use pvio_netback::stats::Stats;
 use pvio_netback::vif::{Attach, VifServer};
 use pvio_recordfile::{RecordDir, RecordFile, RecordStore};
-use pvio_runtime::{LogLimit, Task};
+use pvio_runtime::LogLimit;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::common::DeviceAddr;
 use pvio_xenbus::handshake::vif::{MAX_QUEUES, ToolstackBack, VifRate};
 use std::os::fd::AsFd;
 
-/// Serves a vif in this process, through the link that [its options](NicOptions) select.
+/// Serves a vif in this process, through the link that
+/// [its options](crate::options::NicOptions) select.
 pub struct NicServer<P> {
     platform: P,
-    config: NicConfig,
+    opener: LinkOpener,
     wake: Waker,
-    max_queues: u32,
-    /// Number of queues of a session that an earlier process started.
-    resumed_queues: u32,
-    link: Option<OpenLink>,
-    /// Options with which the link was opened.
-    options: NicOptions,
-    /// The link that is being opened, and its options.
-    opening: Option<(Opening, NicOptions)>,
-    closing: Option<Task<()>>,
-    shared: Arc<NicSettings>,
-    settings: Arc<RuntimeSettings>,
     /// Limit of all queues together. It outlives the session, so that a guest that reconnects does
     /// not get another burst.
     limit: Arc<RateLimit>,
@@ -56,7 +57,6 @@ pub struct NicServer<P> {
     records: RecordStore,
     /// In-flight record of the session that was started last.
     record: Option<(SessionSpec, RecordFile)>,
-    tap_events: TapEvents,
 }
 
 impl<P> NicServer<P> {
@@ -64,40 +64,30 @@ impl<P> NicServer<P> {
     /// waits for has ended or a worker has ended on its own. The driver must be stepped then.
     #[must_use]
     pub fn new(platform: P, config: NicConfig, wake: Waker) -> Self {
-        let max_queues = config.queues();
-        let stats = (0..max_queues.clamp(1, MAX_QUEUES)).map(|_| Arc::default()).collect();
+        let opener = LinkOpener::new(config, Arc::clone(&wake));
+        let queues = opener.max_queues().clamp(1, MAX_QUEUES);
         Self {
             platform,
-            max_queues,
-            config,
+            opener,
             wake,
-            resumed_queues: 0,
-            link: None,
-            options: NicOptions::default(),
-            opening: None,
-            closing: None,
-            shared: Arc::default(),
-            settings: Arc::default(),
             limit: Arc::default(),
-            stats,
+            stats: (0..queues).map(|_| Arc::default()).collect(),
             records: RecordStore::default(),
             record: None,
-            tap_events: TapEvents::default(),
         }
     }
 
     /// Returns the counters of rate-limited log lines, by name.
     pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
         let mut events = Vec::from([self.records.event()]);
-        events.extend(self.tap_events.named());
-        events.extend(self.link.as_ref().and_then(|link| link.lock().event()));
+        events.extend(self.opener.events());
         events
     }
 
     /// Sets the settings that all vifs of a driver domain share.
     #[must_use]
     pub fn within(self, shared: Arc<NicSettings>) -> Self {
-        Self { shared, ..self }
+        Self { opener: self.opener.within(shared), ..self }
     }
 
     /// Stores in-flight records in this directory, so that another process can resume the sessions
@@ -110,18 +100,7 @@ impl<P> NicServer<P> {
     /// Returns the settings that can be changed, and the capture point, while the vif runs.
     #[must_use]
     pub const fn settings(&self) -> &Arc<RuntimeSettings> {
-        &self.settings
-    }
-
-    /// Returns the options of a vif from all sources: defaults, `bridge` and `options` keys.
-    fn options_of(&self, vif: &ToolstackBack) -> Result<NicOptions, Fault> {
-        let (_, options) = bridge_and_options(vif);
-        let all = self.shared.defaults.clone().and(&options.replace(';', ","))?;
-        Ok(all.and(vif.options.as_deref().unwrap_or_default())?)
-    }
-
-    fn apply(&self, vif: &ToolstackBack, options: &NicOptions) -> Result<(), Fault> {
-        self.settings.apply(options, vif.mac.0, vif.ip.as_deref(), &self.shared.shares)
+        self.opener.settings()
     }
 
     /// Opens the in-flight record of a session.
@@ -129,29 +108,6 @@ impl<P> NicServer<P> {
         let (name, resumed) = (record_name(spec.addr), begin == Begin::Resumed);
         let opened = self.records.open(&name, spec.record_len(), resumed);
         opened.map_err(|e| Fault::of(e.code(), &e))
-    }
-
-    /// Starts to open the vif's link.
-    fn begin_opening(
-        &self,
-        vif: &ToolstackBack,
-        attach: Attach,
-    ) -> Result<(Opening, NicOptions), Fault> {
-        let options = self.options_of(vif)?;
-        self.apply(vif, &options)?;
-        let name = interface_name(vif);
-        let params = LinkParams {
-            name: name.clone(),
-            vif: vif.clone(),
-            attach,
-            config: self.config.clone(),
-            options: options.clone(),
-            settings: Arc::clone(&self.shared),
-            queues: self.max_queues.max(self.resumed_queues),
-            tap_events: self.tap_events.clone(),
-        };
-        let opening = Opening::begin(&name, move || Link::open(&params), Arc::clone(&self.wake))?;
-        Ok((opening, options))
     }
 }
 
@@ -167,62 +123,31 @@ where
     }
 
     fn max_queues(&self) -> u32 {
-        let limit = self.link.as_ref().and_then(|link| link.lock().max_queues());
-        limit.map_or(self.max_queues, |limit| limit.min(self.max_queues))
+        self.opener.max_queues()
     }
 
     fn expect_queues(&mut self, queues: usize) {
-        self.resumed_queues = u32::try_from(queues).unwrap_or(u32::MAX).min(MAX_QUEUES);
+        self.opener.expect_queues(queues);
     }
 
     fn policy(&self) -> Policy {
-        self.config.policy
+        self.opener.policy()
     }
 
     fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
-        let (mut opening, options) = self.begin_opening(vif, attach)?;
-        (self.link, self.options) = (Some(OpenLink::new(opening.wait()?)), options);
-        Ok(())
+        self.opener.open(vif, attach)
     }
 
     fn poll_open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<Poll<()>, Fault> {
-        let (mut opening, options) = match self.opening.take() {
-            Some(opening) => opening,
-            None => self.begin_opening(vif, attach)?,
-        };
-        match opening.poll() {
-            Poll::Ready(link) => {
-                (self.link, self.options) = (Some(OpenLink::new(link?)), options);
-                Ok(Poll::Ready(()))
-            }
-            Poll::Pending => {
-                self.opening = Some((opening, options));
-                Ok(Poll::Pending)
-            }
-        }
+        self.opener.poll_open(vif, attach)
     }
 
     fn close(&mut self) -> Poll<()> {
-        self.opening = None;
-        self.options = NicOptions::default();
-        if let Some(link) = self.link.take() {
-            self.closing = opening::close(link, Arc::clone(&self.wake));
-        }
-        if self.closing.as_mut().is_some_and(|closing| closing.poll().is_pending()) {
-            return Poll::Pending;
-        }
-        self.closing = None;
-        Poll::Ready(())
+        self.opener.close()
     }
 
     fn refresh(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
-        let options = self.options_of(vif)?;
-        if !options.has_link_of(&self.options) {
-            let why = "a NIC's port, bridge and namespace cannot be changed while it is attached";
-            let remedy = "detach the NIC and attach it with other options";
-            return Err(Fault::new("nic-options", why).with_remedy(remedy));
-        }
-        self.apply(vif, &options)
+        self.opener.refresh(vif)
     }
 
     fn resumable(&mut self, spec: &SessionSpec) -> Result<(), Fault> {
@@ -230,12 +155,12 @@ where
     }
 
     fn start(&mut self, spec: &SessionSpec, begin: Begin) -> Result<Self::Session, Fault> {
-        let link = self.link.as_ref().ok_or_else(not_open)?.clone();
+        let link = self.opener.link().ok_or_else(not_open)?.clone();
         // An earlier process may have offered more queues.
         self.stats.resize_with(spec.queues.len().max(self.stats.len()), Arc::default);
         let record = self.open_record(spec, begin)?;
         self.record = Some((spec.clone(), record.clone()));
-        let (settings, wake) = (Arc::clone(&self.settings), Arc::clone(&self.wake));
+        let (settings, wake) = (Arc::clone(self.settings()), Arc::clone(&self.wake));
         let parts = SessionParts {
             platform: self.platform.clone(),
             record,
@@ -280,10 +205,7 @@ where
 
 impl<P> fmt::Debug for NicServer<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NicServer")
-            .field("config", &self.config)
-            .field("options", &self.options)
-            .finish_non_exhaustive()
+        f.debug_struct("NicServer").field("opener", &self.opener).finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Workers of a session's queues, on an open link.
 #![forbid(unsafe_code)]
 
-use super::link::{Link, WorkerSetup, not_started};
+use super::link::{Link, LinkDescription, WorkerSetup, not_started};
 use crate::settings::RuntimeSettings;
 use crate::worker::Worker;
 use alloc::format;
@@ -16,7 +16,7 @@ use pvio_ring::shm::SharedMemory;
 use pvio_runtime::{EventFd, PrivateBuf};
 use pvio_xenbus::driver::Fault;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Open link of a vif, which its sessions use one after the other. It is closed when the last clone
@@ -27,6 +27,33 @@ pub struct OpenLink(Arc<Mutex<Link>>);
 impl OpenLink {
     pub(super) fn new(link: Link) -> Self {
         Self(Arc::new(Mutex::new(link)))
+    }
+
+    /// Returns the link to what another process opened. Opens nothing, and needs no capability.
+    ///
+    /// # Errors
+    /// A [`Fault`] if the descriptors are not those of the description.
+    pub fn from_descriptors(
+        description: &LinkDescription,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Self, Fault> {
+        Ok(Self::new(Link::from_opened(description, descriptors)?))
+    }
+
+    /// Returns what another process needs to use this link: a description, and the descriptors in
+    /// their order. `None` if it can be used in this process only. Called again for each further
+    /// process. This process must not use the link at the same time.
+    ///
+    /// # Errors
+    /// A [`Fault`] if no descriptor is available.
+    pub fn hand_over(&self) -> Result<Option<(LinkDescription, Vec<OwnedFd>)>, Fault> {
+        self.lock().hand_over()
+    }
+
+    /// Resets the link after the session of another process has ended, which may not have done so
+    /// itself: a tap has no carrier then.
+    pub fn reset(&self) {
+        self.lock().stopped();
     }
 
     /// Locks the link. Only the thread that drives the device does that, so nothing waits.

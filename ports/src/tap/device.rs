@@ -103,25 +103,29 @@ impl Tap {
     /// # Errors
     /// [`TapError::NotATap`] if the descriptor is not such a tap.
     pub fn from_fd(file: OwnedFd) -> Result<Self, TapError> {
-        const TUNGETIFF: Opcode = 0x8004_54d2;
-        const WANTED: u16 = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
-        let not_a_tap = |name: &str| TapError::NotATap(name.into());
-        let mut request = IfReq::new("");
-        // SAFETY: the request writes a `struct ifreq`.
-        let get = unsafe { Updater::<TUNGETIFF, IfReq>::new(&mut request) };
-        run(&file, get).map_err(|_| not_a_tap("the descriptor"))?;
-        let name = request.name.split(|byte| *byte == 0).next().unwrap_or_default();
-        let name = String::from_utf8_lossy(name).into_owned();
-        if request.value::<u16>() & WANTED != WANTED {
-            return Err(not_a_tap(&name));
-        }
-        let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| refused("look at a tap", e))?;
+        let tap = Self::from_opened(file, 0)?;
+        let flags = rustix::fs::fcntl_getfl(&tap.file).map_err(|e| refused("look at a tap", e))?;
         let flags = flags | OFlags::NONBLOCK;
-        rustix::fs::fcntl_setfl(&file, flags).map_err(|e| refused("set up a tap", e))?;
-        let mtu = Kernel::open()?.mtu(&name)?;
-        let tap = Self { file, name, mtu };
+        rustix::fs::fcntl_setfl(&tap.file, flags).map_err(|e| refused("set up a tap", e))?;
+        let tap = Self { mtu: Kernel::open()?.mtu(&tap.name)?, ..tap };
         tap.set_header()?;
         Ok(tap)
+    }
+
+    /// Returns a handle for a descriptor that [`create`](Self::create), [`open`](Self::open) or
+    /// [`add_queue`](Self::add_queue) opened in another process, of an interface with this MTU. It
+    /// opens nothing, and needs no capability.
+    ///
+    /// # Errors
+    /// [`TapError::NotATap`] if the descriptor is not such a tap.
+    pub fn from_opened(file: OwnedFd, mtu: u32) -> Result<Self, TapError> {
+        let not_a_tap = |name: &str| TapError::NotATap(name.into());
+        let request = identity(&file).map_err(|_| not_a_tap("the descriptor"))?;
+        let name = request.name();
+        if request.value::<u16>() & KIND != KIND {
+            return Err(not_a_tap(&name));
+        }
+        Ok(Self { file, name, mtu })
     }
 
     /// Returns the interface's name.
@@ -156,12 +160,20 @@ impl Tap {
     pub fn set_in_use(&self, in_use: bool) -> Result<(), TapError> {
         const TUNSETQUEUE: Opcode = 0x4004_54d9;
         const IFF_ATTACH_QUEUE: u16 = 0x0200;
-        const IFF_DETACH_QUEUE: u16 = 0x0400;
         let flags = if in_use { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
         let mut request = IfReq::with("", flags);
         // SAFETY: the request reads a `struct ifreq`.
         let set = unsafe { Updater::<TUNSETQUEUE, IfReq>::new(&mut request) };
         run(&self.file, set).map_err(|errno| refused("use a queue of the tap, or not", errno))
+    }
+
+    /// Whether the kernel uses this queue.
+    ///
+    /// # Errors
+    /// [`TapError::System`].
+    pub fn is_in_use(&self) -> Result<bool, TapError> {
+        let found = identity(&self.file).map_err(|e| refused("look at a queue of the tap", e))?;
+        Ok(found.value::<u16>() & IFF_DETACH_QUEUE == 0)
     }
 
     /// Returns another handle for the same queue.
@@ -258,6 +270,12 @@ impl IfReq {
         request
     }
 
+    /// Returns the name up to the terminator.
+    fn name(&self) -> String {
+        let name = self.name.split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(name).into_owned()
+    }
+
     /// Returns a request whose data begin with `data`; the rest is 0.
     fn with<T: NoUninit>(name: &str, data: T) -> Self {
         let mut request = Self::new(name);
@@ -295,6 +313,9 @@ const IFF_TAP: u16 = 2;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 const IFF_MULTI_QUEUE: u16 = 0x0100;
+const IFF_DETACH_QUEUE: u16 = 0x0400;
+/// Flags of every tap of this crate.
+const KIND: u16 = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
 /// The request fails if the interface exists.
 const IFF_TUN_EXCL: u16 = 0x8000;
 
@@ -313,7 +334,7 @@ fn open() -> Result<OwnedFd, TapError> {
 fn attach(file: &OwnedFd, name: &str, flags: u16) -> Result<(), TapError> {
     const TUNSETIFF: Opcode = 0x4004_54ca;
     let exclusive = flags & IFF_TUN_EXCL != 0;
-    let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags;
+    let flags = KIND | flags;
     let mut request = IfReq::with(name, flags);
     // SAFETY: the request reads and writes a `struct ifreq`.
     let attach = unsafe { Updater::<TUNSETIFF, IfReq>::new(&mut request) };
@@ -326,6 +347,16 @@ fn attach(file: &OwnedFd, name: &str, flags: u16) -> Result<(), TapError> {
         Errno::INVAL => TapError::Unsupported("tap with a packet header"),
         other => refused("make a tap", other),
     })
+}
+
+/// Returns the name of a descriptor's interface and the flags of its queue.
+fn identity(file: &OwnedFd) -> Result<IfReq, Errno> {
+    const TUNGETIFF: Opcode = 0x8004_54d2;
+    let mut request = IfReq::new("");
+    // SAFETY: the request writes a `struct ifreq`.
+    let get = unsafe { Updater::<TUNGETIFF, IfReq>::new(&mut request) };
+    run(file, get)?;
+    Ok(request)
 }
 
 /// Socket for the configuration of interfaces.
@@ -451,22 +482,4 @@ fn check_name(name: &str) -> Result<(), TapError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tap_with_invalid_name_is_rejected() {
-        for good in ["vif7.0", "a", "fifteen-bytes-x"] {
-            assert_eq!(check_name(good), Ok(()), "{good}");
-        }
-        for bad in ["", ".", "..", "sixteen-bytes-xx", "a/b", "a b", "vif%d", "é", "a\0b", "a:1"] {
-            assert!(matches!(Tap::create(&TapConfig::new(bad)), Err(TapError::BadName(_))));
-        }
-    }
-
-    #[test]
-    fn ifreq_has_size_of_kernel_struct_and_terminated_name() {
-        assert_eq!(size_of::<IfReq>(), 40);
-        assert_eq!(IfReq::new("a-name-that-is-too-long").name[15], 0);
-    }
-}
+mod tests;

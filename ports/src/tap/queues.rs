@@ -58,6 +58,30 @@ impl TapQueues {
         Ok(Self { all, in_use: 1, joined: None })
     }
 
+    /// Returns the queues of an interface that another process opened, in their order.
+    pub fn from_opened(queues: Vec<Tap>) -> Result<Self, TapError> {
+        let mut opened = Self { all: queues, in_use: 0, joined: None };
+        opened.count_in_use()?;
+        Ok(opened)
+    }
+
+    /// Counts the queues in use, which another process may have changed.
+    pub fn count_in_use(&mut self) -> Result<(), TapError> {
+        self.in_use = 0;
+        for tap in &self.all {
+            if !tap.is_in_use()? {
+                break;
+            }
+            self.in_use = self.in_use.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// Returns every queue.
+    pub fn all(&self) -> &[Tap] {
+        &self.all
+    }
+
     pub fn first(&self) -> Option<&Tap> {
         self.all.first()
     }

@@ -4,11 +4,13 @@
 
 pub mod frames;
 pub mod kernel_guest;
+pub mod moved;
 pub mod namespace;
 pub mod stack;
 
 use pvio_event_channel::BackendPlatform;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+use pvio_netback::vif::VifServer;
 use pvio_netback::{Stats, Vif};
 use pvio_netfront::Nic;
 use pvio_ports::host::{NicConfig, NicServer, NicSettings};
@@ -71,6 +73,20 @@ impl Rig {
         P: BackendPlatform + Send + 'static,
         P::Channel: AsFd,
     {
+        let make = move |domain| {
+            let server = NicServer::new(platform(domain), config, Arc::new(|| ()));
+            let server = server.within(shared);
+            let settings = Arc::clone(server.settings());
+            (server, settings)
+        };
+        Self::serving(make, edit)
+    }
+
+    /// As `new`, with another server and its settings.
+    pub fn serving<V: VifServer>(
+        make: impl FnOnce(Domain) -> (V, Arc<RuntimeSettings>) + Send + 'static,
+        edit: impl FnOnce(&mut ToolstackBack),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Hypervisor::start(dir.path()).unwrap();
         let back = hypervisor.create_domain(DomainConfig::new("driver")).unwrap();
@@ -89,9 +105,8 @@ impl Rig {
         let driver = std::thread::spawn(move || {
             let domain = Domain::join(path, back).unwrap();
             let mut xs = domain.xenstore().unwrap();
-            let server = NicServer::new(platform(domain), config, Arc::new(|| ()));
-            let server = server.within(shared);
-            settings_sender.send(Arc::clone(server.settings())).unwrap();
+            let (server, settings) = make(domain);
+            settings_sender.send(settings).unwrap();
             let mut driver = BackendDriver::new(addr, Vif::new(server));
             tell.send(driver.class().stats().to_vec()).unwrap();
             while !stopped.load(Ordering::Relaxed) {

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 const HOST: [u8; 4] = [192, 0, 2, 1];
 
 /// Sends `data` to the kernel, which returns it in the same connection; both compare it.
-fn echo_by_tcp(stack: &mut Stack, host: IpAddr, data: &[u8]) {
+pub fn echo_by_tcp(stack: &mut Stack, host: IpAddr, data: &[u8]) {
     let listener = TcpListener::bind((host, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let len = data.len();

@@ -8,6 +8,7 @@ mod afxdp;
 mod broken;
 mod kernel;
 mod live;
+mod moved;
 mod queues;
 mod segments;
 mod switch;

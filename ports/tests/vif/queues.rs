@@ -14,19 +14,19 @@ use pvio_xenbus::handshake::vif::{BackOffer, EventChannels, FrontRequest, Queue 
 use pvio_xenbus::{XenbusState, Xenstore};
 use std::net::UdpSocket;
 
-const OFFERED: u32 = 4;
+pub const OFFERED: u32 = 4;
 
 /// NIC with a given number of queues.
-struct Many {
+pub struct Many {
     domain: Domain,
     count: usize,
-    queues: Vec<Queue<Domain>>,
+    pub queues: Vec<Queue<Domain>>,
     /// Whether the last queue advertises an invalid ring.
     broken: bool,
 }
 
 impl Many {
-    fn new(domain: &Domain, count: usize) -> Self {
+    pub fn new(domain: &Domain, count: usize) -> Self {
         Self { domain: domain.clone(), count, queues: Vec::new(), broken: false }
     }
 }
@@ -73,7 +73,7 @@ fn rig() -> Rig {
 
 /// Sends datagrams from the host in many flows until each queue has received some. The queue sends
 /// replies, which the host receives.
-fn every_queue_works(queues: &mut [Queue<Domain>]) {
+pub fn every_queue_works(queues: &mut [Queue<Domain>]) {
     ip(&format!("neigh replace 192.0.2.2 lladdr {GUEST_MAC} dev v0")).unwrap();
     let host = UdpSocket::bind("192.0.2.1:0").unwrap();
     let mut port = 1000_u16;

@@ -9,7 +9,7 @@ use pvio_netback::port::memory::{MemoryPort, pair};
 use pvio_netback::port::{Checksum, Gso, NetPort, Offload, Packet, PortError};
 use pvio_ports::options::NicOptions;
 use pvio_ports::pcapng::CaptureFile;
-use pvio_ports::settings::RuntimeSettings;
+use pvio_ports::settings::{RuntimeSettings, WrapperSettings};
 use pvio_ports::wrappers::capture::Probe;
 use pvio_ports::wrappers::faults::{FaultPlan, Plans, REORDER};
 use pvio_ports::wrappers::guard::{Guards, Network, Rules};
@@ -350,7 +350,9 @@ fn nic_options_set_all_wrappers_and_invalid_ones_change_nothing() {
     let said = |words: &str| NicOptions::default().and(words).unwrap();
     let shares = BTreeMap::from([("up".into(), SharedRate::new(BucketRate::per_second(1, 1)))]);
     let mut set = |words: &str, ip: Option<&str>| {
-        let done = settings.apply(&said(words), MAC, ip, &shares);
+        let (options, addresses) = (said(words), ip.map(String::from));
+        let wrappers = WrapperSettings { options, mac: MAC, addresses };
+        let done = settings.apply(&wrappers, &shares);
         port.set_clock(MS);
         let sent = match port.reserve() {
             Ok(buf) => {

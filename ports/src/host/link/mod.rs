@@ -12,10 +12,12 @@
 #![forbid(unsafe_code)]
 
 mod afxdp;
+mod description;
 mod file;
 mod switch;
 mod tap;
 
+pub use description::LinkDescription;
 pub(super) use tap::TapEvents;
 
 use super::config::{NicConfig, NicSettings};
@@ -28,6 +30,7 @@ use afxdp::AfXdpLink;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use file::FileLink;
 use pvio_event_channel::BackendPlatform;
 use pvio_netback::queue::{Queue, Reception, Waker};
@@ -40,7 +43,7 @@ use pvio_runtime::{EventFd, LogLimit, PrivateBuf};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use switch::SwitchLink;
 use tap::TapLink;
 
@@ -74,6 +77,12 @@ trait LinkOps {
     /// Returns the count of a rate-limited log line of this link, with its name.
     fn event(&self) -> Option<(&'static str, Arc<LogLimit>)> {
         None
+    }
+
+    /// Returns what another process needs to use this link instead of this one; `None` if that is
+    /// not possible.
+    fn hand_over(&mut self) -> Result<Option<(LinkDescription, Vec<OwnedFd>)>, Fault> {
+        Ok(None)
     }
 
     /// Prepares the link for a session.
@@ -125,6 +134,26 @@ impl Link {
         })
     }
 
+    /// Returns the link to what another process opened.
+    pub fn from_opened(
+        description: &LinkDescription,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Self, Fault> {
+        let (found, expected) = (descriptors.len(), description.descriptors());
+        if found != expected {
+            let text = format!("the NIC's port has {expected} descriptors, not {found}");
+            return Err(Fault::new("nic-descriptors", text));
+        }
+        Ok(match description {
+            LinkDescription::Tap { mtu, .. } => Self::Tap(TapLink::from_opened(descriptors, *mtu)?),
+            LinkDescription::Loopback => Self::File(FileLink::Loopback),
+            LinkDescription::Files { interface, record, replay } => {
+                let replay = replay.as_deref();
+                Self::File(FileLink::from_opened(descriptors, interface, *record, replay)?)
+            }
+        })
+    }
+
     /// Returns the largest number of queues, if the link limits it.
     pub fn max_queues(&self) -> Option<u32> {
         dispatch!(self, link => link.max_queues())
@@ -133,6 +162,12 @@ impl Link {
     /// Returns the count of a rate-limited log line of this link, with its name.
     pub fn event(&self) -> Option<(&'static str, Arc<LogLimit>)> {
         dispatch!(self, link => link.event())
+    }
+
+    /// Returns what another process needs to use this link instead of this one; `None` if that is
+    /// not possible.
+    pub fn hand_over(&mut self) -> Result<Option<(LinkDescription, Vec<OwnedFd>)>, Fault> {
+        dispatch!(self, link => link.hand_over())
     }
 
     /// Prepares the link for a session.
@@ -205,6 +240,12 @@ pub(super) fn not_started(error: io::Error) -> Fault {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<AfXdpError>());
     let text = format!("the queue's worker cannot start: {}", Report(&error));
     Fault { remedy: cause.and_then(Remedy::remedy), ..Fault::new("worker", text) }
+}
+
+/// Returns the fault of a link whose descriptors cannot be duplicated.
+fn not_duplicated(error: &io::Error) -> Fault {
+    let text = format!("the descriptors of the NIC's port cannot be duplicated: {error}");
+    Fault::new("nic-descriptors", text)
 }
 
 /// Returns the fault of a session without an open link.

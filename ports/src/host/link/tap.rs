@@ -1,12 +1,13 @@
 //! Link to a tap, whose carrier shows whether a guest is connected.
 #![forbid(unsafe_code)]
 
-use super::{LinkOps, LinkParams, WorkerSetup, not_open};
+use super::{LinkDescription, LinkOps, LinkParams, WorkerSetup, not_open};
 use crate::host::config::bridge_and_options;
 use crate::tap::{Tap, TapConfig, TapPort, TapQueues};
 use crate::worker::Worker;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use pvio_event_channel::BackendPlatform;
 use pvio_netback::session::SessionConfig;
 use pvio_netback::vif::Attach;
@@ -14,7 +15,7 @@ use pvio_ring::error::Report;
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::LogLimit;
 use pvio_xenbus::driver::Fault;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 /// Rate limits of log lines. They belong to the vif, so that they count over all its links.
@@ -55,11 +56,18 @@ impl TapLink {
         Self::new(TapQueues::open(name, netns, params.queues)?, params)
     }
 
+    /// Returns the link to a tap whose queues another process opened.
+    pub fn from_opened(queues: Vec<OwnedFd>, mtu: u32) -> Result<Self, Fault> {
+        let queues = queues.into_iter().map(|queue| Tap::from_opened(queue, mtu));
+        let queues = TapQueues::from_opened(queues.collect::<Result<_, _>>()?)?;
+        let carrier = Carrier::new(queues.first(), &TapEvents::default())?;
+        Ok(Self { queues, carrier, changed: Arc::default() })
+    }
+
     fn new(queues: TapQueues, params: &LinkParams) -> Result<Self, Fault> {
-        let tap = queues.first().map(Tap::try_clone).transpose()?;
-        let failures = Arc::clone(&params.tap_events.carrier);
-        let carrier = Arc::new(Carrier { state: Mutex::default(), failures });
-        carrier.set_tap(tap);
+        let carrier = Carrier::new(queues.first(), &params.tap_events)?;
+        // Without a guest.
+        carrier.set_connected(false);
         Ok(Self { queues, carrier, changed: Arc::clone(&params.tap_events.changed) })
     }
 }
@@ -85,6 +93,14 @@ fn config(params: &LinkParams) -> TapConfig {
 }
 
 impl LinkOps for TapLink {
+    fn hand_over(&mut self) -> Result<Option<(LinkDescription, Vec<OwnedFd>)>, Fault> {
+        let queues = self.queues.all();
+        let mtu = queues.first().ok_or_else(not_open)?.mtu();
+        let description = LinkDescription::Tap { mtu, queues: queues.len() };
+        let queues = queues.iter().map(|queue| Ok(queue.try_clone()?.into_fd()));
+        Ok(Some((description, queues.collect::<Result<_, Fault>>()?)))
+    }
+
     fn begin(&mut self, session: &SessionConfig) -> Result<(), Fault> {
         self.queues.use_queues(session.queues)?;
         let tap = self.queues.first().ok_or_else(not_open)?;
@@ -110,7 +126,9 @@ impl LinkOps for TapLink {
     fn stopped(&mut self) {
         self.carrier.set_connected(false);
         let segmented = self.queues.first().map_or(Ok(()), |tap| tap.set_unsegmented(false, false));
-        if let Err(error) = self.queues.use_queues(1).and(segmented)
+        // Another process may have changed it.
+        let one = self.queues.count_in_use().and_then(|()| self.queues.use_queues(1));
+        if let Err(error) = one.and(segmented)
             && let Some(unlogged) = self.changed.admit()
         {
             // The next session sets both again and reports an error if that fails.
@@ -122,7 +140,7 @@ impl LinkOps for TapLink {
 impl Drop for TapLink {
     fn drop(&mut self) {
         // The kernel removes the tap when its last handle is closed.
-        self.carrier.set_tap(None);
+        self.carrier.close();
     }
 }
 
@@ -144,9 +162,16 @@ struct CarrierState {
 }
 
 impl Carrier {
-    /// Sets the interface, without a guest.
-    fn set_tap(&self, tap: Option<Tap>) {
-        self.change(|state| *state = CarrierState { tap, ..CarrierState::default() });
+    /// Returns the carrier of an interface, without changing it.
+    fn new(tap: Option<&Tap>, events: &TapEvents) -> Result<Arc<Self>, Fault> {
+        let tap = tap.map(Tap::try_clone).transpose()?;
+        let state = Mutex::new(CarrierState { tap, ..CarrierState::default() });
+        Ok(Arc::new(Self { state, failures: Arc::clone(&events.carrier) }))
+    }
+
+    /// Closes the interface.
+    fn close(&self) {
+        self.change(|state| *state = CarrierState::default());
     }
 
     /// Sets whether a guest is connected.
