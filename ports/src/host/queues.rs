@@ -13,7 +13,7 @@ use pvio_event_channel::BackendPlatform;
 use pvio_netback::queue::{Queue, Waker};
 use pvio_netback::session::{QueueServer, SessionConfig};
 use pvio_ring::shm::SharedMemory;
-use pvio_runtime::{EventFd, PrivateBuf};
+use pvio_runtime::{EventFd, Gate, PrivateBuf};
 use pvio_xenbus::driver::Fault;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -77,6 +77,7 @@ pub struct LinkQueues {
     /// Event descriptors by which the queues of the session wake each other, if it has a control
     /// ring.
     wakeups: Vec<EventFd>,
+    gate: Gate,
 }
 
 impl LinkQueues {
@@ -84,7 +85,13 @@ impl LinkQueues {
     /// worker is ready or has ended on its own. The session must be polled then.
     #[must_use]
     pub fn new(link: OpenLink, settings: Arc<RuntimeSettings>, wake: Waker) -> Self {
-        Self { link, settings, wake, wakeups: Vec::new() }
+        Self { link, settings, wake, wakeups: Vec::new(), gate: Gate::opened() }
+    }
+
+    /// Holds the workers back, once they have created their ports, until `gate` is open.
+    #[must_use]
+    pub fn behind(self, gate: Gate) -> Self {
+        Self { gate, ..self }
     }
 }
 
@@ -138,6 +145,7 @@ where
             wakeup: wakeup.map_err(not_started)?,
             settings: Arc::clone(&self.settings),
             wake: Arc::clone(&self.wake),
+            gate: self.gate.clone(),
         };
         self.link.lock().start(setup)
     }

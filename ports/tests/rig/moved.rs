@@ -8,6 +8,7 @@ use pvio_netback::{Session, SessionSpec, Stats};
 use pvio_ports::host::{LinkOpener, LinkQueues, NicConfig, OpenLink};
 use pvio_ports::settings::RuntimeSettings;
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE};
+use pvio_runtime::Gate;
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::common::DeviceAddr;
 use pvio_xenbus::handshake::vif::{ToolstackBack, VifRate};
@@ -31,13 +32,15 @@ pub struct MovedServer {
     opener: LinkOpener,
     at_end: AtEnd,
     stats: Vec<Arc<Stats>>,
+    /// Gate of the session's workers.
+    gate: Gate,
 }
 
 impl MovedServer {
     pub fn new(domain: Domain, config: NicConfig, at_end: AtEnd) -> Self {
         let opener = LinkOpener::new(config, Arc::new(|| ()));
         let stats = (0..opener.max_queues()).map(|_| Arc::default()).collect();
-        Self { domain, opener, at_end, stats }
+        Self { domain, opener, at_end, stats, gate: Gate::closed() }
     }
 }
 
@@ -95,19 +98,27 @@ impl VifServer for MovedServer {
         let (platform, stats) = (self.domain.clone(), self.stats.clone());
         let (spec, description) = (sent(spec), sent(&description));
         let wrappers = sent(self.opener.applied());
+        self.gate = Gate::closed();
+        let gate = self.gate.clone();
         confined(move || {
             let link = OpenLink::from_descriptors(&description, descriptors)?;
             let settings = RuntimeSettings::default();
             settings.apply(&wrappers, &Default::default())?;
             let record = HeapMemory::pages(spec.record_len().div_ceil(PAGE_SIZE));
             let queues = LinkQueues::new(link, Arc::new(settings), Arc::new(|| ()));
+            let queues = queues.behind(gate);
             let parts = SessionParts { platform, record, limit: Arc::default(), stats, queues };
             Session::start(&spec, begin, parts)
         })
     }
 
     fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault> {
-        confined(|| session.ready())
+        let ready = confined(|| session.ready())?;
+        if ready.is_ready() {
+            // The workers have created everything that they need.
+            self.gate.open();
+        }
+        Ok(ready)
     }
 
     fn fault(&mut self, session: &mut Self::Session) -> Option<Fault> {

@@ -39,7 +39,7 @@ use pvio_netback::stats::Stats;
 use pvio_netback::vif::Attach;
 use pvio_ring::error::{Remedy, Report};
 use pvio_ring::shm::SharedMemory;
-use pvio_runtime::{EventFd, LogLimit, PrivateBuf};
+use pvio_runtime::{EventFd, Gate, LogLimit, PrivateBuf};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::ToolstackBack;
 use std::io;
@@ -207,6 +207,8 @@ pub(super) struct WorkerSetup<P: BackendPlatform, R> {
     pub settings: Arc<RuntimeSettings>,
     /// Wakes the thread that drives the device.
     pub wake: Waker,
+    /// Holds the worker back until its process is ready to serve.
+    pub gate: Gate,
 }
 
 impl<P, R> WorkerSetup<P, R>
@@ -225,13 +227,14 @@ where
     where
         N: WaitPort<Buf = PrivateBuf> + 'static,
     {
-        let Self { index, name, queue, wakeup, settings, wake } = self;
+        let Self { index, name, queue, wakeup, settings, wake, gate } = self;
         let wrapped = move |stats: Arc<Stats>| {
             let port = port(&stats)?;
             Ok(settings.wrap(port, stats, index))
         };
         let reception = move |reception| stalled(reception == Reception::Stalled);
-        worker::spawn(&name, queue, wrapped, wakeup, wake, reception).map_err(not_started)
+        let spawned = worker::spawn_held(&name, queue, wrapped, wakeup, wake, reception, gate);
+        spawned.map_err(not_started)
     }
 }
 
