@@ -13,10 +13,15 @@
 //! | `nbd` | 1 | opening, for a network block device | [`NBD`] |
 //! | each queue | 1 | before its engine | [`QUEUE`] |
 //!
-//! No thread starts later, except to look up the size of a raw image (`image-size`) and to open or
-//! close a disk (`open-…`, `close-disk`), which belong to `host`. A thread that uses the allocator
-//! for the first time makes the C library open `/sys/devices/system/cpu/online`; it does without if
-//! that fails. A filter must therefore return an error for `openat` instead of killing the process.
+//! These threads run when opening has returned, so that the calls with which a thread begins
+//! (`rseq`, `set_robust_list`, `prctl`) are over. No thread starts later, except to look up the size
+//! of a raw image (`image-size`) and to open or close a disk (`open-…`, `close-disk`), which belong
+//! to `host`.
+//!
+//! The allocator of the C library may open `/sys/devices/system/cpu/online` and
+//! `/proc/sys/vm/overcommit_memory` at any time, and does without if that fails. A filter must
+//! therefore return an error for `openat` instead of killing the process, unless the process has one
+//! arena (`MALLOC_ARENA_MAX=1`).
 //!
 //! Before that, while a disk opens: the same calls, `flock` and `fcntl` with `F_OFD_SETLK` and
 //! `F_OFD_GETLK` (locks), `fstat`, `fstatfs`, `ioctl` with the requests of [`OPEN_IOCTLS`],

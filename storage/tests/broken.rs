@@ -8,7 +8,9 @@ use pvio_ring::IoSeg;
 use pvio_ring::shm::{HeapMemory, Region};
 use pvio_storage::engine::wait::WaitEngine;
 use pvio_storage::image::inspect::{Inspection, inspect};
-use pvio_storage::image::{Format, Image, ImageOptions, LockState, Spec};
+use pvio_storage::image::{
+    Disk, Format, HandedFiles, Image, ImageOptions, LockState, Spec, resolve,
+};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -74,7 +76,20 @@ fn try_all(format: Format, path: &Path, rng: &mut Rng) {
 
 fn use_it(spec: &Spec, read_only: bool, rng: &mut Rng) {
     let options = ImageOptions { read_only, direct: false };
-    let Ok(image) = Image::open_disk(spec, options) else { return };
+    let mut disk = Disk::from(spec.clone());
+    disk.options.read_only = Some(read_only);
+    let named = HandedFiles::open_named(&disk).unwrap();
+    let resolved = resolve(&disk, &named).map(|resolved| resolved.geometry);
+    drop(named);
+    let image = Image::open_disk(spec, options);
+    match (&resolved, &image) {
+        (Ok(geometry), Ok(image)) => assert_eq!(*geometry, image.geometry(), "{disk}"),
+        (Err(resolving), Err(opening)) => assert_eq!(resolving.code(), opening.code(), "{disk}"),
+        (Err(error), Ok(_)) => panic!("{disk} is not resolved, but opened: {error}"),
+        // An image that was not closed is checked in full when it is repaired.
+        (Ok(_), Err(error)) => assert!(!read_only, "{disk} is resolved, but not opened: {error}"),
+    }
+    let Ok(image) = image else { return };
     let mut engine = image.engine::<HeapMemory>(16).unwrap();
     let sectors = image.geometry().sectors;
     let mut begun = 0;

@@ -6,14 +6,13 @@
 
 use super::offload::{Executor, Job};
 use super::store::Store;
-use super::{EngineError, FlushState, Io, store};
-use alloc::string::String;
+use super::{EngineError, FlushState, Io, store, threads};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 const EIO: i32 = 5;
 
@@ -51,8 +50,7 @@ impl Flusher {
     pub fn start(store: Arc<dyn Store>, state: Arc<FlushState>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
-        let thread = Builder::new().name(String::from("flush"));
-        let thread = thread.spawn(move || {
+        let thread = threads::start("flush", move || {
             let _ended = Ended(&theirs);
             serve(&theirs, &*store, &state);
         })?;

@@ -76,10 +76,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use storage::Storage;
-
-/// Number of threads that execute the operations of a disk with blocking storage.
-const BLOCKING_THREADS: usize = 4;
+use storage::{BLOCKING_THREADS, Storage};
 
 /// Options for opening an image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -291,7 +288,7 @@ impl Image {
     /// The error of the flush, which is recorded like that of any flush.
     pub(crate) fn settle(&self) -> io::Result<()> {
         match (&self.storage, &self.flusher) {
-            (Storage::Nbd(_), Some(flusher)) => Blocking(flusher.clone()).flush(),
+            (Storage::Nbd(_), Some(flusher)) => Blocking::new(flusher.clone(), 1)?.flush(),
             _ => Ok(()),
         }
     }

@@ -11,6 +11,9 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::fs::File;
 use std::io;
 
+/// Number of threads that execute the operations of a disk with blocking storage.
+pub(super) const BLOCKING_THREADS: usize = 4;
+
 /// The storage of a disk.
 pub(super) enum Storage {
     /// A file or block device, accessed through each engine's io_uring.
@@ -42,9 +45,9 @@ impl Storage {
                 Arc::new(FileStore::new(file)?)
             }
             Self::Ram(disk) => disk,
-            Self::Nbd(link) => Arc::new(Blocking(link)),
+            Self::Nbd(link) => Arc::new(Blocking::new(link, BLOCKING_THREADS)?),
             Self::Store(store) => store,
-            Self::ThreadPool(pool) => Arc::new(Blocking(pool)),
+            Self::ThreadPool(pool) => Arc::new(Blocking::new(pool, BLOCKING_THREADS)?),
         })
     }
 
@@ -53,8 +56,8 @@ impl Storage {
         Ok(Some(match self {
             // The same open file description, so that this descriptor sees its write-back errors.
             Self::File { file, .. } => Arc::new(FileStore::new(file.try_clone()?)?),
-            Self::Nbd(link) => Arc::new(Blocking(link.clone())),
-            Self::ThreadPool(pool) => Arc::new(Blocking(pool.clone())),
+            Self::Nbd(link) => Arc::new(Blocking::new(link.clone(), 1)?),
+            Self::ThreadPool(pool) => Arc::new(Blocking::new(pool.clone(), 1)?),
             Self::Ram(_) | Self::Store(_) => return Ok(None),
         }))
     }

@@ -6,7 +6,7 @@ mod paths;
 use crate::support::{Deed, Machine, has, text, tool};
 use pvio_ring::error::{Remedy, Report};
 use pvio_storage::image::inspect::inspect_as;
-use pvio_storage::image::{Disk, Image, ImageError};
+use pvio_storage::image::{Disk, HandedFiles, Image, ImageError, Resolved, resolve};
 use pvio_xenbus::handshake::vbd::Mode;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -61,6 +61,11 @@ fn open(disk: &str) -> Result<Image, ImageError> {
     Image::open_as(&disk.parse::<Disk>().unwrap())
 }
 
+/// Resolves a disk for a process that opens nothing.
+fn resolved(disk: &Disk) -> Result<Resolved, ImageError> {
+    resolve(disk, &HandedFiles::open_named(disk)?)
+}
+
 /// Returns an error's text, causes and remedy.
 fn whole(error: &ImageError) -> String {
     format!("{}; {}", Report(error), error.remedy().unwrap_or_default())
@@ -69,7 +74,10 @@ fn whole(error: &ImageError) -> String {
 /// Opens a disk in every way and returns the error, which must be the same each time.
 fn refused(spec: &str) -> (&'static str, String) {
     let found = ["[ro]", "[rw]", "[overlay]", "[ro,direct]"].map(|options| {
-        let error = open(&format!("{options}{spec}")).expect_err(spec);
+        let disk = format!("{options}{spec}");
+        let error = open(&disk).expect_err(spec);
+        let resolving = resolved(&disk.parse().unwrap()).expect_err(spec);
+        assert_eq!(whole(&resolving), whole(&error), "{disk}: another error when it is resolved");
         (error.code(), whole(&error))
     });
     for other in &found[1..] {

@@ -7,7 +7,7 @@ use super::stream::{Dial, Network, Stream};
 use super::wire::{self, cmd, export};
 use super::{NbdError, NbdOptions};
 use crate::engine::offload::{Executor, Job};
-use crate::engine::{Discard, EngineError, Geometry};
+use crate::engine::{Discard, EngineError, Geometry, threads};
 use crate::image::spec::NbdSpec;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
@@ -121,7 +121,7 @@ impl NbdLink {
             have: 0,
             lost: None,
         };
-        let thread = Builder::new().name(String::from("nbd")).spawn(move || client.serve());
+        let thread = threads::start("nbd", move || client.serve());
         Ok(Self { jobs, shared, thread: Some(thread.map_err(system)?), export })
     }
 

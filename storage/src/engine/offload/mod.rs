@@ -8,16 +8,17 @@
 //! All buffers of a queue have at most [`DATA_MOST`] bytes. An operation with more than
 //! [`JOB_MOST`] is split into several jobs; jobs without a buffer wait for others to complete.
 
+mod blocking;
 mod buffers;
 mod thread_pool;
 mod usage;
 
+pub(crate) use blocking::Blocking;
 pub use buffers::{DATA_MOST, JOB_MOST};
 pub use thread_pool::ThreadPool;
 pub use usage::BudgetUsage;
 
 use super::lists::SpareLists;
-use super::store::Store;
 use super::{BlockEngine, Done, EngineError, Full, Geometry, Io, Segments};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -92,53 +93,6 @@ struct Finished {
 pub trait Executor: Send + Sync {
     /// Submits a batch of jobs. Never blocks.
     fn execute(&self, jobs: &mut dyn Iterator<Item = Job>);
-}
-
-/// Adapts an executor to a [`Store`]: each call waits for its operation.
-pub(crate) struct Blocking(pub Arc<dyn Executor>);
-
-impl Blocking {
-    fn call(&self, io: Io, data: Vec<u8>) -> io::Result<Vec<u8>> {
-        // A blocking read of the eventfd is enough, because it is the only wait point.
-        let to = Arc::new(Completions::new(EventFd::blocking()?));
-        let job = Job { io, data, part: Part::default(), to: Some(Arc::clone(&to)) };
-        self.0.execute(&mut core::iter::once(job));
-        to.event.clear();
-        let over = to.over().pop();
-        let over = over.ok_or_else(|| io::Error::other("an operation got lost"))?;
-        match over.result {
-            Ok(()) => Ok(over.data),
-            Err(EngineError::Os(errno)) => Err(io::Error::from_raw_os_error(errno)),
-            Err(EngineError::Short) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(EngineError::Unsupported) => Err(io::ErrorKind::Unsupported.into()),
-            Err(EngineError::Lost) => Err(io::Error::other(EngineError::Lost)),
-        }
-    }
-}
-
-impl Store for Blocking {
-    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        let data = self.call(Io::Read { sector: at / 512 }, alloc::vec![0; into.len()])?;
-        into.copy_from_slice(&data);
-        Ok(())
-    }
-
-    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
-        self.call(Io::Write { sector: at / 512 }, from.to_vec()).map(drop)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.call(Io::Flush, Vec::new()).map(drop)
-    }
-
-    fn discard(&self, at: u64, len: u64) -> io::Result<()> {
-        let io = Io::Discard { sector: at / 512, sectors: len / 512, secure: false };
-        self.call(io, Vec::new()).map(drop)
-    }
-
-    fn write_zeroes(&self, at: u64, len: u64) -> io::Result<()> {
-        self.call(Io::WriteZeroes { sector: at / 512, sectors: len / 512 }, Vec::new()).map(drop)
-    }
 }
 
 /// Finished jobs to be returned to the queue.

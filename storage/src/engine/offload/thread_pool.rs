@@ -2,7 +2,7 @@
 
 use super::{Executor, Job};
 use crate::engine::store::{Store, engine_error};
-use crate::engine::{EngineError, Io};
+use crate::engine::{EngineError, Io, threads};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +11,7 @@ use pvio_runtime::LogLimit;
 use pvio_runtime::retry;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::string::String;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 /// The thread pool. Dropping it waits for the operations in progress, and closes the store.
 pub struct ThreadPool {
@@ -35,8 +34,8 @@ impl ThreadPool {
         for _ in 0..count {
             let (jobs, store, broken) = (jobs.clone(), Arc::clone(&store), Arc::clone(&broken));
             let failures = Arc::clone(&pool.failures);
-            let thread = Builder::new().name(String::from(name));
-            pool.threads.push(thread.spawn(move || serve(&jobs, &*store, &broken, &failures))?);
+            let work = move || serve(&jobs, &*store, &broken, &failures);
+            pool.threads.push(threads::start(name, work)?);
         }
         Ok(pool)
     }
