@@ -24,7 +24,7 @@ pub mod nbd;
 pub mod offload;
 pub mod ram;
 pub mod store;
-mod threads;
+pub(crate) mod threads;
 pub mod uring;
 pub mod wait;
 mod wrappers;

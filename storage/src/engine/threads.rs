@@ -11,7 +11,7 @@ use std::thread::{Builder, JoinHandle};
 ///
 /// # Errors
 /// The system's error if it cannot create a thread.
-pub(super) fn start(
+pub(crate) fn start(
     name: &str,
     work: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
