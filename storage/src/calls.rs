@@ -25,7 +25,7 @@
 //!
 //! Before that, while a disk opens: the same calls, `flock` and `fcntl` with `F_OFD_SETLK` and
 //! `F_OFD_GETLK` (locks), `fstat`, `fstatfs`, `ioctl` with the requests of [`OPEN_IOCTLS`],
-//! `clone3` or `clone` (threads), and for `io=sqpoll` and `io=iopoll` an io_uring of its own, which
+//! `clone3` or `clone` (threads), and for `io=sqpoll` and `io=iopoll` another io_uring, which
 //! is closed again. Files are opened with `open`, `openat2` and `readlink`, and `/sys` and `/proc`
 //! are read, unless the descriptors were handed over.
 

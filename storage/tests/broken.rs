@@ -84,6 +84,8 @@ fn use_it(spec: &Spec, read_only: bool, rng: &mut Rng) {
     let image = Image::open_disk(spec, options);
     match (&resolved, &image) {
         (Ok(geometry), Ok(image)) => assert_eq!(*geometry, image.geometry(), "{disk}"),
+        // The parts of an image that is repaired are checked in another order.
+        (Err(_), Err(_)) if !read_only => {}
         (Err(resolving), Err(opening)) => assert_eq!(resolving.code(), opening.code(), "{disk}"),
         (Err(error), Ok(_)) => panic!("{disk} is not resolved, but opened: {error}"),
         // An image that was not closed is checked in full when it is repaired.

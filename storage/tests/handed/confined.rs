@@ -178,7 +178,7 @@ struct AskParent(Mutex<UnixStream>);
 impl Dial for AskParent {
     fn dial(&self, _: &NbdServer) -> io::Result<OwnedFd> {
         let socket = self.0.lock().unwrap();
-        send(&*socket, &"dial");
+        send(&socket, &"dial");
         Ok(receive_descriptor(&socket))
     }
 }

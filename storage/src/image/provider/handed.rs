@@ -42,7 +42,7 @@ pub struct HandedFiles {
 }
 
 impl HandedFiles {
-    /// Opens and locks what the definition of a disk names, without reading it: the file or block
+    /// Opens and locks what a disk is defined by, without reading it: the file or block
     /// device, as its format and options require, and the temporary file of an overlay. Connects to
     /// no server. The definition must have an absolute path. May block for as long as storage does.
     ///

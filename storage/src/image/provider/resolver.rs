@@ -98,8 +98,8 @@ fn is_possible(geometry: &Geometry) -> bool {
 /// Resolves a disk: opens and locks the files that its image headers name, below its image roots,
 /// and connects to its server. `named` are the descriptors from [`HandedFiles::open_named`].
 ///
-/// Runs the code of the formats, with their limits, and changes nothing. An image that its last
-/// writer did not close is checked in full only when it is opened and repaired.
+/// Runs the code of the formats, with their limits, and changes nothing. An image that is
+/// repaired before it is written is checked in full only then.
 ///
 /// # Errors
 /// Any [`ImageError`] that opening the disk would have, except those of its I/O mode.

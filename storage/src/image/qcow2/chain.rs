@@ -37,9 +37,10 @@ impl Layer {
         self.file.path()
     }
 
-    /// Returns whether its last writer did not close it.
-    pub(super) fn is_dirty(&self) -> bool {
-        self.header.incompatible & incompatible::DIRTY != 0
+    /// Returns whether its last writer may not have closed it, so that it is repaired before it is
+    /// written. Version 2 has no mark for that.
+    pub(super) fn needs_repair(&self) -> bool {
+        self.header.incompatible & incompatible::DIRTY != 0 || self.header.version < 3
     }
 }
 

@@ -45,8 +45,7 @@ pub(super) fn open(
     meter: &Meter,
 ) -> Result<Opened, ImageError> {
     let mut layer = read_chain(path, options, files, meter)?;
-    // Version 2 has no dirty mark.
-    if !options.read_only && (layer.is_dirty() || layer.header.version < 3) {
+    if !options.read_only && layer.needs_repair() {
         repair(&layer, meter)?;
         layer.header.incompatible &= !incompatible::DIRTY;
     }
@@ -63,8 +62,8 @@ pub(super) fn open(
     Ok((Arc::new(Library::open(path, Format::Qcow2, false, open)?), geometry))
 }
 
-/// Checks an image as [`open`] does, and changes nothing. An image that its last writer did not
-/// close is checked only when it is repaired.
+/// Checks an image as [`open`] does, and changes nothing. The reference counts of an image that is
+/// repaired before it is written are checked only then.
 pub(super) fn resolve(
     path: &Path,
     snapshot: Option<&str>,
@@ -73,8 +72,7 @@ pub(super) fn resolve(
     meter: &Meter,
 ) -> Result<Geometry, ImageError> {
     let layer = read_chain(path, options, files, meter)?;
-    let unchecked = !options.read_only && layer.is_dirty();
-    if !unchecked {
+    if options.read_only || !layer.needs_repair() {
         check_complete(&layer, meter)?;
     }
     let (geometry, snapshot) = measure(&layer, snapshot, options)?;

@@ -39,7 +39,7 @@ pub(super) fn open(
 }
 
 /// Checks an image as [`open`] does, and changes nothing. Also returns whether its disk is served
-/// from the file as it is.
+/// through io_uring from its file.
 pub(super) fn resolve(
     path: &Path,
     options: ImageOptions,
