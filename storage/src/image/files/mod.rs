@@ -6,11 +6,6 @@ mod device;
 pub(super) mod path_text;
 mod record;
 
-#[cfg(feature = "serde")]
-mod geometry;
-
 pub use device::DeviceProperties;
-#[cfg(feature = "serde")]
-pub(super) use geometry::GeometryFields;
 pub use record::FileRecord;
 pub(super) use record::{Description, Opened};

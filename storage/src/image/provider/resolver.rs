@@ -39,7 +39,6 @@ pub struct Resolved {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DiskDescription {
     /// The geometry of the disk.
-    #[cfg_attr(feature = "serde", serde(with = "super::super::files::GeometryFields"))]
     pub geometry: Geometry,
     /// A record of each descriptor.
     pub files: Vec<HandedRecord>,
