@@ -97,8 +97,9 @@ pub const FORMAT: &[&str] = &[
 /// [`RUN_IOCTLS`].
 pub const DISCARD: &[&str] = &["fstat", "ioctl"];
 
-/// Calls of the thread that flushes a disk. In formats, it also writes tables ([`FORMAT`]).
-pub const FLUSH: &[&str] = &["fdatasync"];
+/// Calls of the thread that flushes a disk. In formats, it also writes tables ([`FORMAT`]) and waits
+/// for the flush by an eventfd.
+pub const FLUSH: &[&str] = &["eventfd2", "fdatasync"];
 
 /// Calls of the thread that looks up the size of a raw image.
 pub const SIZE: &[&str] = &["lseek"];

@@ -7,13 +7,14 @@ use landlock::{
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-/// A ruleset, or why there is none.
-pub type Prepared = Result<RulesetCreated, Outcome>;
+/// A ruleset with the roots that cannot be opened, or why there is none.
+pub type Prepared = Result<(RulesetCreated, Vec<String>), Outcome>;
 
 /// Newest version that the library knows. On an older kernel, what that lacks is left out.
 const NEWEST: ABI = ABI::V10;
 
-/// Opens the permitted directories and creates the ruleset.
+/// Opens the permitted directories and creates the ruleset. Without a directory that cannot be
+/// opened, the others are enforced nevertheless.
 pub fn prepare(files: &FileAccess) -> Prepared {
     let FileAccess::Below(roots) = files else { return Err(Outcome::NotConfigured) };
     let failed = |step: &str, error: &dyn std::fmt::Display| {
@@ -28,14 +29,18 @@ pub fn prepare(files: &FileAccess) -> Prepared {
             .create()
     };
     let mut ruleset = created().map_err(|error| failed("landlock_create_ruleset", &error))?;
+    let mut absent = Vec::new();
     for root in roots {
         let path = root.path.display();
-        let opened = PathFd::new(&root.path).map_err(|e| failed(&path.to_string(), &e))?;
+        let Ok(opened) = PathFd::new(&root.path) else {
+            absent.push(path.to_string());
+            continue;
+        };
         // The library leaves rights out that a file, which is no directory, cannot have.
         let rule = PathBeneath::new(opened, access(root.write));
         ruleset = ruleset.add_rule(rule).map_err(|e| failed(&path.to_string(), &e))?;
     }
-    Ok(ruleset)
+    Ok((ruleset, absent))
 }
 
 /// Block devices need `ioctl`, for their size.
@@ -46,8 +51,8 @@ fn access(write: bool) -> BitFlags<AccessFs> {
 
 /// Enforces the ruleset.
 pub fn restrict(prepared: Prepared) -> Outcome {
-    let ruleset = match prepared {
-        Ok(ruleset) => ruleset,
+    let (ruleset, absent) = match prepared {
+        Ok(prepared) => prepared,
         Err(outcome) => return outcome,
     };
     let missing = |reason, detail: String| Outcome::Missing(Missing { reason, detail });
@@ -79,5 +84,9 @@ pub fn restrict(prepared: Prepared) -> Outcome {
     ];
     let holds = holds.iter().filter(|(since, _)| *since <= abi).map(|(_, what)| *what);
     let holds: Vec<_> = holds.collect();
-    Outcome::Applied(format!("ABI {}: {}", abi as i32, holds.join(", ")))
+    let mut detail = format!("ABI {}: {}", abi as i32, holds.join(", "));
+    for path in absent {
+        detail += &format!("; {path} cannot be opened");
+    }
+    Outcome::Applied(detail)
 }

@@ -23,8 +23,12 @@ const FCNTL: &[u32] = &[
     libc::F_GET_SEALS as u32,
 ];
 /// `fcntl` commands for an image that is being opened.
-const FCNTL_OPEN: &[u32] =
-    &[libc::F_SETFL as u32, libc::F_OFD_SETLK as u32, libc::F_OFD_GETLK as u32];
+const FCNTL_OPEN: &[u32] = &[
+    libc::F_SETFD as u32,
+    libc::F_SETFL as u32,
+    libc::F_OFD_SETLK as u32,
+    libc::F_OFD_GETLK as u32,
+];
 
 /// Operations of `io_uring_register` on a ring that is enabled: registering buffers,
 /// unregistering them and the files, cancelling.
@@ -122,6 +126,7 @@ pub const CALLS: &[Call] = calls! {
     fsync SYS_fsync Any, DISK, "flushes of a file whose size changed";
     fallocate SYS_fallocate Any, DISK, "discard, write zeroes, growing an image";
     ftruncate SYS_ftruncate Any, DISK, "growing an image";
+    eventfd2 SYS_eventfd2 Any, DISK, "flushing an image format: its completion";
     setsockopt SYS_setsockopt Both((1, SOL_SOCKET), (2, TIMEOUTS)), DISK, "NBD: handshake";
     setsockopt SYS_setsockopt Both((1, TCP), (2, NODELAY)), DISK, "NBD: handshake";
     getsockopt SYS_getsockopt Both((1, SOL_SOCKET), (2, SO_ERROR)), DISK, "NBD: lost connection";
@@ -136,6 +141,7 @@ pub const CALLS: &[Call] = calls! {
     readlinkat SYS_readlinkat Any, HELPER, "resolving the path of a layer";
     newfstatat SYS_newfstatat Any, HELPER, "kind of a file";
     statx SYS_statx Any, HELPER, "kind of a file; alignment of direct I/O";
+    fstatfs SYS_fstatfs Any, HELPER, "kind of the file system";
     getdents64 SYS_getdents64 Any, HELPER, "devices of a directory";
     flock SYS_flock Any, HELPER, "lock of an image";
     fcntl SYS_fcntl OneOf(1, FCNTL_OPEN), HELPER, "locks of an image; switching O_DIRECT";

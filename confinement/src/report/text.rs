@@ -37,7 +37,10 @@ impl Display for Report {
         let without = self.threads_without_seccomp;
         line(f, "seccomp", &format_args!("{seccomp}, threads without: {without}"))?;
         let own = self.own_namespaces.iter().filter(|(_, own)| **own).map(|(name, _)| name);
-        line(f, "own namespaces", &list(own))?;
+        match self.own_namespaces.is_empty() {
+            true => line(f, "own namespaces", &"not readable")?,
+            false => line(f, "own namespaces", &list(own))?,
+        }
         let limits = LIMITS.iter().filter_map(|name| {
             let [soft, _] = self.limits.get(*name)?;
             Some(format!("{name}={}", soft.map_or("unlimited".to_owned(), |n| n.to_string())))

@@ -1,6 +1,6 @@
 //! The image helper.
 
-use crate::parent::{EACCES, Fate, KILLED, has, is_root, run, scenario};
+use crate::parent::{EACCES, Fate, KILLED, has, run, scenario};
 use pvio_confinement::{Enforcement, FileAccess, Layer, ProcessKind, Root};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,7 @@ use std::path::Path;
 
 pub const TESTS: &[(&str, fn())] = &[
     ("image_helper_opens_files_below_its_roots_only", roots),
-    ("image_helper_with_missing_root_has_no_landlock", missing_root),
+    ("image_helper_with_missing_root_opens_files_below_the_others_only", missing_root),
     ("image_helper_reaches_no_network", no_network),
 ];
 
@@ -53,14 +53,21 @@ fn roots() {
 }
 
 fn missing_root() {
-    let mut scenario = scenario(ProcessKind::ImageHelper, None, "open-root");
-    let path = "/no/such/directory".into();
-    scenario.layers.files = FileAccess::Below(vec![Root { path, write: false }]);
-    let (applied, _) = run(&scenario);
-    assert!(!applied.has(Layer::Landlock));
-    let text = applied.outcome(Layer::Landlock).to_string();
-    assert!(text.starts_with("missing: ") && text.contains("/no/such/directory"), "{text}");
-    assert_eq!(applied.has(Layer::User), is_root(), "the other layers are applied");
+    let present = directory();
+    let root = |path: &Path| Root { path: path.to_owned(), write: false };
+    let roots = vec![root(Path::new("/no/such/directory")), root(present.path())];
+    let image = present.path().join("image").to_str().unwrap().to_owned();
+    for (target, expected) in [("/", EACCES), (image.as_str(), Fate::Done)] {
+        let mut scenario = scenario(ProcessKind::ImageHelper, None, "open");
+        scenario.layers.files = FileAccess::Below(roots.clone());
+        scenario.target = target.to_owned();
+        let (applied, fate) = run(&scenario);
+        if has(&applied, &[Layer::Landlock]) {
+            assert_eq!(fate, expected, "{target}");
+            let text = applied.outcome(Layer::Landlock).to_string();
+            assert!(text.contains("; /no/such/directory cannot be opened"), "{text}");
+        }
+    }
 }
 
 fn no_network() {
