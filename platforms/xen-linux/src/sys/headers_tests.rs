@@ -97,3 +97,22 @@ fn ioctl_numbers_and_layouts_match_xen_headers() {
     let ours: String = expected().iter().map(|(name, value)| format!("{name} {value}\n")).collect();
     assert_eq!(shown, ours);
 }
+
+#[test]
+fn filter_of_a_device_process_has_the_requests_of_a_session() {
+    use pvio_confinement::calls::ioctls::{DISK, NIC};
+    let requests = [
+        gntdev::MAP_GRANT_REF,
+        gntdev::UNMAP_GRANT_REF,
+        copy::GRANT_COPY,
+        evtchn::UNBIND,
+        evtchn::NOTIFY,
+    ];
+    for request in requests {
+        assert!(DISK.contains(&request) && NIC.contains(&request), "{request:#x}");
+    }
+    // After the start, no port is bound, whatever domain it belongs to.
+    for request in [evtchn::BIND_INTERDOMAIN, evtchn::BIND_UNBOUND_PORT, gntalloc::ALLOC_GREF] {
+        assert!(!DISK.contains(&request) && !NIC.contains(&request), "{request:#x}");
+    }
+}
