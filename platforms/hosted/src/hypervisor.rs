@@ -116,3 +116,51 @@ impl Drop for Hypervisor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Domain;
+    use pvio_event_channel::{
+        DevicePlatform, DeviceScope, EventChannel, EventChannels, EventError,
+    };
+    use rustix::net::{Shutdown, shutdown};
+    use std::time::Duration;
+
+    #[test]
+    fn ended_connection_is_processed_before_request_of_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let hypervisor = Hypervisor::start(dir.path()).unwrap();
+        let [guest, driver] = ["guest", "driver"].map(|name| {
+            let config = DomainConfig::new(name).memory_pages(1);
+            Domain::join(dir.path(), hypervisor.create_domain(config).unwrap()).unwrap()
+        });
+        let frontend = guest.id();
+        let scope = DeviceScope { frontend, queues: 1, channels: 1, ports: None };
+        let device = || {
+            let descriptors = driver.device_descriptors(&scope).unwrap();
+            let socket = descriptors.fds[0].try_clone().unwrap();
+            (Domain::from_descriptors(descriptors).unwrap(), socket)
+        };
+        // The connection of the successor is older, so that it is served first.
+        let (successor, _socket) = device();
+        let (dying, socket) = device();
+        let end = guest.alloc_unbound(driver.id()).unwrap();
+        let bound = dying.bind_interdomain(frontend, end.port()).unwrap();
+        std::thread::scope(|scope| {
+            let machine = lock(&hypervisor.shared.machine);
+            // The hypervisor's thread receives a request and waits for the lock, until both other
+            // connections are ready.
+            scope.spawn(|| guest.alloc_unbound(driver.id()).unwrap());
+            std::thread::sleep(Duration::from_millis(100));
+            shutdown(&socket, Shutdown::Both).unwrap();
+            let port = end.port();
+            let taken_over = scope.spawn(move || successor.bind_interdomain(frontend, port));
+            std::thread::sleep(Duration::from_millis(100));
+            drop(machine);
+            let taken_over = taken_over.join().unwrap();
+            assert_eq!(taken_over.err(), None::<EventError>);
+        });
+        drop(bound);
+    }
+}
