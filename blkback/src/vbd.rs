@@ -388,7 +388,13 @@ impl<S: VbdServer> BackendClass for Vbd<S> {
     }
 
     fn leave(&mut self) -> Poll<()> {
-        self.stop()
+        if let Some(session) = &mut self.session
+            && self.server.leave(session).is_pending()
+        {
+            return Poll::Pending;
+        }
+        self.session = None;
+        Poll::Ready(())
     }
 
     fn release(&mut self) -> Poll<()> {

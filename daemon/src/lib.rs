@@ -6,6 +6,7 @@
 //! | [`dm`] | `pvio-dm`: the same, in place of the device model of one guest |
 //! | [`driver`] | serves every device that the toolstack creates for a domain, on any platform |
 //! | [`budget`] | the steps and transitions that one device may cost the control thread |
+//! | [`process`], [`isolation`] | devices in processes of their own, and the options for that |
 //! | [`served`] | the devices that a driver serves, as the control socket reports them |
 //! | [`control`] | the control socket: server and client |
 //! | [`stats`], [`capture`] | `pvio stats` and `pvio capture`, clients of that socket |
@@ -30,6 +31,7 @@ pub mod dm;
 pub mod driver;
 pub mod failure;
 pub mod inspect;
+pub mod isolation;
 pub mod lock;
 pub mod nics;
 pub mod process;

@@ -4,6 +4,7 @@ use crate::control::{self, Control};
 use crate::disks::args::{ImageRootArgs, disk_options};
 use crate::driver::{self, Options};
 use crate::failure::{Failure, say};
+use crate::isolation::IsolationArgs;
 use crate::lock::{Scope, ServiceLock};
 use crate::nics::NicArgs;
 use crate::served::Served;
@@ -70,6 +71,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     /// Directories of the files that images name.
     pub image_roots: ImageRootArgs,
+    #[command(flatten)]
+    /// Processes of the devices.
+    pub isolation: IsolationArgs,
     /// File of the log, instead of standard error
     #[arg(long, value_name = "PATH")]
     pub log: Option<PathBuf>,
@@ -196,13 +200,18 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         hotplug_mode,
         resume: true,
         leave,
-        records: Some(records),
+        records: Some(records.clone()),
         disks,
         disk_options,
         mappings: args.mappings.budgets(),
         nic_policy: args.nic_policy,
         nic_queues: args.queues,
         nic_settings: args.nics.settings()?.into(),
+        isolation: args.isolation.isolation(
+            &Path::new(control::FOLDER).join("devices"),
+            "xen",
+            &records,
+        )?,
         ..Options::default()
     };
     let mut xs = host.xenstore()?;

@@ -3,16 +3,20 @@
 use crate::budget::Budget;
 use crate::descriptors::{Descriptors, open_now};
 use crate::disks::vdev::Vdev;
+use crate::driver::disk::DiskServer;
 use pvio_blkback::Vbd;
-use pvio_event_channel::BackendPlatform;
+use pvio_event_channel::{BackendPlatform, DevicePlatform};
 use pvio_grant_table::policy::MappingBudget;
 use pvio_netback::Vif;
 use pvio_ports::settings::RuntimeSettings;
+use pvio_recordfile::CounterFile;
 use pvio_ring::proto::netif::CtrlStatus;
 use pvio_runtime::LogLimit;
 use pvio_storage::MappingBudgets;
 use pvio_storage::engine::offload::BudgetUsage;
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -49,6 +53,8 @@ pub type Events = Vec<(&'static str, Arc<LogLimit>)>;
 enum Counters {
     Disk(Arc<pvio_blkback::Stats>),
     Nic(Arc<pvio_netback::Stats>),
+    /// A queue of a disk in another process.
+    RemoteDisk(CounterFile, usize),
 }
 
 /// A backend whose settings, budgets and counters can be inspected.
@@ -57,16 +63,28 @@ pub trait ReportStatus {
     fn status(&self) -> DeviceStatus;
 }
 
-impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> ReportStatus
-    for Vbd<pvio_storage::host::ImageServer<P>>
+impl<P> ReportStatus for Vbd<DiskServer<P>>
+where
+    P: DevicePlatform<Channel: AsFd> + Send + Sync + 'static,
+    P::Description: Serialize + DeserializeOwned,
 {
     fn status(&self) -> DeviceStatus {
-        let queues = self.stats().iter().map(|stats| Counters::Disk(Arc::clone(stats)));
-        let mut events = self.server().events();
-        events.extend(self.events());
+        let mut status = DeviceStatus { events: self.events().into(), ..DeviceStatus::default() };
         let server = self.server();
-        let (mappings, load) = (server.mapping_budget().cloned(), server.load().cloned());
-        DeviceStatus { mappings, load, queues: queues.collect(), events, ..DeviceStatus::default() }
+        if let Some(remote) = server.remote() {
+            status.events.extend(remote.events());
+            let counters = remote.counters();
+            let queues = counters.iter().flat_map(|c| (0..c.queues()).map(|n| ((*c).clone(), n)));
+            status.queues = queues.map(|(file, queue)| Counters::RemoteDisk(file, queue)).collect();
+        }
+        if let Some(thread) = server.thread() {
+            status.events.extend(thread.events());
+            status.mappings = thread.mapping_budget().cloned();
+            status.load = thread.load().cloned();
+            let queues = self.stats().iter();
+            status.queues = queues.map(|stats| Counters::Disk(Arc::clone(stats))).collect();
+        }
+        status
     }
 }
 
@@ -156,7 +174,7 @@ impl Served {
                 "device": device_name(*addr),
                 "path": addr.backend_path(),
                 "events": seen.events.iter().map(|(name, log)| (*name, log.seen())).collect::<BTreeMap<_, _>>(),
-                "queues": seen.queues.iter().map(Counters::to_json).collect::<Vec<_>>(),
+                "queues": seen.queues.iter().map(|queue| queue.local().to_json()).collect::<Vec<_>>(),
             });
             device["budgets"] = Value::Object(self.budgets_of(seen));
             device
@@ -187,6 +205,18 @@ impl Served {
 }
 
 impl Counters {
+    /// Returns the counters of a queue in another process, as that has published them.
+    fn local(&self) -> Self {
+        match self {
+            Self::RemoteDisk(file, queue) => {
+                let stats = pvio_blkback::Stats::default();
+                stats.set_words(file.words(*queue));
+                Self::Disk(Arc::new(stats))
+            }
+            other => other.clone(),
+        }
+    }
+
     fn to_json(&self) -> Value {
         let mut all = Map::new();
         let mut tell =
@@ -200,6 +230,7 @@ impl Counters {
                 }
             };
         match self {
+            Self::RemoteDisk(..) => {}
             Self::Disk(stats) => {
                 tell(None, &mut stats.named());
                 tell(Some("refused"), &mut stats.refused().map(|(why, n)| (why.code(), n)));
@@ -219,6 +250,7 @@ impl Counters {
             }
         }
         let bounded = match self {
+            Self::RemoteDisk(..) => Map::new(),
             Self::Disk(stats) => budgets(stats.budgets()),
             Self::Nic(stats) => budgets(stats.budgets()),
         };

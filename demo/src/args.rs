@@ -3,6 +3,7 @@
 use clap::Args;
 use pvio_daemon::disks::args::ImageRootArgs;
 use pvio_daemon::failure::Failure;
+use pvio_daemon::isolation::IsolationArgs;
 use pvio_storage::image::Disk;
 use pvio_xenbus::handshake::vif::Mac;
 use std::net::Ipv4Addr;
@@ -24,6 +25,9 @@ pub struct CommonArgs {
     #[command(flatten)]
     /// Directories of the files that the image names.
     pub image_roots: ImageRootArgs,
+    #[command(flatten)]
+    /// Processes of the devices.
+    pub isolation: IsolationArgs,
 }
 
 impl CommonArgs {

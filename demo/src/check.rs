@@ -83,6 +83,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
         nic: None,
         guest: ("check", words),
         guest_on_terminal: true,
+        isolation: args.common.isolation.clone(),
     };
     let mut machine = Machine::start(plan, home, hypervisor)?;
     let mut report = None;

@@ -22,3 +22,6 @@ pub mod image;
 pub mod machine;
 pub mod run;
 pub mod scratch;
+
+/// The platform of the hosted machine's domains.
+pub use pvio_hosted::Domain;

@@ -89,7 +89,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     };
     let disk = DiskConfig { disk };
     let name = args.common.name.clone();
-    let plan = Plan { name, disk, nic, guest: ("guest", guest_args), guest_on_terminal: false };
+    let (guest, isolation) = (("guest", guest_args), args.common.isolation.clone());
+    let plan = Plan { name, disk, nic, guest, guest_on_terminal: false, isolation };
     let mut machine = Machine::start(plan, home, hypervisor)?;
     let about = format!(
         "state       {} (xenstore.sock, logs)\ndisk        {}, {}, read-only",

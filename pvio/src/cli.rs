@@ -2,7 +2,10 @@
 
 use clap::{Parser, Subcommand};
 use pvio_daemon::failure::Failure;
+use pvio_daemon::process::helper;
+use pvio_daemon::process::run::{self, ProcessArgs};
 use pvio_daemon::{capture, disks, inspect, revive, serve, stats};
+use pvio_xen_linux::XenDomain;
 
 /// Split-driver paravirtual I/O, wire-compatible with Xen.
 #[derive(Debug, Parser)]
@@ -41,6 +44,9 @@ pub enum Command {
     List(disks::args::ListArgs),
     /// Create a driver domain's backends again, after it was restored under its old number
     Revive(revive::ReviveArgs),
+    /// A process that the daemon starts
+    #[command(hide = true)]
+    Process(ProcessArgs),
     #[cfg(feature = "demo")]
     /// The processes that a hosted machine consists of
     #[command(hide = true, subcommand)]
@@ -81,11 +87,23 @@ pub fn execute(command: Command) -> Result<(), Failure> {
         Command::SetDisk(args) => disks::change::set(&args),
         Command::List(args) => disks::list::run(&args),
         Command::Revive(args) => revive::run(&args),
+        Command::Process(args) => process(&args),
         #[cfg(feature = "demo")]
         Command::Domain(command) => {
             pvio_demo::domain::execute(command);
             Ok(())
         }
+    }
+}
+
+/// Runs a process of the daemon.
+fn process(args: &ProcessArgs) -> Result<(), Failure> {
+    match (args.first.as_str(), args.second) {
+        (helper::COMMAND, None) => run::image_helper(),
+        ("xen", Some(kind)) => run::device::<XenDomain>(kind),
+        #[cfg(feature = "demo")]
+        ("hosted", Some(kind)) => run::device::<pvio_demo::Domain>(kind),
+        _ => Err(Failure::input("no such process", "pvio serve starts this command")),
     }
 }
 

@@ -43,6 +43,12 @@ impl MappingBudgets {
         &self.process
     }
 
+    /// Returns the budget of a guest in pages, for a process that serves it alone.
+    #[must_use]
+    pub const fn most_of_guest(&self) -> usize {
+        self.each
+    }
+
     /// Returns the budget of a guest, which all of its disks share.
     #[must_use]
     pub fn guest(&self, id: DomId) -> Arc<MappingBudget> {

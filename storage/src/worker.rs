@@ -2,7 +2,9 @@
 
 use crate::engine::wait::{DiskEngine, WaitEngine};
 use crate::image::Image;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
+use pvio_blkback::Stats;
 use pvio_blkback::pages::Buf;
 use pvio_blkback::queue::{Progress, Queue, QueueFault, QueueParts};
 use pvio_event_channel::EventChannel;
@@ -23,6 +25,9 @@ const POLLS_PER_TICK: u32 = 1024;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval of the drain's checks of its timeout.
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Publishes the counters of a queue; called on its worker's thread.
+pub type Publish = Box<dyn Fn(&Stats) + Send>;
 
 /// A running worker of a queue. A stopped worker completes the requests in flight.
 pub type Worker = pvio_runtime::Worker<QueueFault>;
@@ -64,11 +69,12 @@ where
     C: EventChannel + AsFd + Send + 'static,
     R: SharedMemory + Clone + Send + 'static,
 {
-    spawn_held(name, parts, image, notify, Gate::opened())
+    spawn_held(name, parts, image, notify, Gate::opened(), None)
 }
 
 /// As [`spawn`]. The thread creates its engine, with an io_uring that executes only what the engine
-/// needs, and serves when `gate` is open.
+/// needs, and serves when `gate` is open. `publish` is called before it waits, and at intervals while
+/// it never does.
 ///
 /// # Errors
 /// The system's error if it has no thread or descriptor.
@@ -78,6 +84,7 @@ pub fn spawn_held<P, C, R>(
     image: Arc<Image>,
     notify: Notify,
     gate: Gate,
+    publish: Option<Publish>,
 ) -> io::Result<Worker>
 where
     P: GrantMapper + GrantCopier + Send + 'static,
@@ -85,7 +92,7 @@ where
     R: SharedMemory + Clone + Send + 'static,
 {
     let event = parts.channel.as_fd().try_clone_to_owned()?;
-    let start = move |stopped| Serving::new(parts, image, event, stopped);
+    let start = move |stopped| Serving::new(parts, image, event, stopped, publish);
     let serve = |mut serving: Serving<_, _, _>, stop: &StopFlag| serving.serve(stop);
     Worker::spawn_held(name, notify, QueueFault::Panicked, start, serve, gate)
 }
@@ -101,6 +108,7 @@ where
 {
     queue: WorkerQueue<P, C, R>,
     event: Watch,
+    publish: Option<Publish>,
     _image: Arc<Image>,
 }
 
@@ -115,6 +123,7 @@ where
         image: Arc<Image>,
         event: OwnedFd,
         stopped: OwnedFd,
+        publish: Option<Publish>,
     ) -> io::Result<Self> {
         let mut engine = image.engine(parts.ring.layout().slots())?;
         if parts.record.is_taken_over() && image.settle().is_err() {
@@ -122,7 +131,7 @@ where
         }
         let event = engine.watch(event)?;
         engine.watch(stopped)?;
-        Ok(Self { queue: Queue::new(parts, engine), event, _image: image })
+        Ok(Self { queue: Queue::new(parts, engine), event, publish, _image: image })
     }
 
     fn serve(&mut self, stop: &StopFlag) -> Result<(), QueueFault> {
@@ -139,6 +148,7 @@ where
                 polls = polls.wrapping_add(1);
                 if polls.is_multiple_of(POLLS_PER_TICK) {
                     queue.tick(begin.elapsed());
+                    self.publish();
                 }
                 continue;
             }
@@ -155,11 +165,19 @@ where
             }
             spin.sleeping();
             queue.tick(begin.elapsed());
+            self.publish();
+            let queue = &mut self.queue;
             let most = (queue.cached_mappings() > 0).then_some(IDLE_CHECK_INTERVAL);
             queue.engine_mut().wait_due(most).map_err(os_error)?;
             // Watches are marked as fired when completions are collected.
             queue.poll(0)?;
             self.take_event()?;
+        }
+    }
+
+    fn publish(&self) {
+        if let Some(publish) = &self.publish {
+            publish(self.queue.stats());
         }
     }
 
@@ -182,7 +200,9 @@ where
             queue.engine_mut().wait_due(Some(DRAIN_CHECK_INTERVAL)).map_err(os_error)?;
             queue.poll(0)?;
         }
-        queue.poll(0).map(drop)
+        let drained = queue.poll(0).map(drop);
+        self.publish();
+        drained
     }
 }
 

@@ -128,6 +128,12 @@ pub trait VbdServer {
     /// again until it is ready; dropping the session does not block then.
     fn stop(&mut self, session: &mut Self::Session) -> Poll<()>;
 
+    /// Leaves a session to another process: as [`stop`](Self::stop), except that a session in a
+    /// process of its own goes on.
+    fn leave(&mut self, session: &mut Self::Session) -> Poll<()> {
+        self.stop(session)
+    }
+
     /// Makes sure that no process resumes a session of this device: invalidates the record of the
     /// session that this server started last, and removes the device's record, whichever process
     /// created it. No session is being served.

@@ -106,6 +106,7 @@ pub const CALLS: &[Call] = calls! {
     sendto SYS_sendto Null(4), ALL, "control messages; NBD; waking AF_XDP to send";
     recvfrom SYS_recvfrom Null(4), ALL, "control messages; NBD; waking AF_XDP to receive";
     shutdown SYS_shutdown Any, ALL, "ending a connection";
+    accept4 SYS_accept4 Any, DEVICES, "the next supervisor, at the socket that was handed over";
 
     // Requests of the guest.
     io_uring_enter SYS_io_uring_enter Any, DEVICES, "submitting, waiting";

@@ -8,19 +8,22 @@
 //! budget of them per second.
 
 mod devices;
+pub mod disk;
 #[cfg(test)]
 mod tests;
 mod wakeups;
 
 use crate::descriptors::Descriptors;
 use crate::failure::Failure;
+use crate::process::disk::{DiskConfig, RemoteDisk};
 use crate::process::hub::Hub;
 use crate::process::supervised::Environment;
 use crate::served::Served;
 use crate::stop::{Stop, Wakeup, sleep};
 use devices::Devices;
+use disk::DiskServer;
 use pvio_blkback::{Config, Vbd};
-use pvio_event_channel::BackendPlatform;
+use pvio_event_channel::DevicePlatform;
 use pvio_grant_table::DomId;
 use pvio_netback::Vif;
 use pvio_ports::host::{NicConfig, NicServer, NicSettings};
@@ -32,6 +35,8 @@ use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, HotplugMode};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass};
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -147,14 +152,18 @@ pub fn records(path: &Path) -> Result<RecordDir, Failure> {
 ///
 /// # Errors
 /// The connection to xenstore is lost.
-pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
+pub fn run<P>(
     (platform, id): (&P, DomId),
     xs: &mut Client,
     options: &Options,
     served: &Served,
     (stop, wakeup): (&Stop, &Wakeup),
     ready: impl FnOnce(),
-) -> Result<(), XsError> {
+) -> Result<(), XsError>
+where
+    P: DevicePlatform<Channel: AsFd> + Send + Sync + 'static,
+    P::Description: Serialize + DeserializeOwned,
+{
     let hotplug = options.hotplug_mode;
     let of_class = |class| options.kinds.iter().copied().filter(move |k| k.class() == class);
     let woken = WokenDevices::new(wakeup);
@@ -171,6 +180,19 @@ pub fn run<P: BackendPlatform<Channel: AsFd> + Send + 'static>(
             Some(records) => server.recorded_in(records.clone()),
             None => server,
         };
+        let process = match &chosen.isolation {
+            Isolation::Thread => None,
+            Isolation::Process(environment) => {
+                let config = DiskConfig {
+                    addr,
+                    usual: chosen.disk_options.clone(),
+                    cached_mappings: chosen.mappings.most_of_guest(),
+                    environment: environment.clone(),
+                };
+                Some(RemoteDisk::new(shared.clone(), config, wakes.of(addr)))
+            }
+        };
+        let server = DiskServer::new(server, process, chosen.disk_options.clone());
         new_driver(&chosen, addr, state, Vbd::with(server, chosen.disks))
     })
     .removing_nodes(hotplug == HotplugMode::DriverDomain)

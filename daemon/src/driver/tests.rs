@@ -1,5 +1,6 @@
 //! Tests of what makes the driver domain step or poll its devices.
 
+use super::disk::DiskServer;
 use super::wakeups::WokenDevices;
 use super::{Options, new_driver};
 use crate::descriptors::Descriptors;
@@ -11,6 +12,7 @@ use pvio_blkfront::blocking::BlockingDisk;
 use pvio_grant_table::DomId;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_storage::host::ImageServer;
+use pvio_storage::image::DiskOptions;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendClass, BackendContext, BackendDriver, Fault, Prepared};
 use pvio_xenbus::handshake::HandshakeError;
@@ -44,6 +46,7 @@ fn serve(
         let wakes = woken.clone();
         let mut disks = Devices::new(vec![BackendKind::Vbd], id, None, move |addr, state| {
             let server = ImageServer::new(domain.clone(), wakes.of(addr));
+            let server = DiskServer::new(server, None, DiskOptions::default());
             new_driver(&options, addr, state, Vbd::with(server, options.disks))
         })
         .with_descriptors(&descriptors, EACH)

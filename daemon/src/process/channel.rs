@@ -6,11 +6,13 @@
 
 use rustix::cmsg_space;
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
     sendmsg, socketpair,
 };
+use rustix::process::Pid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -51,6 +53,17 @@ impl From<Errno> for ChannelError {
             other => Self::Io(other.into()),
         }
     }
+}
+
+/// A message, and what came with it.
+#[derive(Debug)]
+pub struct Received<T> {
+    /// The message.
+    pub message: T,
+    /// The descriptors.
+    pub descriptors: Vec<OwnedFd>,
+    /// The process that sent it, if the kernel was [told](Channel::ask_for_sender) to add it.
+    pub sender: Option<Pid>,
 }
 
 /// One end of the connection between two processes. Sending and receiving never block.
@@ -116,8 +129,17 @@ impl Channel {
     /// A [`ChannelError`]. After [`ChannelError::Invalid`] and [`ChannelError::TooLong`], the
     /// message is lost, and its descriptors are closed.
     pub fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
+        Ok(self.receive_from()?.map(|received| (received.message, received.descriptors)))
+    }
+
+    /// Receives a message as [`receive`](Self::receive), and the process that sent it.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn receive_from<T: DeserializeOwned>(&self) -> Result<Option<Received<T>>, ChannelError> {
         let mut bytes = vec![0; MAX_MESSAGE];
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut space =
+            [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         let received = loop {
@@ -129,10 +151,12 @@ impl Channel {
                 Err(error) => return Err(error.into()),
             }
         };
-        let mut descriptors = Vec::new();
+        let (mut descriptors, mut sender) = (Vec::new(), None);
         for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                descriptors.extend(rights);
+            match message {
+                RecvAncillaryMessage::ScmRights(rights) => descriptors.extend(rights),
+                RecvAncillaryMessage::ScmCredentials(credentials) => sender = Some(credentials.pid),
+                _ => {}
             }
         }
         if received.bytes == 0 {
@@ -142,7 +166,16 @@ impl Channel {
             return Err(ChannelError::TooLong);
         }
         let message = serde_json::from_slice(&bytes[..received.bytes]);
-        message.map(|message| Some((message, descriptors))).map_err(ChannelError::Invalid)
+        let received = message.map(|message| Some(Received { message, descriptors, sender }));
+        received.map_err(ChannelError::Invalid)
+    }
+
+    /// Lets the kernel name the sender of each message that arrives from now on.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn ask_for_sender(&self) -> io::Result<()> {
+        Ok(set_socket_passcred(&self.0, true)?)
     }
 }
 

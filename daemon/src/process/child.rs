@@ -2,16 +2,19 @@
 
 use super::channel::{Channel, ChannelError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::socket_peercred;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::io::retry_on_intr;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 
 /// The program and arguments of a process.
 #[derive(Debug, Clone)]
@@ -30,6 +33,31 @@ impl Program {
         let args = args.into_iter().map(Into::into).collect();
         Self { path: "/proc/self/exe".into(), args }
     }
+
+    /// Returns this program with another argument at the end.
+    #[must_use]
+    pub fn with_command(&self, command: &str) -> Self {
+        let args = self.args.iter().cloned().chain([command.into()]).collect();
+        Self { path: self.path.clone(), args }
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// With this exit code.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit code {code}"),
+            Self::Killed(signal) => write!(f, "signal {signal}"),
+        }
+    }
 }
 
 /// A running process with a connection to it. Dropping this closes the connection and leaves the
@@ -39,17 +67,16 @@ pub struct Process {
     pid: Pid,
     pidfd: OwnedFd,
     channel: Channel,
-    /// It was started by this process, which reaps it.
-    child: Option<std::process::Child>,
 }
 
 impl Process {
     /// Starts a process, whose standard input is its end of the connection. It gets no other
-    /// descriptor, no environment but `RUST_LOG`, and `name` as its own.
+    /// descriptor, no environment but `RUST_LOG`, and `name` as its own. An isolated one is alone in
+    /// a PID namespace, if that is permitted.
     ///
     /// # Errors
     /// The system's error.
-    pub fn spawn(program: &Program, name: &str) -> io::Result<Self> {
+    pub fn spawn(program: &Program, name: &str, isolated: bool) -> io::Result<Self> {
         let (channel, other) = Channel::pair()?;
         let mut command = Command::new(&program.path);
         command.arg0(name).args(&program.args).env_clear().current_dir("/");
@@ -60,13 +87,20 @@ impl Process {
         // in order.
         command.process_group(0);
         command.stdin(other.into_socket()).stdout(Stdio::null()).stderr(Stdio::inherit());
-        let mut child = command.spawn()?;
+        let mut child = if isolated {
+            // What became of the namespace is part of the confinement that the process reports.
+            pvio_confinement::spawn(&mut command)?.0
+        } else {
+            command.spawn()?
+        };
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let opened = pid.ok_or(io::ErrorKind::InvalidData.into()).and_then(|pid| {
             pidfd_open(pid, PidfdFlags::empty()).map(|fd| (pid, fd)).map_err(io::Error::from)
         });
         match opened {
-            Ok((pid, pidfd)) => Ok(Self { pid, pidfd, channel, child: Some(child) }),
+            // It is reaped by its descriptor, as one that this process started before it executed
+            // another version of itself.
+            Ok((pid, pidfd)) => Ok(Self { pid, pidfd, channel }),
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -75,14 +109,13 @@ impl Process {
         }
     }
 
-    /// Uses a process at the other end of a connection, which an earlier supervisor started.
+    /// Uses a process that an earlier supervisor started, at the other end of a connection.
     ///
     /// # Errors
     /// The system's error; the process may have ended.
-    pub fn at(channel: Channel) -> io::Result<Self> {
-        let pid = socket_peercred(&channel)?.pid;
+    pub fn found(pid: Pid, channel: Channel) -> io::Result<Self> {
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-        Ok(Self { pid, pidfd, channel, child: None })
+        Ok(Self { pid, pidfd, channel })
     }
 
     /// Returns its number.
@@ -136,14 +169,24 @@ impl Process {
         matches!(poll(&mut fds, Some(&now)), Ok(1..))
     }
 
-    /// Waits until it has ended, and returns its status if this process started it.
-    pub fn wait(&mut self) -> Option<ExitStatus> {
-        if let Some(child) = &mut self.child {
-            return child.wait().ok();
+    /// Waits until it has ended, and reaps it. Returns how it ended, if it is a child of this
+    /// process.
+    pub fn wait(&self) -> Option<End> {
+        let options = WaitIdOptions::EXITED;
+        match retry_on_intr(|| waitid(WaitId::PidFd(self.pidfd.as_fd()), options)) {
+            Ok(status) => {
+                status.map(|status| match (status.exit_status(), status.terminating_signal()) {
+                    (Some(code), _) => End::Exited(code),
+                    (None, signal) => End::Killed(signal.unwrap_or_default()),
+                })
+            }
+            // It is not a child.
+            Err(_) => {
+                let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+                while !matches!(poll(&mut fds, None), Ok(1..)) {}
+                None
+            }
         }
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        while !matches!(poll(&mut fds, None), Ok(1..)) {}
-        None
     }
 
     /// Returns the descriptors that become readable when there is a message, or the process ends.
@@ -182,13 +225,13 @@ mod tests {
 
     fn shell(script: &str) -> Process {
         let args = ["-c", script].map(OsString::from).into();
-        Process::spawn(&Program { path: "/bin/sh".into(), args }, "sh").unwrap()
+        Process::spawn(&Program { path: "/bin/sh".into(), args }, "sh", false).unwrap()
     }
 
     #[test]
     fn end_of_process_is_seen_and_its_status_returned() {
-        let mut process = shell("exit 3");
-        assert_eq!(process.wait().and_then(|status| status.code()), Some(3));
+        let process = shell("exit 3");
+        assert_eq!(process.wait(), Some(End::Exited(3)));
         assert!(process.has_ended());
         let received = process.wait_message::<String>(Duration::from_secs(5));
         assert!(matches!(received, Err(ChannelError::Closed)), "{received:?}");
@@ -196,19 +239,20 @@ mod tests {
 
     #[test]
     fn killed_process_closes_its_connection() {
-        let mut process = shell("exec sleep 100");
+        let process = shell("exec sleep 100");
         assert!(!process.has_ended());
         process.kill();
         let received = process.wait_message::<String>(Duration::from_secs(5));
         assert!(matches!(received, Err(ChannelError::Closed)), "{received:?}");
-        assert!(process.wait().is_some_and(|status| !status.success()));
+        assert_eq!(process.wait(), Some(End::Killed(9)));
+        assert_eq!(process.wait(), None, "it is reaped");
     }
 
     #[test]
     fn process_gets_no_environment() {
-        let mut process = shell(
+        let process = shell(
             "[ \"$(env | grep -vc -e ^PWD= -e ^_= -e ^SHLVL= -e ^RUST_LOG= -e ^OLDPWD=)\" = 0 ]",
         );
-        assert_eq!(process.wait().and_then(|status| status.code()), Some(0));
+        assert_eq!(process.wait(), Some(End::Exited(0)));
     }
 }

@@ -1,7 +1,9 @@
 //! What the supervisor and a device process tell each other.
 
+use pvio_confinement::Applied;
+use pvio_storage::image::HandedRecord;
+use pvio_xenbus::driver::Fault;
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
 
 /// The version of the messages. A device process of another version is not adopted by a supervisor:
 /// it is replaced.
@@ -21,7 +23,7 @@ pub enum Start {
 }
 
 /// The purpose of a descriptor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Descriptor {
     /// A part of the platform (gntdev, evtchn); several, in their order.
     Platform,
@@ -33,8 +35,10 @@ pub enum Descriptor {
     Listen,
     /// The memory of the counters.
     Counters,
-    /// A file of the image, or the connection to its server; several, in their order.
-    Image,
+    /// A file of the image, or the connection to its server.
+    Image(HandedRecord),
+    /// The file of the disk's trace.
+    Trace,
     /// A queue of the link; several, in their order.
     Link,
 }
@@ -63,27 +67,14 @@ pub enum FromDevice<I> {
         /// [`ToDevice::Serve`].
         session: Option<Box<I>>,
     },
-    /// The layers of its confinement, applied and missing, in words.
-    Confined(String),
+    /// The layers of its confinement.
+    Confined(Applied),
     /// The session is being served.
     Ready,
     /// The session has ended.
-    Fault(RemoteFault),
+    Fault(Fault),
     /// A flush has failed.
     FlushFailed,
-    /// The image's size in bytes.
-    Size(u64),
     /// A connection to the image's server is needed again.
     Redial,
-}
-
-/// A fault in another process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RemoteFault {
-    /// A short stable code.
-    pub code: Cow<'static, str>,
-    /// What failed and why.
-    pub text: String,
-    /// What the operator can do next.
-    pub remedy: Option<String>,
 }

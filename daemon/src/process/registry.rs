@@ -67,7 +67,12 @@ impl Registry {
         let socket = seqpacket()?;
         let name = self.0.by_descriptor(&format!("{device}{SUFFIX}"));
         match connect(&socket, &SocketAddrUnix::new(name)?) {
-            Ok(()) => Ok(Some(Channel::new(socket))),
+            Ok(()) => {
+                let channel = Channel::new(socket);
+                // Whoever created the listening socket is known; the process that accepts is not.
+                channel.ask_for_sender()?;
+                Ok(Some(channel))
+            }
             // A process that does not accept connections is of no use to its supervisor.
             Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN) => Ok(None),
             Err(error) => Err(error.into()),
@@ -129,8 +134,10 @@ mod tests {
         assert!(accept(&socket).unwrap().is_none());
         let found = registry.processes().unwrap();
         let accepted = accept(&socket).unwrap().unwrap();
-        found["vbd-1-51712"].send(&"hello", &[]).unwrap();
-        assert_eq!(accepted.receive::<String>().unwrap().unwrap().0, "hello");
+        accepted.send(&"hello", &[]).unwrap();
+        let received = found["vbd-1-51712"].receive_from::<String>().unwrap().unwrap();
+        let sender = Some(rustix::process::getpid());
+        assert_eq!((&*received.message, received.sender), ("hello", sender));
     }
 
     #[test]

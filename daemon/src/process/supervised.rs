@@ -2,16 +2,18 @@
 
 use super::channel::ChannelError;
 use super::child::{Process, Program};
+use super::confine::Confinement;
+use super::faults::reported;
+use super::found::FoundProcesses;
 use super::hub::{Hub, HubWatch};
-use super::messages::{Descriptor, FromDevice, RemoteFault, Start, ToDevice};
+use super::messages::{Descriptor, FromDevice, Start, ToDevice};
 use super::registry::Registry;
 use pvio_recordfile::RecordDir;
 use pvio_ring::error::Report;
-use pvio_runtime::{Notify, Task};
+use pvio_runtime::{BucketRate, Notify, Task, TokenBucket};
 use pvio_xenbus::driver::Fault;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -20,6 +22,8 @@ use std::time::{Duration, Instant};
 
 /// Maximum number of messages that are read in one step.
 const MAX_MESSAGES: usize = 64;
+/// Number of descriptors in a message: their purposes have paths, which can be long.
+pub(super) const AT_ONCE: usize = 8;
 /// How long the kernel may take to finish the I/O of a dead process. Its disk drivers time a command
 /// out after 30 s.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -27,12 +31,15 @@ const FENCE_TIMEOUT: Duration = Duration::from_secs(90);
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a process may take to complete the requests in flight.
 const STOP_TIMEOUT: Duration = Duration::from_secs(35);
-/// A process that served at least for this time is replaced without delay.
-const HEALTHY: Duration = Duration::from_millis(200);
-/// Longest delay before a process is replaced.
+/// Delays before a process is replaced that did not serve: the first, and the longest.
+const FIRST_DELAY: Duration = Duration::from_millis(5);
 const MAX_DELAY: Duration = Duration::from_secs(5);
-/// Maximum number of processes in a row that die before [`HEALTHY`].
-const MAX_DEATHS: u32 = 12;
+/// Maximum number of processes in a row that die before they serve.
+const MAX_EARLY: u32 = 8;
+/// Maximum number of processes that die at once after they have served, and the interval at which
+/// another one may.
+const MAX_DEATHS: u64 = 60;
+const DEATH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the processes of all devices are started with.
 #[derive(Debug, Clone)]
@@ -41,10 +48,16 @@ pub struct Environment {
     pub hub: Hub,
     /// Their sockets.
     pub registry: Registry,
-    /// The program of new processes.
+    /// The program of new processes, to which the command of a kind of process is added.
     pub program: Program,
+    /// The name of the platform in the commands of device processes.
+    pub platform: &'static str,
     /// In-flight records and fences; without them, a process that dies ends its session.
     pub records: Option<RecordDir>,
+    /// The confinement of the processes.
+    pub confinement: Confinement,
+    /// The processes of an earlier supervisor that were not claimed yet, by device.
+    pub found: FoundProcesses,
 }
 
 /// The descriptors and the message with which a session starts.
@@ -57,12 +70,26 @@ pub struct Launch<S> {
 
 /// The part of a session that depends on the class of the device.
 pub trait Session: Send + Sync + 'static {
+    /// The hidden command that runs its process, after the name of the platform.
+    const COMMAND: &str;
     /// The message with which it starts.
     type Serve: Serialize;
     /// A change of its settings.
     type Change: Serialize;
     /// What identifies it to another supervisor.
     type Identity: DeserializeOwned;
+
+    /// Returns the name of the device's fence, if it does I/O that may outlive its process.
+    fn fence(&self) -> Option<String>;
+
+    /// Returns whether the session can go on in another process.
+    fn survives(&self) -> bool;
+
+    /// Returns all settings that can change, as they are.
+    fn settings(&self) -> Vec<Self::Change>;
+
+    /// Returns the settings that have changed since the last call.
+    fn changed(&self) -> Vec<Self::Change>;
 
     /// Returns what a process needs. Blocks; called on a separate thread, after all I/O of an
     /// earlier process has ended. `fence` is held by the process as long as it does I/O.
@@ -97,24 +124,40 @@ enum Stage {
 struct Running {
     process: Process,
     ready: bool,
-    /// When it must be ready, and since when it is.
     since: Instant,
     _watches: [HubWatch; 2],
 }
 
-/// Deaths in a row, and the delay that they cause.
-#[derive(Debug, Default)]
-struct Deaths(u32);
+/// The processes that died, and the delay that they cause.
+#[derive(Debug)]
+struct Deaths {
+    /// Those in a row that died before they served.
+    early: u32,
+    /// Those that had served, over time.
+    served: TokenBucket,
+    since: Instant,
+}
 
 impl Deaths {
-    /// Returns the delay before the next process; `None` if there have been too many.
-    fn next(&mut self, served: Duration) -> Option<Duration> {
-        self.0 = if served >= HEALTHY { 0 } else { self.0 + 1 };
-        let delay =
-            |deaths: u32| Duration::from_millis(5).saturating_mul(1 << deaths).min(MAX_DELAY);
-        match self.0 {
-            0 | 1 => Some(Duration::ZERO),
-            deaths if deaths <= MAX_DEATHS => Some(delay(deaths)),
+    fn new() -> Self {
+        Self { early: 0, served: TokenBucket::new(), since: Instant::now() }
+    }
+
+    /// Returns the delay before the next process; `None` if there have been too many. A request
+    /// that kills each process that takes it is answered with an error after the second one, so
+    /// that the deaths that it causes end.
+    fn next(&mut self, had_served: bool) -> Option<Duration> {
+        if had_served {
+            self.early = 0;
+            let rate = BucketRate::per_interval(1, DEATH_INTERVAL, MAX_DEATHS);
+            let admitted = self.served.try_take(rate, 1, self.since.elapsed());
+            return admitted.then_some(Duration::ZERO);
+        }
+        self.early += 1;
+        let delay = FIRST_DELAY.saturating_mul(1 << self.early.min(MAX_EARLY)).min(MAX_DELAY);
+        match self.early {
+            1 => Some(Duration::ZERO),
+            early if early <= MAX_EARLY => Some(delay),
             _ => None,
         }
     }
@@ -137,7 +180,7 @@ impl<S: Session> Supervised<S> {
         Ok(supervised)
     }
 
-    /// Continues the session of a process that an earlier supervisor started.
+    /// Continues the session in the process that serves it, which an earlier supervisor started.
     ///
     /// # Errors
     /// A [`Fault`] if the system lacks a resource.
@@ -149,7 +192,9 @@ impl<S: Session> Supervised<S> {
         wake: Notify,
     ) -> Result<Self, Fault> {
         let mut supervised = Self::new(device, environment, session, wake);
-        supervised.run(process, true)?;
+        let running = Running { ready: true, ..supervised.watched(process)? };
+        supervised.stage = Stage::Running(running);
+        supervised.tell_settings(&supervised.session.settings());
         Ok(supervised)
     }
 
@@ -160,7 +205,7 @@ impl<S: Session> Supervised<S> {
             session,
             wake,
             stage: Stage::Ended,
-            deaths: Deaths::default(),
+            deaths: Deaths::new(),
             replaced: 0,
         }
     }
@@ -199,13 +244,22 @@ impl<S: Session> Supervised<S> {
                     self.stage = Stage::Ended;
                     let failed = |e| Fault::new("device-process", format!("{e}"));
                     let process = started.map_err(failed).flatten()?;
-                    self.run(process, false)?;
+                    self.stage = Stage::Running(self.watched(process)?);
+                    // They may have changed since they were read for its start.
+                    self.tell_settings(&self.session.settings());
                     self.poll(on)
                 }
             },
-            Stage::Running(_) => self.poll_running(on),
+            Stage::Running(_) => {
+                self.tell_settings(&self.session.changed());
+                self.poll_running(on)
+            }
             Stage::Stopping(..) | Stage::Ended => Ok(Poll::Pending),
         }
+    }
+
+    fn tell_settings(&self, settings: &[S::Change]) {
+        settings.iter().for_each(|change| self.change(change));
     }
 
     fn poll_running(&mut self, on: &mut dyn FnMut(Message<S>)) -> Result<Poll<()>, Fault> {
@@ -221,11 +275,9 @@ impl<S: Session> Supervised<S> {
             match running.process.receive::<Message<S>>() {
                 Ok(None) if running.process.has_ended() => break Some(None),
                 Ok(None) => break None,
-                Ok(Some((FromDevice::Ready, _))) => {
-                    (running.ready, running.since) = (true, Instant::now());
-                }
+                Ok(Some((FromDevice::Ready, _))) => running.ready = true,
                 Ok(Some((FromDevice::Fault(fault), _))) => {
-                    let fault = local(fault);
+                    let fault = reported(fault);
                     self.end();
                     return Err(fault);
                 }
@@ -246,7 +298,7 @@ impl<S: Session> Supervised<S> {
 
     /// Starts a successor of a process that has died or that violates the protocol.
     fn replace_dead(&mut self, error: Option<ChannelError>) -> Result<(), Fault> {
-        let Stage::Running(mut running) = std::mem::replace(&mut self.stage, Stage::Ended) else {
+        let Stage::Running(running) = std::mem::replace(&mut self.stage, Stage::Ended) else {
             return Ok(());
         };
         running.process.kill();
@@ -255,9 +307,8 @@ impl<S: Session> Supervised<S> {
         let device = self.device.as_str();
         let error = error.filter(|error| !matches!(error, ChannelError::Closed));
         let error = error.map(|error| Report(&error).to_string());
-        let served = if running.ready { running.since.elapsed() } else { Duration::ZERO };
-        let Some(delay) = self.deaths.next(served).filter(|_| self.environment.records.is_some())
-        else {
+        let survives = self.environment.records.is_some() && self.session.survives();
+        let Some(delay) = self.deaths.next(running.ready).filter(|_| survives) else {
             let text = format!("the device process ended unexpectedly ({how})");
             let remedy = "see the log for the reason, and report it: this is a fault of pvio";
             return Err(Fault::new("device-process", text).with_remedy(remedy));
@@ -287,23 +338,21 @@ impl<S: Session> Supervised<S> {
         Ok(())
     }
 
-    fn run(&mut self, process: Process, ready: bool) -> Result<(), Fault> {
+    fn watched(&self, process: Process) -> Result<Running, Fault> {
         let watch = |fd| self.environment.hub.watch(fd, Arc::clone(&self.wake));
         let [channel, end] = process.events();
         let watches = watch(channel).and_then(|one| Ok([one, watch(end)?]));
         let watches = watches.map_err(|e| process_fault(&e))?;
-        let running = Running { process, ready, since: Instant::now(), _watches: watches };
-        self.stage = Stage::Running(running);
-        Ok(())
+        Ok(Running { process, ready: false, since: Instant::now(), _watches: watches })
     }
 
-    /// Tells the process about a change of the settings that [`Session::launch`] returns from now
-    /// on. A process that does not read its messages is replaced.
-    pub fn change(&mut self, change: S::Change) {
+    /// Tells the process about a change of the settings. One that does not read its messages is
+    /// killed, and replaced.
+    fn change(&self, change: &S::Change) {
         let Stage::Running(running) = &self.stage else { return };
-        let change = ToDevice::<S::Serve, S::Change>::Change(change);
-        if let Err(error) = running.process.send(&change, &[]) {
-            tracing::warn!(device = self.device, error = %Report(&error), "the device process cannot be told about a change");
+        if let Err(error) = running.process.send(&ToDevice::<&S::Serve, _>::Change(change), &[]) {
+            let (device, error) = (&self.device, Report(&error).to_string());
+            tracing::warn!(device, error, "the device process cannot be told about a change");
             running.process.kill();
         }
     }
@@ -317,8 +366,11 @@ impl<S: Session> Supervised<S> {
                     self.stage = Stage::Starting(task);
                     return Poll::Pending;
                 }
-                Poll::Ready(Ok(Ok(process))) => match self.run(process, false) {
-                    Ok(()) => return self.stop(),
+                Poll::Ready(Ok(Ok(process))) => match self.watched(process) {
+                    Ok(running) => {
+                        self.stage = Stage::Running(running);
+                        return self.stop();
+                    }
                     Err(fault) => {
                         tracing::warn!(device = self.device, %fault, "a process cannot be stopped")
                     }
@@ -332,7 +384,7 @@ impl<S: Session> Supervised<S> {
                 self.stage = Stage::Stopping(running, Instant::now() + STOP_TIMEOUT);
                 return self.stop();
             }
-            Stage::Stopping(mut running, until) => {
+            Stage::Stopping(running, until) => {
                 if running.process.has_ended() {
                     running.process.wait();
                 } else {
@@ -351,7 +403,7 @@ impl<S: Session> Supervised<S> {
 
     /// Ends the process at once.
     fn end(&mut self) {
-        if let Stage::Running(mut running) = std::mem::replace(&mut self.stage, Stage::Ended) {
+        if let Stage::Running(running) = std::mem::replace(&mut self.stage, Stage::Ended) {
             running.process.kill();
             running.process.wait();
         }
@@ -370,15 +422,16 @@ fn launch<S: Session>(
     session: &S,
     start: Start,
 ) -> Result<Process, Fault> {
-    let fence = match &environment.records {
-        Some(records) => Some(pass_fence(records, device)?),
-        None => None,
+    let fence = match (&environment.records, session.fence()) {
+        (Some(records), Some(name)) => Some(pass_fence(records, &name)?),
+        _ => None,
     };
     let listen = environment.registry.listen(device).map_err(|e| process_fault(&e))?;
     let Launch { mut descriptors, serve } = session.launch(start, fence)?;
     descriptors.push((Descriptor::Listen, listen));
     let name = format!("pvio: {device}");
-    let process = Process::spawn(&environment.program, &name).map_err(|e| process_fault(&e))?;
+    let program = environment.program.with_command(environment.platform).with_command(S::COMMAND);
+    let process = Process::spawn(&program, &name, true).map_err(|e| process_fault(&e))?;
     let sent = send_all::<S>(&process, &descriptors, serve);
     sent.map_err(|e| {
         Fault::new("device-process", format!("it cannot be started: {}", Report(&e)))
@@ -393,22 +446,23 @@ fn send_all<S: Session>(
     descriptors: &[(Descriptor, OwnedFd)],
     serve: S::Serve,
 ) -> Result<(), ChannelError> {
-    for part in descriptors.chunks(super::channel::MAX_DESCRIPTORS) {
-        let (purposes, all): (Vec<_>, Vec<_>) = part.iter().map(|(p, fd)| (*p, fd.as_fd())).unzip();
+    for part in descriptors.chunks(AT_ONCE) {
+        let (purposes, all): (Vec<_>, Vec<_>) =
+            part.iter().map(|(purpose, fd)| (purpose.clone(), fd.as_fd())).unzip();
         process.send(&ToDevice::<S::Serve, S::Change>::Descriptors(purposes), &all)?;
     }
     process.send(&ToDevice::<S::Serve, S::Change>::Serve(Box::new(serve)), &[])
 }
 
 /// Waits until the I/O of earlier processes has ended, and returns the next fence.
-fn pass_fence(records: &RecordDir, device: &str) -> Result<OwnedFd, Fault> {
+fn pass_fence(records: &RecordDir, name: &str) -> Result<OwnedFd, Fault> {
     let failed = |e: io::Error| {
         let text = format!("the I/O of an earlier process has not ended: {e}");
         let remedy =
             "check whether the storage responds, then detach the device and attach it again";
         Fault::new("image-fence", text).with_remedy(remedy)
     };
-    let fence = records.fence(&format!("{device}.fence")).map_err(failed)?;
+    let fence = records.fence(name).map_err(failed)?;
     if !fence.wait(FENCE_TIMEOUT).map_err(failed)? {
         return Err(failed(io::ErrorKind::TimedOut.into()));
     }
@@ -419,12 +473,3 @@ fn process_fault(error: &io::Error) -> Fault {
     let text = format!("the device process cannot be started: {error}");
     Fault::new("device-process", text)
 }
-
-/// Returns a fault of another process as one of this process.
-fn local(fault: RemoteFault) -> Fault {
-    let _ = fault;
-    Fault::new("device-process", fault.text)
-}
-
-#[allow(unused)]
-type Inbox<S> = VecDeque<Message<S>>;

@@ -7,6 +7,7 @@ use clap::Args;
 use pvio_daemon::control::Control;
 use pvio_daemon::driver::{self, Options};
 use pvio_daemon::failure::Failure;
+use pvio_daemon::isolation::IsolationArgs;
 use pvio_daemon::nics::NicArgs;
 use pvio_daemon::served::Served;
 use pvio_daemon::stop::{Stop, Wakeup};
@@ -24,6 +25,9 @@ pub struct DriverArgs {
     #[command(flatten)]
     /// Options of NICs.
     pub nics: NicArgs,
+    #[command(flatten)]
+    /// Processes of the devices.
+    pub isolation: IsolationArgs,
 }
 
 /// Runs the driver domain.
@@ -37,9 +41,19 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let host = args.host_ip.map(|ip| (ip.address, ip.prefix));
     let nic_settings = args.nics.settings()?.into();
     let kinds = vec![BackendKind::Vbd, BackendKind::PvioVbd, BackendKind::Vif];
-    let records = Some(driver::records(&args.join.state_dir.join(home::RECORDS))?);
-    let options =
-        Options { host, kinds, records, resume: true, nic_settings, ..Options::default() };
+    let records = driver::records(&args.join.state_dir.join(home::RECORDS))?;
+    let registry = args.join.state_dir.join(home::DEVICES);
+    let isolation = args.isolation.isolation(&registry, "hosted", &records)?;
+    let records = Some(records);
+    let options = Options {
+        host,
+        kinds,
+        records,
+        resume: true,
+        nic_settings,
+        isolation,
+        ..Options::default()
+    };
     let served = Served::default();
     let _control = Control::listen(&args.join.state_dir, &served)?;
     let mut xs = domain.xenstore().map_err(Failure::of)?;

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Name of the directory of in-flight records in a state directory.
 pub const RECORDS: &str = "inflight";
+/// Directory of the sockets of device processes.
+pub const DEVICES: &str = "devices";
 
 /// The state directory. A default one is removed when dropped, unless [`Home::preserve`] was called.
 #[derive(Debug)]
@@ -101,6 +103,7 @@ impl Sweep {
             ["driver.log", "guest.log", "check.log", "demo.img"].into_iter().for_each(remove);
             // Only the driver domain writes there.
             let _ = std::fs::remove_dir_all(self.dir.by_descriptor(RECORDS));
+            let _ = std::fs::remove_dir_all(self.dir.by_descriptor(DEVICES));
             // Fails if there are other files in it.
             let _ = self.dir.remove_empty();
         }

@@ -25,6 +25,7 @@ use devices::{DiskConfig, NicConfig};
 use home::Home;
 use pvio_daemon::disks::HOSTED_DRIVER;
 use pvio_daemon::failure::Failure;
+use pvio_daemon::isolation::IsolationArgs;
 use pvio_daemon::signals;
 use pvio_grant_table::DomId;
 use pvio_hosted::{DomainConfig, DomainError, Hypervisor};
@@ -68,6 +69,8 @@ pub struct Plan {
     pub guest: (&'static str, Vec<OsString>),
     /// The guest's standard error is the terminal.
     pub guest_on_terminal: bool,
+    /// Where devices are served.
+    pub isolation: IsolationArgs,
 }
 
 /// An event that the machine handles.
@@ -286,7 +289,8 @@ impl Machine {
     }
 
     fn start_driver(&mut self, again: bool) -> Result<(), Failure> {
-        if again {
+        // While device processes serve, the domain and its backends stay as they are.
+        if again && !self.serves_devices() {
             self.plan.disk.wait_until_free(RELEASE_TIMEOUT);
             if let Some(nic) = &self.plan.nic {
                 nic.wait_until_free(RELEASE_TIMEOUT);
@@ -302,7 +306,7 @@ impl Machine {
                 .map_err(Failure::of)?;
             devices::wait_for_frontends(&mut self.xs, self.plan.nic.is_some(), RELEASE_TIMEOUT);
         }
-        let mut args: Vec<OsString> = Vec::new();
+        let mut args: Vec<OsString> = self.plan.isolation.args();
         if let Some((address, prefix)) = self.plan.nic.as_ref().and_then(|nic| nic.host) {
             args.extend(["--host-ip".into(), format!("{address}/{prefix}").into()]);
         }
@@ -313,6 +317,22 @@ impl Machine {
         }
         self.driver = Some(self.spawn(Role::Driver, "driver", &args, false)?);
         Ok(())
+    }
+
+    /// Returns whether processes of devices act for the driver domain, whose supervisor has ended.
+    fn serves_devices(&self) -> bool {
+        let by = Instant::now() + RELEASE_TIMEOUT;
+        loop {
+            let domains = self.hypervisor.domains();
+            match domains.iter().find(|domain| domain.id == DRIVER) {
+                None => return false,
+                // The hypervisor has not noticed the end of the supervisor yet.
+                Some(domain) if domain.pid.is_some() && Instant::now() < by => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Some(domain) => return domain.pid.is_none() && domain.devices > 0,
+            }
+        }
     }
 
     fn start_guest(&mut self) -> Result<(), Failure> {

@@ -3,12 +3,17 @@
 use crate::file::RecordFile;
 use core::sync::atomic::Ordering;
 use pvio_ring::shm::{Region, SharedMemory};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{
+    MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create,
+};
 use std::io;
 use std::os::fd::OwnedFd;
 
 /// Number of counters of a queue.
 const PER_QUEUE: usize = 128;
+
+/// Maximum number of queues of a device.
+const MAX_QUEUES: usize = 1024;
 
 /// Memory of the counters of a device's queues. It outlives the process that writes it, and its
 /// reader needs nothing from that process. A reader takes every value as it is: a process that was
@@ -48,6 +53,23 @@ impl CounterFile {
             return Err(io::ErrorKind::InvalidData.into());
         }
         Ok(Self { memory: RecordFile::map(file, len)? })
+    }
+
+    /// Maps memory that an earlier [`create`](Self::create) made, as its reader. It comes from the
+    /// process that writes it, which may have been taken over.
+    ///
+    /// # Errors
+    /// A system error; [`io::ErrorKind::InvalidData`] if it could be shortened.
+    pub fn read(file: OwnedFd) -> io::Result<(OwnedFd, Self)> {
+        let seals = fcntl_get_seals(&file)?;
+        let len = usize::try_from(rustix::fs::fstat(&file)?.st_size).unwrap_or_default();
+        let whole =
+            len > 0 && len.is_multiple_of(PER_QUEUE * 8) && len <= MAX_QUEUES * PER_QUEUE * 8;
+        if !seals.contains(SealFlags::SHRINK) || !whole {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let memory = RecordFile::map(file.try_clone()?, len)?;
+        Ok((file, Self { memory }))
     }
 
     /// Returns the number of queues.
@@ -90,6 +112,11 @@ mod tests {
     fn memory_cannot_be_shortened_by_its_writer() {
         let (file, _reader) = CounterFile::create(1).unwrap();
         assert!(ftruncate(&file, 0).is_err());
+        let again = CounterFile::read(file.try_clone().unwrap()).unwrap().1;
+        assert_eq!(again.queues(), 1);
         assert!(CounterFile::open(file, 2).is_err(), "it is shorter than two queues");
+        let unsealed = memfd_create("other", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&unsealed, 1024).unwrap();
+        assert!(CounterFile::read(unsealed).is_err());
     }
 }

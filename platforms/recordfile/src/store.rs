@@ -3,9 +3,13 @@
 use crate::dir::RecordDir;
 use crate::file::RecordFile;
 use pvio_ring::error::Remedy;
+use pvio_ring::shm::Region;
 use pvio_runtime::LogLimit;
 use std::borrow::Cow;
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// Provides the memory of a device's in-flight records. With a directory, another process can
@@ -42,14 +46,45 @@ impl RecordStore {
             None if resumed => return Err(RecordError::NotStored),
             None => RecordFile::private(len),
         };
-        record.map_err(|source| {
-            let device = device.to_owned();
-            if resumed && source.kind() == io::ErrorKind::NotFound {
-                RecordError::Missing { device, source }
-            } else {
-                RecordError::Io { device, source }
-            }
-        })
+        record.map_err(|source| failed(device, resumed, source))
+    }
+
+    /// As [`open`](Self::open), for the process that serves the session: the file is not mapped here.
+    ///
+    /// # Errors
+    /// A [`RecordError`]; without a directory, no other process can have the record.
+    pub fn open_unmapped(
+        &self,
+        device: &str,
+        len: usize,
+        resumed: bool,
+    ) -> Result<OwnedFd, RecordError> {
+        let dir = self.dir.as_ref().ok_or(RecordError::NotStored)?;
+        let record = if resumed {
+            dir.existing_unmapped(device, len)
+        } else {
+            dir.create_unmapped(device, len)
+        };
+        record.map_err(|source| failed(device, resumed, source))
+    }
+
+    /// Returns a copy of the record that an earlier process left, in private memory. The file may be
+    /// changed or shortened at any time by a process that was taken over, which a reader of the copy
+    /// does not notice.
+    ///
+    /// # Errors
+    /// A [`RecordError`].
+    pub fn copy(&self, device: &str, len: usize) -> Result<RecordFile, RecordError> {
+        let copy = || {
+            let mut bytes = vec![0; len];
+            let file = self.open_unmapped(device, len, true)?;
+            let io = |source| failed(device, true, source);
+            File::from(file).read_exact_at(&mut bytes, 0).map_err(io)?;
+            let memory = RecordFile::private(len).map_err(io)?;
+            memory.write_bytes(0, &bytes).ok_or_else(|| io(io::ErrorKind::InvalidData.into()))?;
+            Ok(memory)
+        };
+        copy()
     }
 
     /// Removes the record of a device's session, which has ended. A failure is logged and counted.
@@ -65,6 +100,15 @@ impl RecordStore {
     #[must_use]
     pub fn event(&self) -> (&'static str, Arc<LogLimit>) {
         ("records-left", Arc::clone(&self.left))
+    }
+}
+
+fn failed(device: &str, resumed: bool, source: io::Error) -> RecordError {
+    let device = device.to_owned();
+    if resumed && source.kind() == io::ErrorKind::NotFound {
+        RecordError::Missing { device, source }
+    } else {
+        RecordError::Io { device, source }
     }
 }
 

@@ -18,20 +18,25 @@ use std::time::Duration;
 /// timers add two jiffies, 20 ms at most.
 pub const UNMAPPING: Duration = Duration::from_secs(1);
 
-fn name(disk: &str) -> String {
+/// Returns the name of a disk's fence.
+#[must_use]
+pub fn fence_name(disk: &str) -> String {
     format!("{disk}.fence")
 }
 
 /// Waits until no I/O of an earlier process for the disk is in flight. Returns the descriptor that
-/// the next process waits for. Fails if that takes longer than `patience`. Nothing may be read or
-/// written before. Blocks, and is therefore called on a separate thread.
-pub(super) fn pass(
+/// the next process waits for. Nothing may be read or written before. Blocks, and is therefore called
+/// on a separate thread.
+///
+/// # Errors
+/// [`ImageError::Fence`], also if it takes longer than `patience`.
+pub fn pass_fence(
     records: &RecordDir,
     disk: &str,
     patience: Duration,
 ) -> Result<OwnedFd, ImageError> {
     let failed = |error: io::Error| ImageError::Fence { disk: disk.to_string(), error };
-    let fence = records.fence(&name(disk)).map_err(failed)?;
+    let fence = records.fence(&fence_name(disk)).map_err(failed)?;
     if !fence.is_passed().map_err(failed)? {
         tracing::info!(disk, "waiting for the I/O of an earlier process to end");
         if !fence.wait(patience).map_err(failed)? {
@@ -42,8 +47,8 @@ pub(super) fn pass(
 }
 
 /// Removes the fence of a disk that was detached.
-pub(super) fn remove(records: &RecordDir, disk: &str) {
-    if let Err(error) = records.fence(&name(disk)).and_then(|fence| fence.remove()) {
+pub fn remove_fence(records: &RecordDir, disk: &str) {
+    if let Err(error) = records.fence(&fence_name(disk)).and_then(|fence| fence.remove()) {
         tracing::warn!(disk, %error, "the fence cannot be removed");
     }
 }

@@ -23,7 +23,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// Timeouts of the steps of opening. The time of a step begins when the previous step ends, so that
 /// the error names the step that takes too long.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadlines {
+pub struct Deadlines {
     /// For the I/O of an earlier process to end. The kernel's disk drivers time a command out after
     /// 30 s.
     pub fence: Duration,
@@ -35,14 +35,31 @@ pub(super) struct Deadlines {
 
 impl Deadlines {
     /// Returns the timeouts of a disk, with this time to wait for an image that is in use.
+    #[must_use]
     pub const fn of(busy: Duration) -> Self {
         Self { fence: Duration::from_secs(90), busy, opening: Duration::from_secs(60) }
     }
 }
 
-/// A disk that is being opened. The thread ends soon after this is dropped.
-pub(super) struct Pending {
-    task: Task<Result<OpenDisk, Fault>>,
+/// The reason why a disk could not be opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OpenFailure {
+    /// What failed.
+    pub fault: Fault,
+    /// Whether its image is in use elsewhere: opening is retried.
+    pub busy: bool,
+}
+
+impl From<ImageError> for OpenFailure {
+    fn from(error: ImageError) -> Self {
+        let busy = matches!(error, ImageError::Busy(_));
+        Self { fault: Fault::of(error.code(), &error), busy }
+    }
+}
+
+/// A disk that is being opened, on a thread. The thread ends soon after this is dropped.
+pub struct OpeningTask<T> {
+    task: Task<Result<T, Fault>>,
     progress: Arc<Mutex<Progress>>,
     _wanted: Arc<()>,
 }
@@ -55,15 +72,18 @@ struct Progress {
     busy: Option<Fault>,
 }
 
-impl Pending {
+impl<T: Send + 'static> OpeningTask<T> {
     /// Starts a thread that waits for the fence and then calls `open`, repeatedly while that fails
     /// because the image is busy. `before`, the previously open disk, is closed first.
+    ///
+    /// # Errors
+    /// A [`Fault`] if the system has no thread.
     pub fn begin<F>(
         name: &str,
         deadlines: Deadlines,
-        before: Option<Arc<OpenDisk>>,
+        before: impl Send + 'static,
         fence: impl FnOnce() -> Result<F, ImageError> + Send + 'static,
-        open: impl Fn(&F) -> Result<OpenDisk, ImageError> + Send + 'static,
+        open: impl Fn(&F) -> Result<T, OpenFailure> + Send + 'static,
         wake: Notify,
     ) -> Result<Self, Fault> {
         let wanted = Arc::new(());
@@ -74,7 +94,7 @@ impl Pending {
         let (reported, busy_wake) = (Arc::clone(&progress), Arc::clone(&wake));
         let work = move || {
             drop(before);
-            let fence = fence().map_err(fault)?;
+            let fence = fence().map_err(|error| OpenFailure::from(error).fault)?;
             let busy_until = Instant::now() + deadlines.busy;
             lock(&reported).deadline = busy_until + deadlines.opening;
             let report = |busy| {
@@ -90,18 +110,22 @@ impl Pending {
     }
 
     /// Returns the reason why the disk is not open, if its image is in use elsewhere.
+    #[must_use]
     pub fn busy(&self) -> Option<Fault> {
         lock(&self.progress).busy.clone()
     }
 
     /// Returns the outcome, if there is one.
-    pub fn poll(&mut self) -> Poll<Result<OpenDisk, Fault>> {
+    pub fn poll(&mut self) -> Poll<Result<T, Fault>> {
         self.task.set_deadline(lock(&self.progress).deadline);
         self.task.poll().map(outcome)
     }
 
     /// Waits for the outcome.
-    pub fn wait(&mut self) -> Result<OpenDisk, Fault> {
+    ///
+    /// # Errors
+    /// The [`Fault`] of opening.
+    pub fn wait(&mut self) -> Result<T, Fault> {
         loop {
             let deadline = lock(&self.progress).deadline;
             self.task.set_deadline(deadline);
@@ -118,7 +142,7 @@ fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
     progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn outcome(opened: Result<Result<OpenDisk, Fault>, TaskError>) -> Result<OpenDisk, Fault> {
+fn outcome<T>(opened: Result<Result<T, Fault>, TaskError>) -> Result<T, Fault> {
     opened.unwrap_or_else(|error| {
         Err(match error {
             TaskError::Panicked => {
@@ -134,25 +158,19 @@ fn outcome(opened: Result<Result<OpenDisk, Fault>, TaskError>) -> Result<OpenDis
     })
 }
 
-fn fault(error: ImageError) -> Fault {
-    Fault::of(error.code(), &error)
-}
-
 /// Calls `open` until it succeeds or fails for another reason than that the image is in use.
-fn open_when_free(
-    open: impl Fn() -> Result<OpenDisk, ImageError>,
+fn open_when_free<T>(
+    open: impl Fn() -> Result<T, OpenFailure>,
     until: Instant,
     wanted: &Weak<()>,
     report: impl FnOnce(Fault),
-) -> Result<OpenDisk, Fault> {
+) -> Result<T, Fault> {
     let mut report = Some(report);
     loop {
-        let error = match open() {
+        let OpenFailure { fault, busy } = match open() {
             Ok(open) => return Ok(open),
-            Err(error) => error,
+            Err(failure) => failure,
         };
-        let busy = matches!(error, ImageError::Busy(_));
-        let fault = fault(error);
         if !busy || Instant::now() >= until || wanted.strong_count() == 0 {
             return Err(fault);
         }
@@ -197,16 +215,16 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(30);
 
-    fn memory() -> Result<OpenDisk, ImageError> {
+    fn memory() -> Result<OpenDisk, OpenFailure> {
         let disk: Disk = "ram:1M".parse().unwrap();
-        super::open(&disk, &Groups::default(), None, Arc::default(), "disk")
+        Ok(super::open(&disk, &Groups::default(), None, Arc::default(), "disk")?)
     }
 
     /// Returns a record directory with a fence that is held.
     fn held() -> (tempfile::TempDir, RecordDir, OwnedFd) {
         let dir = tempfile::tempdir().unwrap();
         let records = RecordDir::open(&dir.path().join("records")).unwrap();
-        let held = fence::pass(&records, "disk", LONG).unwrap();
+        let held = fence::pass_fence(&records, "disk", LONG).unwrap();
         (dir, records, held)
     }
 
@@ -216,9 +234,10 @@ mod tests {
         let (fence, opening) = (Duration::from_secs(2), Duration::from_millis(1500));
         // The image must not be in use at all, as with busy-timeout=0s.
         let deadlines = Deadlines { fence, busy: Duration::ZERO, opening };
-        let pass = move || fence::pass(&records, "disk", fence);
+        let pass = move || fence::pass_fence(&records, "disk", fence);
         let open = |_: &OwnedFd| panic!("image was opened before the fence was passed");
-        let pending = Pending::begin("disk", deadlines, None, pass, open, Arc::new(|| ()));
+        let pending =
+            OpeningTask::<OpenDisk>::begin("disk", deadlines, (), pass, open, Arc::new(|| ()));
         let fault = pending.unwrap().wait().err().unwrap();
         assert_eq!(fault.code, "image-fence");
     }
@@ -228,14 +247,15 @@ mod tests {
         let (_dir, records, held) = held();
         let busy = Duration::from_secs(2);
         let deadlines = Deadlines { fence: LONG, busy, opening: LONG };
-        let pass = move || fence::pass(&records, "disk", LONG);
+        let pass = move || fence::pass_fence(&records, "disk", LONG);
         let tries = AtomicU32::new(0);
         let open = move |_: &OwnedFd| match tries.fetch_add(1, Ordering::Relaxed) {
-            0 => Err(ImageError::Busy("disk".into())),
+            0 => Err(ImageError::Busy("disk".into()).into()),
             _ => memory(),
         };
         let mut pending =
-            Pending::begin("disk", deadlines, None, pass, open, Arc::new(|| ())).unwrap();
+            OpeningTask::<OpenDisk>::begin("disk", deadlines, (), pass, open, Arc::new(|| ()))
+                .unwrap();
         // Longer than the time for which an image may be in use.
         std::thread::sleep(busy + RETRY_INTERVAL);
         assert!(pending.poll().is_pending(), "the fence is held");

@@ -1,15 +1,18 @@
 //! Serves the queues of a session from an open disk, with one thread for each.
 
 use super::disk::OpenDisk;
-use crate::worker::{self, Worker};
+use crate::worker::{self, Publish, Worker};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::sync::Arc;
 use core::task::Poll;
+use pvio_blkback::Stats;
 use pvio_blkback::queue::{QueueFault, QueueParts};
 use pvio_blkback::session::QueueServer;
 use pvio_event_channel::BackendPlatform;
+use pvio_recordfile::CounterFile;
 use pvio_ring::shm::SharedMemory;
-use pvio_runtime::Notify;
+use pvio_runtime::{Gate, Notify};
 use pvio_xenbus::driver::Fault;
 use std::io;
 use std::os::fd::AsFd;
@@ -18,14 +21,30 @@ use std::os::fd::AsFd;
 pub struct ImageQueues {
     disk: Arc<OpenDisk>,
     wake: Notify,
+    gate: Gate,
+    counters: Option<CounterFile>,
+    /// Number of the next queue.
+    next: usize,
 }
 
 impl ImageQueues {
     /// Creates the server of a session's queues. `wake` is called, on any thread, when a queue is
     /// ready, has failed to start, or has ended.
     #[must_use]
-    pub const fn new(disk: Arc<OpenDisk>, wake: Notify) -> Self {
-        Self { disk, wake }
+    pub fn new(disk: Arc<OpenDisk>, wake: Notify) -> Self {
+        Self { disk, wake, gate: Gate::opened(), counters: None, next: 0 }
+    }
+
+    /// Lets the queues wait at a gate when they are ready.
+    #[must_use]
+    pub fn behind(self, gate: Gate) -> Self {
+        Self { gate, ..self }
+    }
+
+    /// Publishes the counters of each queue for another process, whenever its worker waits.
+    #[must_use]
+    pub fn publishing(self, counters: CounterFile) -> Self {
+        Self { counters: Some(counters), ..self }
     }
 
     /// Returns the disk.
@@ -44,7 +63,13 @@ where
 
     fn start(&mut self, name: &str, parts: QueueParts<P, P::Channel, R>) -> Result<Worker, Fault> {
         self.disk.restrain();
-        worker::spawn(name, parts, Arc::clone(self.disk.image()), Arc::clone(&self.wake))
+        let queue = self.next;
+        self.next += 1;
+        let publish = self.counters.clone().map(|counters| -> Publish {
+            Box::new(move |stats: &Stats| counters.publish(queue, stats.words()))
+        });
+        let (image, wake) = (Arc::clone(self.disk.image()), Arc::clone(&self.wake));
+        worker::spawn_held(name, parts, image, wake, self.gate.clone(), publish)
             .map_err(not_started)
     }
 

@@ -1,15 +1,15 @@
 //! Serves a vbd in this process: opens its image, and starts its sessions.
 
+use super::definition::{backed_by, change_live, definition, disk_name};
 use super::disk::OpenDisk;
 use super::groups::Groups;
-use super::opening::{self, BUSY, Deadlines, Pending};
+use super::opening::{self, BUSY, Deadlines, OpeningTask};
 use super::queues::ImageQueues;
 use super::{fence, fence::UNMAPPING};
 use crate::budgets::MappingBudgets;
 use crate::engine::Geometry;
 use crate::engine::offload::BudgetUsage;
-use crate::image::{Disk, DiskOptions, Format, Spec};
-use alloc::format;
+use crate::image::{Disk, DiskOptions};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -25,10 +25,8 @@ use pvio_recordfile::{RecordDir, RecordFile, RecordStore};
 use pvio_runtime::{LogLimit, Notify, Task};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::common::DeviceAddr;
-use pvio_xenbus::handshake::vbd::{Backing, Mode, ToolstackBack};
-use std::ffi::OsStr;
+use pvio_xenbus::handshake::vbd::ToolstackBack;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 
 /// Serves a vbd from the disk image that its `params` name, in this process.
 pub struct ImageServer<P> {
@@ -52,7 +50,7 @@ pub struct ImageServer<P> {
     /// The open disk, and the budget of cached mappings of its guest.
     open: Option<(Arc<OpenDisk>, Arc<MappingBudget>)>,
     /// The disk being opened, and its definition.
-    pending: Option<(Pending, Disk)>,
+    pending: Option<(OpeningTask<OpenDisk>, Disk)>,
     closing: Option<Task<()>>,
     /// Count of failures to determine the image's size.
     unsized_images: Arc<LogLimit>,
@@ -101,6 +99,11 @@ impl<P> ImageServer<P> {
         self
     }
 
+    /// Sets whether pages that an earlier process mapped for single requests may still be mapped.
+    pub fn set_mapped_before(&mut self, mapped: bool) {
+        self.mapped_before = mapped;
+    }
+
     /// Returns the rate-limited log events of the disk, by name.
     pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
         let mut events =
@@ -124,28 +127,10 @@ impl<P> ImageServer<P> {
         self.open.as_ref().map(|(_, budget)| budget)
     }
 
-    /// Parses the definition of a disk. Options in its own xenstore node take precedence over those
-    /// in its name, and these over the default options.
-    fn read(&self, told: &ToolstackBack) -> Result<Disk, Fault> {
-        let disk = match told.backing() {
-            _ if told.is_empty_drive() => Ok(Spec::Ram { bytes: 0 }.into()),
-            Backing::Own(text) => Disk::from_bytes(text),
-            Backing::Format(format, rest) => Disk::with_format(format, rest),
-        };
-        let mut disk = disk.map_err(|e| Fault::of(e.code(), &e))?;
-        let words = told.options.as_deref().unwrap_or_default();
-        let said = DiskOptions::from_bytes(words).map_err(|e| Fault::of("disk-options", &e))?;
-        disk.options = said.or(disk.options).or(self.usual.clone());
-        let options = &mut disk.options;
-        options.read_only = Some(told.mode == Mode::ReadOnly || options.read_only == Some(true));
-        options.direct = options.direct.or(Some(told.direct_io_safe));
-        Ok(disk)
-    }
-
     /// Starts to open a disk, after the previous one is closed.
-    fn begin(&mut self, told: &ToolstackBack) -> Result<(Pending, Disk), Fault> {
-        let disk = self.read(told)?;
-        let name = format!("vbd-{}-{}", told.frontend_id, told.dev.replace('/', "_"));
+    fn begin(&mut self, told: &ToolstackBack) -> Result<(OpeningTask<OpenDisk>, Disk), Fault> {
+        let disk = definition(told, &self.usual)?;
+        let name = disk_name(told);
         let busy = disk.options.busy_timeout.unwrap_or(BUSY);
         let (groups, named) = (self.groups.clone(), name.clone());
         let (device, opened) = (told.physical_device_path.clone(), disk.clone());
@@ -154,7 +139,7 @@ impl<P> ImageServer<P> {
         let mapped = self.mapped_before;
         let fence = move || {
             let fence =
-                records.map(|dir| fence::pass(&dir, &fenced, deadlines.fence)).transpose()?;
+                records.map(|dir| fence::pass_fence(&dir, &fenced, deadlines.fence)).transpose()?;
             if mapped {
                 // A frontend that finds a page still mapped after the response disables the disk
                 // (XSA-396).
@@ -166,10 +151,11 @@ impl<P> ImageServer<P> {
         let open = move |fence: &Option<OwnedFd>| {
             let disk = backed_by(opened.clone(), device.as_ref());
             opening::open(&disk, &groups, fence.as_ref(), Arc::clone(&unsized_images), &named)
+                .map_err(Into::into)
         };
         self.fenced = Some(name.clone());
         let (before, wake) = (self.open.take().map(|(open, _)| open), Arc::clone(&self.wake));
-        Ok((Pending::begin(&name, deadlines, before, fence, open, wake)?, disk))
+        Ok((OpeningTask::begin(&name, deadlines, before, fence, open, wake)?, disk))
     }
 
     fn opened(&mut self, told: &ToolstackBack, disk: Disk, open: OpenDisk) -> Geometry {
@@ -195,23 +181,11 @@ impl<P> ImageServer<P> {
     }
 }
 
-/// Returns the disk with its path replaced by the device that the toolstack's script created for
-/// it.
-fn backed_by(mut disk: Disk, device: Option<&Vec<u8>>) -> Disk {
-    if let (Some(device), Spec::File { format: Format::Raw, path, .. }) = (device, &disk.spec)
-        && !path.is_file()
-    {
-        // If the path is a file, the device is a loop device, which would only add overhead.
-        disk.spec = Spec::file(Format::Raw, OsStr::from_bytes(device));
-    }
-    disk
-}
-
 impl<P> Drop for ImageServer<P> {
     fn drop(&mut self) {
         self.open = None;
         if let (Some(records), Some(disk)) = (self.records.dir(), &self.fenced) {
-            fence::remove(records, disk);
+            fence::remove_fence(records, disk);
         }
     }
 }
@@ -220,7 +194,7 @@ impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> VbdServer for ImageServ
     type Session = Session<P, RecordFile, ImageQueues>;
 
     fn configure(&mut self, told: &ToolstackBack, usual: Config) -> Result<Config, Fault> {
-        let disk = self.read(told)?;
+        let disk = definition(told, &self.usual)?;
         let config = disk.options.config(usual);
         self.disk = Some(disk);
         Ok(config)
@@ -260,17 +234,10 @@ impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> VbdServer for ImageServ
     }
 
     fn refresh(&mut self, told: &ToolstackBack) -> Result<(), Fault> {
-        let disk = self.read(told)?;
+        let disk = definition(told, &self.usual)?;
         let Some((open, _)) = &self.open else { return Ok(()) };
         if let Some(before) = &mut self.disk {
-            if before.options.fixed() != disk.options.fixed() {
-                tracing::warn!(
-                    current = %before.options.fixed(),
-                    requested = %disk.options.fixed(),
-                    "some options take effect when the disk is attached again"
-                );
-            }
-            before.options = disk.options.live().or(before.options.fixed());
+            change_live(&mut before.options, &disk.options);
         }
         open.refresh(&disk.options);
         Ok(())

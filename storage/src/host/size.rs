@@ -14,7 +14,7 @@ use std::io::{self, Seek, SeekFrom};
 const UNKNOWN: u64 = u64::MAX;
 
 /// The size of one open image. Its thread ends after the lookup in progress when this is dropped.
-pub(super) struct ImageSize {
+pub struct ImageSize {
     shared: Arc<Shared>,
     /// `None` if the size cannot change.
     lookups: Option<Sender<Lookup>>,
@@ -35,6 +35,7 @@ struct Lookup {
 
 impl ImageSize {
     /// Creates the size of an image whose size cannot change.
+    #[must_use]
     pub fn fixed() -> Self {
         Self { shared: Arc::new(Shared::new(Arc::default())), lookups: None }
     }
@@ -55,6 +56,7 @@ impl ImageSize {
     }
 
     /// Returns the size found by the last lookup, in bytes.
+    #[must_use]
     pub fn bytes(&self) -> Option<u64> {
         Some(self.shared.bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes != UNKNOWN)
     }

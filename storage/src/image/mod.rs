@@ -203,7 +203,10 @@ impl Image {
         expected: &Geometry,
     ) -> Result<Self, ImageError> {
         let image = Self::open_as_from(disk, &files)?;
-        if image.geometry != *expected {
+        // A raw file or block device may have any size at any time.
+        let is_raw = matches!(disk.storage_spec(), Spec::File { format: Format::Raw, .. });
+        let sectors = if is_raw { image.geometry.sectors } else { expected.sectors };
+        if image.geometry != (Geometry { sectors, ..*expected }) {
             let path = disk.spec.path().unwrap_or(Path::new("")).into();
             return Err(ImageError::Changed { path, what: "its geometry is another one" });
         }

@@ -1,0 +1,192 @@
+//! The image helper: a process that finds out what a disk consists of.
+//!
+//! It gets the files that the operator names, opens those that their headers name, below the image
+//! roots, validates all of them, and returns the descriptors with a description. It parses images,
+//! so it has no rights beyond that, and lives for one disk.
+
+use super::channel::{Channel, ChannelError};
+use super::child::{Process, Program, wait_message};
+use super::confine::{Confined, Confinement};
+use super::faults::reported;
+use super::supervised::AT_ONCE;
+use crate::failure::Failure;
+use pvio_confinement::{ProcessKind, SystemCalls};
+use pvio_ring::error::Report;
+use pvio_storage::host::OpenFailure;
+use pvio_storage::image::{
+    Disk, DiskDescription, HandedFiles, HandedRecord, Resolved, image_roots, resolve,
+};
+use pvio_xenbus::driver::Fault;
+use serde::{Deserialize, Serialize};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// How long the helper may take. Storage that does not respond is also waited for by the opening of
+/// the disk, which has a deadline of its own.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The hidden command that runs the helper.
+pub const COMMAND: &str = "image-helper";
+
+/// What the helper is asked, after the records of its descriptors.
+#[derive(Debug, Serialize, Deserialize)]
+struct Request {
+    disk: Disk,
+    confined: Confined,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Message<T> {
+    /// The records of the descriptors beside this message.
+    Files(Vec<HandedRecord>),
+    /// Everything else.
+    Done(T),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    Resolved(DiskDescription),
+    Failed { fault: Fault, busy: bool },
+}
+
+/// Starts a helper and lets it find out what a disk consists of, beyond the files that were opened
+/// already. Blocks.
+///
+/// # Errors
+/// The image cannot be used, or the helper failed.
+pub fn resolve_confined(
+    program: &Program,
+    confinement: &Confinement,
+    disk: &Disk,
+    named: &HandedFiles,
+) -> Result<Resolved, OpenFailure> {
+    let roots = image_roots(disk, named)?;
+    let confined = confinement.of_helper(roots);
+    let process = Process::spawn(program, "pvio: image helper", false)
+        .map_err(|e| failed(format!("the image helper cannot be started: {e}")))?;
+    let asked = ask(&process, Request { disk: disk.clone(), confined }, named);
+    let answer = asked.map_err(|error| {
+        process.kill();
+        let end = process.wait().map_or_else(String::new, |end| format!(" ({end})"));
+        failed(format!("the image helper failed{end}: {}", Report(&error)))
+    })?;
+    process.kill();
+    process.wait();
+    match answer {
+        (Answer::Failed { fault, busy }, _) => Err(OpenFailure { fault: reported(fault), busy }),
+        (Answer::Resolved(mut description), files) => {
+            let (records, descriptors) = files.into_iter().unzip();
+            description.files = records;
+            Resolved::new(disk, description, descriptors)
+                .map_err(|e| failed(format!("the image helper's answer is invalid: {e}")))
+        }
+    }
+}
+
+fn failed(text: String) -> OpenFailure {
+    let fault = Fault::new("image-helper", text);
+    let remedy = "check the image with qemu-img check; if it is valid, report this";
+    OpenFailure { fault: fault.with_remedy(remedy), busy: false }
+}
+
+type Files = Vec<(HandedRecord, OwnedFd)>;
+
+fn ask(
+    process: &Process,
+    request: Request,
+    named: &HandedFiles,
+) -> Result<(Answer, Files), ChannelError> {
+    send(|message, fds| process.send(message, fds), named, request)?;
+    receive(|| process.wait_message(TIMEOUT))
+}
+
+/// Sends descriptors and what belongs to them.
+fn send<T: Serialize>(
+    send: impl Fn(&Message<T>, &[BorrowedFd<'_>]) -> Result<(), ChannelError>,
+    files: &HandedFiles,
+    last: T,
+) -> Result<(), ChannelError> {
+    let descriptors: Vec<BorrowedFd<'_>> = files.descriptors().collect();
+    let records = files.records();
+    for (records, descriptors) in records.chunks(AT_ONCE).zip(descriptors.chunks(AT_ONCE)) {
+        send(&Message::Files(records.to_vec()), descriptors)?;
+    }
+    send(&Message::Done(last), &[])
+}
+
+fn receive<T>(
+    receive: impl Fn() -> Result<(Message<T>, Vec<OwnedFd>), ChannelError>,
+) -> Result<(T, Files), ChannelError> {
+    let mut files = Files::new();
+    loop {
+        match receive()? {
+            (Message::Files(records), descriptors) => {
+                files.extend(records.into_iter().zip(descriptors))
+            }
+            (Message::Done(last), _) => return Ok((last, files)),
+        }
+    }
+}
+
+/// Runs the helper: answers one request.
+///
+/// # Errors
+/// The supervisor does not respond.
+pub fn run(channel: &Channel) -> Result<(), Failure> {
+    let (request, files) =
+        receive::<Request>(|| wait_message(channel, TIMEOUT)).map_err(Failure::foreign)?;
+    let Request { disk, confined } = request;
+    let mut applied = confined.layers.apply().map_err(Failure::foreign)?;
+    SystemCalls::of(ProcessKind::ImageHelper).install(confined.enforcement, &mut applied);
+    for (layer, missing) in applied.failed() {
+        let (reason, detail) = (missing.reason, &missing.detail);
+        tracing::debug!(%layer, ?reason, detail, "the image helper lacks a layer of its confinement");
+    }
+    let (records, descriptors) = files.into_iter().unzip();
+    let found = HandedFiles::new(records, descriptors).map_err(Failure::foreign)?;
+    let (files, answer) = match resolve(&disk, &found) {
+        Ok(resolved) => {
+            // The records travel with the descriptors.
+            let description = DiskDescription { files: Vec::new(), ..resolved.description() };
+            (resolved.files, Answer::Resolved(description))
+        }
+        Err(error) => {
+            let OpenFailure { fault, busy } = error.into();
+            (HandedFiles::default(), Answer::Failed { fault, busy })
+        }
+    };
+    send(|message, fds| channel.send(message, fds), &files, answer).map_err(Failure::foreign)?;
+    // The descriptors are in flight as long as the supervisor has not received them.
+    let _ = wait_message::<()>(channel, TIMEOUT);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_arrive_with_their_records_in_order() {
+        let (one, other) = Channel::pair().unwrap();
+        let pairs = (0..3 * AT_ONCE).map(|_| {
+            let (reader, _) = rustix::pipe::pipe().unwrap();
+            (HandedRecord::Scratch, reader)
+        });
+        let (records, descriptors): (Vec<_>, Vec<_>) = pairs.unzip();
+        let files = HandedFiles::new(records, descriptors).unwrap();
+        send(|message, fds| one.send(message, fds), &files, 7_u32).unwrap();
+        let (last, files) = receive::<u32>(|| wait_message(&other, TIMEOUT)).unwrap();
+        assert_eq!((last, files.len()), (7, 3 * AT_ONCE));
+    }
+
+    #[test]
+    fn helper_that_cannot_run_is_an_error_with_its_end() {
+        let program = Program { path: "/bin/false".into(), args: Vec::new() };
+        let disk: Disk = "ram:1M".parse().unwrap();
+        let named = HandedFiles::default();
+        let failure = resolve_confined(&program, &Confinement::default(), &disk, &named);
+        let OpenFailure { fault, busy } = failure.unwrap_err();
+        assert!(
+            (&*fault.code, busy) == ("image-helper", false) && fault.text.contains("exit code 1")
+        );
+    }
+}
