@@ -154,18 +154,24 @@ pub struct SimEngine<B> {
     submitted: Vec<Job<B>>,
     begun: Vec<Job<B>>,
     done: Vec<Completion<B>>,
-    /// Whether the queue was told of a failed flush in its last call.
-    told_failure: bool,
+    /// What a failed flush did not write, if the queue was told of it in its last call.
+    told_failure: Option<Vec<u64>>,
     flaw: Flaw,
 }
 
-/// Tag of an operation, whether it is a flush, its result, its buffers.
-type Completion<B> = (u32, bool, Result<(), EngineError>, Segments<B>);
+/// Completed operation.
+struct Completion<B> {
+    tag: u32,
+    result: Result<(), EngineError>,
+    segments: Segments<B>,
+    /// For a flush that failed: the sectors that were in the cache.
+    unwritten: Option<Vec<u64>>,
+}
 
 impl<B: SharedMemory> SimEngine<B> {
     pub fn new(medium: SharedMedium, flaw: Flaw) -> Self {
         let (submitted, begun, done) = (Vec::new(), Vec::new(), Vec::new());
-        Self { medium, flaw, submitted, begun, done, told_failure: false }
+        Self { medium, flaw, submitted, begun, done, told_failure: None }
     }
 
     /// Whether an operation could complete.
@@ -193,13 +199,18 @@ impl<B: SharedMemory> SimEngine<B> {
             _ => false,
         };
         let result = if forgotten { Ok(()) } else { perform(&mut medium, &job, failing) };
-        self.done.push((job.tag, job.io == Io::Flush, result, job.segments));
+        let unwritten = (job.io == Io::Flush && result.is_err()).then_some(job.dirty);
+        self.done.push(Completion { tag: job.tag, result, segments: job.segments, unwritten });
     }
 
     /// Records the failure of a flush of which the queue was told in an earlier call: it had the time
     /// to record the failure, too.
     fn note_failure(&mut self) {
-        self.medium.borrow_mut().flush_failed |= std::mem::take(&mut self.told_failure);
+        if let Some(unwritten) = self.told_failure.take() {
+            let mut medium = self.medium.borrow_mut();
+            medium.flush_failed = true;
+            medium.forget(&unwritten);
+        }
     }
 
     /// Kills the process: operations in flight are executed completely, partly, or not at all, and
@@ -258,11 +269,7 @@ fn perform<B: SharedMemory>(
         Io::Discard { sector, .. } | Io::WriteZeroes { sector, .. } => {
             (sector..sector + count).for_each(|s| medium.write(s, [0; SECTOR]));
         }
-        Io::Flush => {
-            let (written, other) = job.dirty.split_at(count as usize);
-            medium.write_back(written);
-            medium.forget(other);
-        }
+        Io::Flush => medium.write_back(&job.dirty[..count as usize]),
     }
     if failing { Err(EngineError::Os(5)) } else { Ok(()) }
 }
@@ -280,7 +287,6 @@ impl<B: SharedMemory> BlockEngine<B> for SimEngine<B> {
     }
 
     fn submit(&mut self, tag: u32, io: Io, segments: &mut Segments<B>) -> Result<(), Full> {
-        self.note_failure();
         let dirty = match io {
             Io::Flush => {
                 let medium = self.medium.borrow();
@@ -294,6 +300,7 @@ impl<B: SharedMemory> BlockEngine<B> for SimEngine<B> {
     }
 
     fn kick(&mut self) {
+        self.note_failure();
         self.begun.append(&mut self.submitted);
         // Sometimes an operation completes before the call returns.
         while self.is_busy() && self.medium.borrow_mut().chance.one_in(4) {
@@ -303,8 +310,8 @@ impl<B: SharedMemory> BlockEngine<B> for SimEngine<B> {
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
         self.note_failure();
-        for (tag, flush, result, mut segments) in self.done.drain(..) {
-            self.told_failure |= flush && result.is_err();
+        for Completion { tag, result, mut segments, unwritten } in self.done.drain(..) {
+            self.told_failure = unwritten.or(self.told_failure.take());
             done(tag, result, &mut segments);
         }
     }

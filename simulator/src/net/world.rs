@@ -65,7 +65,7 @@ impl Faults {
             close: coin(),
             often: sim.pick(&[1, 3, 10]),
             flaw: Flaw::None,
-            interrupts: sim.pick(&[0]),
+            interrupts: sim.pick(&[0, 0, 8, 32]),
             queues,
         }
     }

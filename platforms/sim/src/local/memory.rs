@@ -90,6 +90,11 @@ impl Granter for LocalDomain {
     }
 
     fn end_access(&self, gref: GrantRef) -> Result<(), Busy> {
+        // The pages of a dead domain belong to the hypervisor, and no code of the domain runs. What is
+        // left of it here must not keep them for ever.
+        if !self.is_alive() {
+            return Ok(());
+        }
         let memory = &self.state.memory;
         let mut inner = lock(&memory.inner);
         // Ending an inactive grant does nothing; the reference must not be freed twice.
