@@ -1,7 +1,7 @@
 //! The index pairs of a ring's two directions, in shared memory.
 
 use crate::indices::IndexMemory;
-use crate::shm::{IndexWord, RingMemory, SharedMemory, full_fence};
+use crate::shm::{IndexWord, RingMemory, SharedMemory};
 use core::sync::atomic::Ordering;
 
 /// The request direction of a ring in shared memory.
@@ -34,7 +34,7 @@ macro_rules! direction {
 
             #[inline]
             fn fence(&self) {
-                full_fence();
+                self.0.fence();
             }
         }
     };

@@ -26,6 +26,8 @@
 
 #[cfg(feature = "alloc")]
 mod heap;
+#[cfg(all(loom, feature = "alloc"))]
+mod model;
 #[cfg(feature = "alloc")]
 mod private;
 pub(crate) mod slot;
@@ -37,6 +39,8 @@ mod words;
 
 #[cfg(feature = "alloc")]
 pub use heap::HeapMemory;
+#[cfg(all(loom, feature = "alloc"))]
+pub use model::{ModelMemory, Weakened};
 #[cfg(feature = "alloc")]
 pub use private::{PoolMemory, PrivatePage};
 use slots::SlotBytes;
@@ -92,6 +96,12 @@ pub unsafe trait SharedMemory {
     /// take a snapshot, or stop a process, at every store.
     #[inline(always)]
     fn before_store(&self) {}
+
+    /// Returns the model that replaces a ring's index words and fences in a build for loom.
+    #[cfg(all(loom, feature = "alloc"))]
+    fn model(&self) -> Option<&ModelMemory> {
+        None
+    }
 }
 
 /// An address range inside shared memory for the kernel to read or write. It is a number, not a

@@ -2,7 +2,7 @@
 //! that each item needs only index masking and copies of words.
 
 use super::words::{load_words, store_words};
-use super::{NonNull, Ordering, RawRange, Region, SharedMemory};
+use super::{NonNull, Ordering, RawRange, Region, SharedMemory, full_fence};
 use crate::layout::{HEADER, RingFault, RingLayout};
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
@@ -67,6 +67,10 @@ impl<M: SharedMemory> RingMemory<M> {
     #[inline(always)]
     pub(crate) fn load_index(&self, word: IndexWord, order: Ordering) -> u32 {
         self.mem.before_load();
+        #[cfg(all(loom, feature = "alloc"))]
+        if let Some(model) = self.mem.model() {
+            return model.load(word, order);
+        }
         // SAFETY: the header is inside the memory and the word aligned; see `index_word`.
         unsafe { AtomicU32::from_ptr(self.index_word(word)) }.load(order)
     }
@@ -74,8 +78,22 @@ impl<M: SharedMemory> RingMemory<M> {
     #[inline(always)]
     pub(crate) fn store_index(&self, word: IndexWord, value: u32, order: Ordering) {
         self.mem.before_store();
+        #[cfg(all(loom, feature = "alloc"))]
+        if let Some(model) = self.mem.model() {
+            return model.store(word, value, order);
+        }
         // SAFETY: as for `load_index`, and `new` checked that writing is allowed.
         unsafe { AtomicU32::from_ptr(self.index_word(word)) }.store(value, order);
+    }
+
+    /// Orders every earlier store before every later load (see [`full_fence`]).
+    #[inline(always)]
+    pub(crate) fn fence(&self) {
+        #[cfg(all(loom, feature = "alloc"))]
+        if let Some(model) = self.mem.model() {
+            return model.fence();
+        }
+        full_fence();
     }
 
     /// Returns the slot of a free-running index, for reading.
