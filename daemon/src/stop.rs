@@ -2,23 +2,16 @@
 
 use crate::failure::Failure;
 use crate::signals;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// A wakeup that any thread may send to one in [`sleep`] (an eventfd). Waking it again before it was
-/// taken costs no system call.
+/// A wakeup that any thread may send to one in [`sleep`].
 #[derive(Debug, Clone)]
-pub struct Wakeup(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    event: OwnedFd,
-    pending: AtomicBool,
-}
+pub struct Wakeup(pvio_runtime::Wakeup);
 
 impl Wakeup {
     /// Creates one.
@@ -26,39 +19,31 @@ impl Wakeup {
     /// # Errors
     /// The system is out of file descriptors.
     pub fn new() -> Result<Self, Failure> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let event = eventfd(0, flags)
-            .map_err(|e| Failure::new(format!("an eventfd cannot be created: {e}"), ""))?;
-        Ok(Self(Arc::new(Inner { event, pending: AtomicBool::new(false) })))
+        let wakeup = pvio_runtime::Wakeup::new();
+        let failed = |e| Failure::new(format!("an eventfd cannot be created: {e}"), "");
+        wakeup.map(Self).map_err(failed)
     }
 
     /// Wakes the sleeping thread, now or at its next [`sleep`].
     pub fn wake(&self) {
-        if !self.0.pending.swap(true, Ordering::AcqRel) {
-            // Fails only if the counter is full, in which case the descriptor is readable as well.
-            let _ = rustix::io::write(&self.0.event, &1_u64.to_ne_bytes());
-        }
+        self.0.wake();
     }
 
     /// Returns whether it was signaled and not taken.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        self.0.pending.load(Ordering::Acquire)
+        self.0.is_pending()
     }
 
-    /// Resets the wakeup and returns whether it was signaled. Everything done before `wake` is visible
-    /// afterwards. To be called after every sleep: `wake` sets the flag before it writes to the
-    /// descriptor, so the descriptor can be readable although the flag was already taken.
+    /// Resets the wakeup and returns whether it was signaled. To be called after every sleep.
     pub fn take(&self) -> bool {
-        // The descriptor is read first: a `wake` after this writes to it again.
-        let _ = rustix::io::read(&self.0.event, &mut [0; 8]);
-        self.0.pending.swap(false, Ordering::AcqRel)
+        self.0.take()
     }
 }
 
 impl AsFd for Wakeup {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.event.as_fd()
+        self.0.as_fd()
     }
 }
 

@@ -5,7 +5,7 @@
 //! rates as well.
 #![forbid(unsafe_code)]
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
@@ -118,9 +118,17 @@ pub struct TokenBucket {
 
 impl TokenBucket {
     /// Creates a full bucket.
+    #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
         Self { refilled: AtomicU64::new(0) }
+    }
+
+    /// Creates a full bucket.
+    #[cfg(loom)]
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Returns the time at which the bucket stops being empty, or `None` if it is not empty. It is

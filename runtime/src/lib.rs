@@ -14,7 +14,7 @@
 //! | [`spin`], [`gather`] | [`Spin`], [`Gather`]: polling before a sleep; waking up once for several events |
 //! | [`bucket`] | [`TokenBucket`], [`BucketRate`]: rate limits (also without `std`) |
 //! | [`setting`] | [`Setting`]: a value that changes while a worker runs |
-//! | [`event`] | [`EventFd`]: a wake-up of another thread |
+//! | [`event`] | [`EventFd`], [`Wakeup`]: a wake-up of another thread |
 //! | [`backoff`], [`retry`](mod@retry) | [`Backoff`]: delays before a retry; interrupted system calls |
 //! | [`log`] | [`LogLimit`]: rate limit for log lines that a peer can cause |
 //! | [`clock`] | the monotonic clock of the process |
@@ -102,6 +102,8 @@ pub mod ring;
 pub mod setting;
 #[cfg(feature = "std")]
 pub mod spin;
+#[doc(hidden)]
+pub mod sync;
 #[cfg(feature = "std")]
 pub mod task;
 #[cfg(feature = "std")]
@@ -117,7 +119,7 @@ pub use buf::{IoBuf, PrivateBuf, whole};
 #[cfg(feature = "std")]
 pub use clock::monotonic;
 #[cfg(feature = "std")]
-pub use event::EventFd;
+pub use event::{EventFd, Wakeup};
 #[cfg(feature = "std")]
 pub use gate::Gate;
 #[cfg(feature = "std")]
