@@ -13,7 +13,7 @@
 //!   consistent (a peer that tears its own slot gets what it wrote).
 //! - **Slots** are copied by `words` only, a few words at a time, and **bulk data** by
 //!   `copy_from_shared` and `copy_to_shared` only. On x86-64 these are inline assembly (plain and
-//!   vector moves; one `rep movsb`). It is opaque to the compiler, which must assume that the
+//!   vector moves; `rep movsb`, and `rep stosb` to fill). It is opaque to the compiler, which must assume that the
 //!   assembly reads and writes the named memory and can assume nothing about the values, as with
 //!   device memory. On other architectures they are relaxed atomics.
 //! - **The kernel** receives raw addresses ([`RawRange`]) from the engines that submit I/O; it
@@ -205,6 +205,10 @@ pub trait Region: SharedMemory {
     /// Loads a `u64`.
     #[inline]
     fn load_u64(&self, offset: usize, order: Ordering) -> Option<u64> {
+        #[cfg(all(loom, feature = "alloc"))]
+        if let Some(model) = self.model() {
+            return Some(model.bits(offset).load(order));
+        }
         let ptr = self.place::<u64>(offset)?;
         // SAFETY: as for `load_u32`.
         Some(unsafe { AtomicU64::from_ptr(ptr) }.load(order))
@@ -213,6 +217,10 @@ pub trait Region: SharedMemory {
     /// Sets bits of a `u64` and returns the previous value. Sequentially consistent.
     #[inline]
     fn fetch_or_u64(&self, offset: usize, bits: u64) -> Option<u64> {
+        #[cfg(all(loom, feature = "alloc"))]
+        if let Some(model) = self.model() {
+            return Some(model.bits(offset).fetch_or(bits, Ordering::SeqCst));
+        }
         let ptr = self.place_mut::<u64>(offset)?;
         // SAFETY: as for `store_u32`.
         Some(unsafe { AtomicU64::from_ptr(ptr) }.fetch_or(bits, Ordering::SeqCst))
@@ -222,6 +230,10 @@ pub trait Region: SharedMemory {
     /// consistent.
     #[inline]
     fn fetch_and_u64(&self, offset: usize, bits: u64) -> Option<u64> {
+        #[cfg(all(loom, feature = "alloc"))]
+        if let Some(model) = self.model() {
+            return Some(model.bits(offset).fetch_and(bits, Ordering::SeqCst));
+        }
         let ptr = self.place_mut::<u64>(offset)?;
         // SAFETY: as for `store_u32`.
         Some(unsafe { AtomicU64::from_ptr(ptr) }.fetch_and(bits, Ordering::SeqCst))
@@ -268,9 +280,8 @@ pub trait Region: SharedMemory {
     /// Fills a range with one byte.
     fn fill(&self, offset: usize, len: usize, byte: u8) -> Option<()> {
         let to = self.range_mut(offset, len)?.as_ptr();
-        // SAFETY: `range_mut` checked bounds and that writing is allowed; volatile so that the
-        // store is not assumed to stay put.
-        (0..len).for_each(|i| unsafe { to.add(i).write_volatile(byte) });
+        // SAFETY: `range_mut` checked bounds and that writing is allowed.
+        unsafe { fill_shared(to, byte, len) };
         Some(())
     }
 
@@ -377,6 +388,34 @@ unsafe fn copy_from_shared(from: *const u8, out: &mut [u8]) {
 unsafe fn copy_to_shared(from: &[u8], to: *mut u8) {
     // SAFETY: the caller's promise; `from` is a valid slice.
     unsafe { copy_bytes(from.as_ptr(), to, from.len()) }
+}
+
+/// # Safety
+/// `to..to + len` is mapped, writable shared memory.
+#[cfg(target_arch = "x86_64")]
+unsafe fn fill_shared(to: *mut u8, byte: u8, len: usize) {
+    // SAFETY: the caller's promise. The direction flag is clear on entry to any Rust code.
+    unsafe {
+        core::arch::asm!(
+            "rep stosb",
+            inout("rcx") len => _,
+            inout("rdi") to => _,
+            in("al") byte,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// # Safety
+/// `to..to + len` is mapped, writable shared memory.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn fill_shared(to: *mut u8, byte: u8, len: usize) {
+    use core::sync::atomic::AtomicU8;
+
+    for i in 0..len {
+        // SAFETY: `i < len`, inside the range by the caller's promise.
+        unsafe { AtomicU8::from_ptr(to.add(i)).store(byte, Ordering::Relaxed) };
+    }
 }
 
 /// # Safety

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use pvio_ring::IoSeg;
+use core::ptr::NonNull;
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 
 /// Memory that an operation owns while the kernel uses it.
@@ -41,17 +42,38 @@ unsafe impl<M: SharedMemory + Send + 'static> IoBuf for M {
 /// Private memory, accessed only by its owner and (while an operation owns it) by the kernel.
 #[derive(Debug)]
 pub struct PrivateBuf {
-    memory: Box<[u8]>,
+    /// An allocation that this value owns, kept as a raw pointer: the kernel writes to it through a
+    /// copy of the pointer, which no reference and no move of a box may invalidate.
+    memory: NonNull<[u8]>,
     /// Offset of the buffer in `memory`.
     start: usize,
     len: usize,
+}
+
+// SAFETY: plain memory that belongs to this value alone.
+unsafe impl Send for PrivateBuf {}
+// SAFETY: with `&self` its bytes are only read.
+unsafe impl Sync for PrivateBuf {}
+
+impl Drop for PrivateBuf {
+    fn drop(&mut self) {
+        // SAFETY: the pointer of the box that `of` took apart, freed once. The owner of the value
+        // drops it, so no operation uses the memory.
+        drop(unsafe { Box::from_raw(self.memory.as_ptr()) });
+    }
 }
 
 impl PrivateBuf {
     /// Returns a buffer of `len` zero bytes.
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
-        Self { memory: vec![0; len].into_boxed_slice(), start: 0, len }
+        Self::of(vec![0; len].into_boxed_slice(), 0, len)
+    }
+
+    /// Returns the buffer of `len` bytes from `start` on, which are inside `memory`.
+    fn of(memory: Box<[u8]>, start: usize, len: usize) -> Self {
+        assert!(start.checked_add(len).is_some_and(|end| end <= memory.len()));
+        Self { memory: NonNull::from(Box::leak(memory)), start, len }
     }
 
     /// Returns a buffer of `len` zero bytes that starts at a page boundary, which is cheaper for
@@ -62,26 +84,35 @@ impl PrivateBuf {
         let memory = vec![0; len.saturating_add(PAGE_SIZE - 1)].into_boxed_slice();
         // The memory does not move while the box exists.
         let start = memory.as_ptr().addr().wrapping_neg() % PAGE_SIZE;
-        Self { memory, start, len }
+        Self::of(memory, start, len)
+    }
+
+    fn first(&self) -> NonNull<u8> {
+        // SAFETY: `start` is inside the allocation or one past it, by `of`.
+        unsafe { self.memory.cast::<u8>().add(self.start) }
     }
 
     /// Returns the bytes. Only the owner can call this, so no operation is using them.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.len]
+        // SAFETY: initialised bytes of the allocation, by `of`. They are written only through
+        // `&mut self`, and by the kernel for an operation that owns this value.
+        unsafe { core::slice::from_raw_parts(self.first().as_ptr(), self.len) }
     }
 
     /// Returns the bytes as a mutable slice.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.len]
+        // SAFETY: as for `as_slice`; `&mut self` is the only access.
+        unsafe { core::slice::from_raw_parts_mut(self.first().as_ptr(), self.len) }
     }
 }
 
-// SAFETY: a boxed slice does not move when its owner moves, and references to it are borrowed from
-// the owner, which an operation in flight has taken.
+// SAFETY: an allocation does not move when its owner moves, and references to it are borrowed from
+// the owner, which an operation in flight has taken. The pointer is that of the allocation, so it
+// may be written through.
 unsafe impl IoBuf for PrivateBuf {
     fn base(&self) -> *mut u8 {
-        self.as_slice().as_ptr().cast_mut()
+        self.first().as_ptr()
     }
 
     fn len(&self) -> usize {

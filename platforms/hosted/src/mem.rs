@@ -114,7 +114,7 @@ impl Mapped {
     #[inline]
     pub(crate) fn slice(&self, offset: usize, len: usize) -> Option<Slice<'_>> {
         let base = self.place(offset, len)?;
-        Some(Slice { base, len, of: PhantomData })
+        Some(Slice { base, len, writable: self.writable, of: PhantomData })
     }
 
     #[inline]
@@ -144,11 +144,12 @@ unsafe impl SharedMemory for Mapped {
     }
 }
 
-/// Part of a mapping that is owned elsewhere; writable if the mapping is one of [`Mapped::front`].
+/// Part of a mapping that is owned elsewhere; writable if the mapping is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slice<'a> {
     base: NonNull<u8>,
     len: usize,
+    writable: bool,
     of: PhantomData<&'a Mapped>,
 }
 
@@ -162,6 +163,11 @@ unsafe impl SharedMemory for Slice<'_> {
     #[inline]
     fn len(&self) -> usize {
         self.len
+    }
+
+    #[inline]
+    fn writable(&self) -> bool {
+        self.writable
     }
 }
 
@@ -287,6 +293,7 @@ mod tests {
         assert_eq!(seen[0], 9);
         let fixed = Mapped::stitched(&fd, 4 * PAGE_SIZE, &[1], false).unwrap();
         assert!(fixed.write_bytes(0, &[1]).is_none());
+        assert!(fixed.slice(8, 8).unwrap().write_bytes(0, &[1]).is_none());
         assert!(Mapped::stitched(&fd, 4 * PAGE_SIZE, &[4], true).is_err());
         assert!(Mapped::stitched(&fd, 4 * PAGE_SIZE, &[u32::MAX], true).is_err());
     }

@@ -228,6 +228,8 @@ impl Storage for ImageFile {
         let len = bufv.len();
         if self.instead(offset, len).next().is_some() {
             let mut all = IoBuffer::new(len as usize, self.file.mem_align())?;
+            // It is not initialised, and all of it is read below, whatever the file returns.
+            all.as_mut().into_slice().fill(0);
             // SAFETY: as below, and the buffer has the alignment that the file requires.
             unsafe { self.file.pure_readv((&mut all).into(), offset) }?;
             let bytes = all.as_mut().into_slice();

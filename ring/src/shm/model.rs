@@ -4,7 +4,7 @@
 
 use super::{HeapMemory, IndexWord, NonNull, Ordering, SharedMemory};
 use alloc::sync::Arc;
-use loom::sync::atomic::{AtomicU32, fence};
+use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 /// An ordering that the memory of one side ignores, to show that a model fails without it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +25,8 @@ pub enum Weakened {
 pub struct ModelMemory {
     slots: HeapMemory,
     words: Arc<[AtomicU32; 4]>,
+    /// Words of the shared info page: pending and mask bits of the first ports.
+    bits: Arc<[AtomicU64; 2]>,
     weakened: Weakened,
 }
 
@@ -33,7 +35,8 @@ impl ModelMemory {
     #[must_use]
     pub fn page() -> Self {
         let words = Arc::new(core::array::from_fn(|_| AtomicU32::new(0)));
-        Self { slots: HeapMemory::pages(1), words, weakened: Weakened::Nothing }
+        let bits = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+        Self { slots: HeapMemory::pages(1), words, bits, weakened: Weakened::Nothing }
     }
 
     /// Returns the same memory for one side, which ignores an ordering.
@@ -56,6 +59,12 @@ impl ModelMemory {
         if self.weakened != Weakened::Fences {
             fence(Ordering::SeqCst);
         }
+    }
+
+    /// Returns the word of 64 bits at an offset: the first of the memory, or another one.
+    pub(super) fn bits(&self, offset: usize) -> &AtomicU64 {
+        let [first, other] = &*self.bits;
+        if offset == 0 { first } else { other }
     }
 
     fn word(&self, word: IndexWord) -> &AtomicU32 {

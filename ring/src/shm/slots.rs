@@ -1,7 +1,7 @@
 //! A ring's memory. Geometry, address and permission are checked once, when the ring is made, so
 //! that each item needs only index masking and copies of words.
 
-use super::words::{load_words, store_words};
+use super::words::{load_words, move_words, store_words};
 use super::{NonNull, Ordering, RawRange, Region, SharedMemory, full_fence};
 use crate::layout::{HEADER, RingFault, RingLayout};
 use core::marker::PhantomData;
@@ -151,9 +151,8 @@ impl<'a> SlotBytes<'a> {
         let len = self.left.min(to.len);
         if let Some(from) = self.advance(len) {
             // SAFETY: `advance` returned as many readable bytes, and `to` has as many writable
-            // bytes; it came from memory that the caller borrows, and ranges of two memories do not
-            // overlap.
-            unsafe { load_words(from, to.as_ptr(), len) };
+            // bytes; it came from memory that the caller borrows.
+            unsafe { move_words(from, to.as_ptr(), len) };
         }
     }
 

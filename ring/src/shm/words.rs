@@ -1,4 +1,4 @@
-//! Copies a few words between shared and private memory.
+//! Copies a few words between shared and private memory, and between two shared memories.
 //!
 //! At most one slot is copied at a time, so the common lengths must compile to few straight-line
 //! loads and stores; lengths are constants at nearly every call. The number of stores matters most:
@@ -11,9 +11,9 @@
 #![expect(clippy::arithmetic_side_effects, reason = "offsets below the length of one slice")]
 
 #[cfg(not(all(target_arch = "x86_64", target_feature = "sse2")))]
-pub(super) use portable::{load_words, store_words};
+pub(super) use portable::{load_words, move_words, store_words};
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
-pub(super) use x86_64::{load_words, store_words};
+pub(super) use x86_64::{load_words, move_words, store_words};
 
 #[cfg(all(target_arch = "x86_64", target_feature = "sse2"))]
 mod x86_64 {
@@ -104,11 +104,49 @@ mod x86_64 {
         }
     }
 
+    /// Copies `len` bytes from shared memory to other shared memory, both accessed as by
+    /// [`load_words`] and [`store_words`].
+    ///
+    /// # Safety
+    /// `len` bytes are readable shared memory from `from` on and writable shared memory from `to`
+    /// on.
+    #[inline(always)]
+    pub(in super::super) unsafe fn move_words(from: *const u8, to: *mut u8, len: usize) {
+        let mut done = 0;
+        // SAFETY: every step moves bytes `done..done + step`, and `done + step <= len`.
+        unsafe {
+            while len - done >= 64 {
+                move_64(from.add(done), to.add(done));
+                done += 64;
+            }
+            if len & 32 != 0 {
+                move_32(from.add(done), to.add(done));
+                done += 32;
+            }
+            if len & 16 != 0 {
+                move_16(from.add(done), to.add(done));
+                done += 16;
+            }
+            if len & 8 != 0 {
+                move_8(from.add(done), to.add(done));
+                done += 8;
+            }
+            if len & 4 != 0 {
+                move_4(from.add(done), to.add(done));
+                done += 4;
+            }
+            while done < len {
+                move_1(from.add(done), to.add(done));
+                done += 1;
+            }
+        }
+    }
+
     /// Copies of words of one kind at constant offsets: the functions' names, the word, its
     /// register class, the modifier of its register, the instruction, and a name and offset for
     /// each word.
     macro_rules! moves {
-        ($load:ident, $store:ident, $word:ty, $class:ident, $register:literal, $mov:literal,
+        ($load:ident, $store:ident, $move:ident, $word:ty, $class:ident, $register:literal, $mov:literal,
             $($name:ident $at:literal),+) => {
             /// # Safety
             /// As for [`load_words`], with the length in the name.
@@ -124,6 +162,29 @@ mod x86_64 {
                         options(nostack, preserves_flags, readonly)
                     );
                     $(to.add($at).cast::<$word>().write_unaligned($name);)+
+                }
+            }
+
+            /// # Safety
+            /// As for [`move_words`], with the length in the name.
+            #[allow(dead_code, reason = "not of every length")]
+            #[inline(always)]
+            unsafe fn $move(from: *const u8, to: *mut u8) {
+                $(let $name: $word;)+
+                // SAFETY: the caller's promise; these accesses need no alignment.
+                unsafe {
+                    asm!(
+                        $(concat!($mov, " {", stringify!($name), $register, "}, [{from} + ", $at, "]"),)+
+                        from = in(reg) from,
+                        $($name = out($class) $name,)+
+                        options(nostack, preserves_flags, readonly)
+                    );
+                    asm!(
+                        $(concat!($mov, " [{to} + ", $at, "], {", stringify!($name), $register, "}"),)+
+                        to = in(reg) to,
+                        $($name = in($class) $name,)+
+                        options(nostack, preserves_flags)
+                    );
                 }
             }
 
@@ -145,16 +206,16 @@ mod x86_64 {
         };
     }
 
-    moves!(load_64, store_64, __m128i, xmm_reg, "", "movups", a 0, b 16, c 32, d 48);
-    moves!(load_32, store_32, __m128i, xmm_reg, "", "movups", a 0, b 16);
-    moves!(load_24, store_24, u64, reg, ":r", "mov", a 0, b 8, c 16);
-    moves!(load_16, store_16, u64, reg, ":r", "mov", a 0, b 8);
+    moves!(load_64, store_64, move_64, __m128i, xmm_reg, "", "movups", a 0, b 16, c 32, d 48);
+    moves!(load_32, store_32, move_32, __m128i, xmm_reg, "", "movups", a 0, b 16);
+    moves!(load_24, store_24, move_24, u64, reg, ":r", "mov", a 0, b 8, c 16);
+    moves!(load_16, store_16, move_16, u64, reg, ":r", "mov", a 0, b 8);
     // A netif request. Its slots are aligned to 4 bytes, so wider words would sometimes cross a
     // cache line.
-    moves!(load_12, store_12, u32, reg, ":e", "mov", a 0, b 4, c 8);
-    moves!(load_8, store_8, u64, reg, ":r", "mov", a 0);
-    moves!(load_4, store_4, u32, reg, ":e", "mov", a 0);
-    moves!(load_1, store_1, u8, reg_byte, "", "mov", a 0);
+    moves!(load_12, store_12, move_12, u32, reg, ":e", "mov", a 0, b 4, c 8);
+    moves!(load_8, store_8, move_8, u64, reg, ":r", "mov", a 0);
+    moves!(load_4, store_4, move_4, u32, reg, ":e", "mov", a 0);
+    moves!(load_1, store_1, move_1, u8, reg_byte, "", "mov", a 0);
 }
 
 #[cfg_attr(all(target_arch = "x86_64", target_feature = "sse2"), cfg(test))]
@@ -215,19 +276,50 @@ mod portable {
             }
         }
     }
+
+    /// Copies `len` bytes from shared memory to other shared memory.
+    ///
+    /// # Safety
+    /// `len` bytes are readable shared memory from `from` on and writable shared memory from `to`
+    /// on.
+    #[inline(always)]
+    pub(in super::super) unsafe fn move_words(from: *const u8, to: *mut u8, len: usize) {
+        let (from, mut done) = (from.cast_mut(), 0);
+        let aligned = |at: *mut u8, to: *mut u8, size| (at.addr() | to.addr()).is_multiple_of(size);
+        // SAFETY: as above.
+        unsafe {
+            while len - done >= 8 && aligned(from.add(done), to.add(done), 8) {
+                let word = AtomicU64::from_ptr(from.add(done).cast()).load(Relaxed);
+                AtomicU64::from_ptr(to.add(done).cast()).store(word, Relaxed);
+                done += 8;
+            }
+            while len - done >= 4 && aligned(from.add(done), to.add(done), 4) {
+                let word = AtomicU32::from_ptr(from.add(done).cast()).load(Relaxed);
+                AtomicU32::from_ptr(to.add(done).cast()).store(word, Relaxed);
+                done += 4;
+            }
+            while done < len {
+                let byte = AtomicU8::from_ptr(from.add(done)).load(Relaxed);
+                AtomicU8::from_ptr(to.add(done)).store(byte, Relaxed);
+                done += 1;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 #[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
-    use super::{load_words, portable, store_words};
+    use super::{load_words, move_words, portable, store_words};
 
     /// Every length and alignment, both implementations: exactly the requested bytes are copied.
     #[test]
     fn word_copies_move_exactly_requested_bytes() {
         let source: [u8; 160] = core::array::from_fn(|i| i as u8 ^ 0x5a);
         type Copy = unsafe fn(*const u8, *mut u8, usize);
-        for copy in [load_words as Copy, store_words, portable::load_words, portable::store_words] {
+        let own = [load_words as Copy, store_words, move_words];
+        let portable = [portable::load_words as Copy, portable::store_words, portable::move_words];
+        for copy in own.into_iter().chain(portable) {
             for offset in 0..16 {
                 for len in 0..=source.len() - 16 {
                     let mut out = [0xee; 192];
