@@ -52,6 +52,27 @@ impl<M: SharedMemory> EventPage<M> {
         self.mem.fetch_and_u64(at, !bit).unwrap_or_default() & bit != 0
     }
 
+    /// Marks an event pending and calls `wake` if the receiver must be woken: the sender's half of
+    /// the protocol with [`receive`](Self::receive).
+    #[inline]
+    pub fn send(&self, port: Port, wake: impl FnOnce()) {
+        if self.raise(port) {
+            wake();
+        }
+    }
+
+    /// Resets the receiver's wake-up with `reset`, then takes the event. In the other order, an event
+    /// between the two would stay pending without a wake-up, and every later one would find it
+    /// pending.
+    ///
+    /// # Errors
+    /// The error of `reset`; no event is taken.
+    #[inline]
+    pub fn receive<E>(&self, port: Port, reset: impl FnOnce() -> Result<(), E>) -> Result<bool, E> {
+        reset()?;
+        Ok(self.take(port))
+    }
+
     /// Returns whether an event is pending.
     #[inline]
     #[must_use]

@@ -8,16 +8,50 @@
 #[cfg(not(loom))]
 pub use core::sync::atomic;
 #[cfg(loom)]
-pub use loom::sync::atomic;
-#[cfg(loom)]
 pub use loom::sync::{Condvar, Mutex, MutexGuard};
 #[cfg(all(not(loom), feature = "std"))]
 pub use std::sync::{Condvar, Mutex, MutexGuard};
 
-#[cfg(all(loom, feature = "std"))]
+#[cfg(loom)]
 pub use model::{ArrayQueue, Signal};
 
-#[cfg(all(loom, feature = "std"))]
+/// Loom's atomics. Their stores are exchanges: loom does not order a store after another thread's
+/// exchange that read an older value, so it would find executions that no memory model allows.
+#[cfg(loom)]
+pub mod atomic {
+    use core::ops::Deref;
+    use loom::sync::atomic;
+    pub use loom::sync::atomic::{Ordering, fence};
+
+    macro_rules! atomics {
+        ($($name:ident $value:ty),*) => {$(
+            #[derive(Debug, Default)]
+            pub struct $name(atomic::$name);
+
+            impl $name {
+                pub fn new(value: $value) -> Self {
+                    Self(atomic::$name::new(value))
+                }
+
+                pub fn store(&self, value: $value, order: Ordering) {
+                    self.0.swap(value, order);
+                }
+            }
+
+            impl Deref for $name {
+                type Target = atomic::$name;
+
+                fn deref(&self) -> &Self::Target {
+                    &self.0
+                }
+            }
+        )*};
+    }
+
+    atomics!(AtomicBool bool, AtomicU32 u32, AtomicU64 u64, AtomicUsize usize);
+}
+
+#[cfg(loom)]
 mod model {
     use super::atomic::{AtomicUsize, Ordering};
     use super::{Condvar, Mutex};
@@ -44,7 +78,9 @@ mod model {
         pub fn push(&self, item: T) -> Result<(), T> {
             let mut tail = self.tail.load(Ordering::Relaxed);
             loop {
-                if tail.wrapping_sub(self.head.load(Ordering::Acquire)) >= self.capacity {
+                // An old value of the tail can be before the head.
+                let len = tail.wrapping_sub(self.head.load(Ordering::Acquire));
+                if (self.capacity..=usize::MAX / 2).contains(&len) {
                     return Err(item);
                 }
                 let next = tail.wrapping_add(1);

@@ -46,7 +46,7 @@ pub enum Step {
     Doc,
     /// The device code links without `std`, and a dependency on `std` would break the build.
     Nostd,
-    /// The notification protocol of a ring, in all interleavings.
+    /// The protocols between threads and domains, in all interleavings.
     Loom,
     /// Simulations of whole devices, with other seeds each time.
     Sim,

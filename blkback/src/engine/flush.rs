@@ -9,7 +9,7 @@
 //! and a device that failed to write its cache may discard what was in it.
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering, fence};
 #[cfg(feature = "std")]
 use {
     alloc::boxed::Box,
@@ -41,6 +41,8 @@ impl FlushState {
         if self.failed.swap(true, Ordering::AcqRel) {
             return;
         }
+        // Pairs with the fence of `on_failure`: one of the two sees the other's store.
+        fence(Ordering::SeqCst);
         #[cfg(feature = "std")]
         if let Some(listener) = self.listener.get() {
             listener();
@@ -53,9 +55,12 @@ impl FlushState {
     /// Calls `listener` when the first flush fails, from the thread that observes the failure, or
     /// immediately if a flush has failed already. Only the first listener is used.
     pub fn on_failure(&self, listener: impl Fn() + Send + Sync + 'static) {
-        // A second listener is an error of the caller and is ignored.
-        if self.listener.set(Box::new(listener)).is_ok()
-            && self.has_failed()
+        if self.listener.set(Box::new(listener)).is_err() {
+            // A second listener is an error of the caller and is ignored.
+            return;
+        }
+        fence(Ordering::SeqCst);
+        if self.has_failed()
             && let Some(listener) = self.listener.get()
         {
             listener();

@@ -1,8 +1,8 @@
 //! Limit of a guest's transmit rate.
 
-use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use pvio_runtime::bucket::{BucketRate, TokenBucket};
+use pvio_runtime::sync::atomic::{AtomicU64, Ordering, fence};
 use pvio_xenbus::handshake::vif::VifRate;
 
 /// Smallest burst in bytes, independent of the rate.
@@ -31,6 +31,8 @@ impl RateLimit {
         let (cost, burst) = rate.map_or((0, 0), |rate| (rate.cost(), rate.burst()));
         self.burst.store(burst, Ordering::Relaxed);
         if self.cost.swap(cost, Ordering::Relaxed) != cost {
+            // Pairs with the fence of `take`.
+            fence(Ordering::Release);
             self.bucket.fill();
         }
     }
@@ -51,9 +53,40 @@ impl RateLimit {
 
     /// Takes the bytes that a queue sends.
     pub(super) fn take(&self, bytes: u64, now: Duration) {
-        if let Some(rate) = self.rate() {
-            self.bucket.take(rate, bytes, now);
+        let Some(rate) = self.rate() else { return };
+        self.bucket.take(rate, bytes, now);
+        // Pairs with the fence of `set`: if the bucket was filled before the bytes were taken, the
+        // new rate is visible here. Bytes that were charged at the old rate could be a debt of
+        // hours.
+        fence(Ordering::Acquire);
+        if self.cost.load(Ordering::Relaxed) != rate.cost() {
+            self.bucket.fill();
         }
+    }
+}
+
+#[cfg(all(loom, test))]
+mod model {
+    use super::*;
+    use alloc::sync::Arc;
+
+    const NOW: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn queue_that_sends_while_the_rate_changes_leaves_no_debt_of_the_old_rate() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let limit = Arc::new(RateLimit::default());
+            limit.set(Some(VifRate { bytes: 1, usec: u32::MAX }));
+            let queue = {
+                let limit = Arc::clone(&limit);
+                loom::thread::spawn(move || limit.take(65_535, NOW))
+            };
+            limit.set(Some(VifRate { bytes: 1_000_000, usec: 1_000_000 }));
+            queue.join().unwrap();
+            assert_eq!(limit.check(NOW), Ok(()), "the guest waits for hours");
+        });
     }
 }
 

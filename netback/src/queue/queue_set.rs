@@ -6,20 +6,26 @@ use crate::port::{Packet, PacketBuf};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering, fence};
+#[cfg(not(loom))]
 use crossbeam_queue::ArrayQueue;
 use pvio_grant_table::GrantRef;
 use pvio_ring::proto::netif::{CtrlRequest, CtrlStatus, GrefEntry};
+#[cfg(loom)]
+use pvio_runtime::sync::ArrayQueue;
+use pvio_runtime::sync::atomic::{AtomicBool, Ordering, fence};
+
+#[cfg(all(loom, test))]
+mod model;
 
 /// Wakes the thread that serves a queue.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
 /// Capacity of a queue's inbox: packets steered to it that it has not taken yet.
-const INBOX: usize = 64;
+const INBOX: usize = if cfg!(loom) { 1 } else { 64 };
 /// Limit of the buffers of a queue's port that other queues hold. It is less than the number of a
 /// port's buffers, so that the queue can go on receiving even if the other queues' buffers are
 /// never posted.
-pub const LENT_MAX: usize = 32;
+pub const LENT_MAX: usize = if cfg!(loom) { 2 } else { 32 };
 /// All queues of a vif. The first is the one that serves the control ring.
 pub struct QueueSet<B> {
     members: Vec<Member<B>>,

@@ -21,7 +21,8 @@
 //!   S1, and the addition causes a spurious wake-up.
 //!
 //! The other order, R2 before R1, loses events: S2 and S3 between them leave the bit set and the
-//! eventfd clear, and every later S2 finds the bit set.
+//! eventfd clear, and every later S2 finds the bit set. A model of `pvio-event-channel` runs both
+//! sides in every interleaving.
 //!
 //! # Ends that are bound again
 //!
@@ -104,19 +105,18 @@ impl EventChannel for Channel {
     }
 
     fn notify(&self) -> Result<(), EventError> {
-        if self.page.raise(self.end.peer()) {
-            signal(&self.wake_them);
-        }
+        self.page.send(self.end.peer(), || signal(&self.wake_them));
         Ok(())
     }
 
     fn take(&self) -> Result<bool, EventError> {
-        let mut count = [0; 8];
-        match rustix::io::retry_on_intr(|| rustix::io::read(&self.wake_us, &mut count)) {
-            Ok(_) | Err(Errno::AGAIN) => {}
-            Err(_) => return Err(EventError::Hypervisor),
-        }
-        Ok(self.page.take(self.end))
+        self.page.receive(self.end, || {
+            let mut count = [0; 8];
+            match rustix::io::retry_on_intr(|| rustix::io::read(&self.wake_us, &mut count)) {
+                Ok(_) | Err(Errno::AGAIN) => Ok(()),
+                Err(_) => Err(EventError::Hypervisor),
+            }
+        })
     }
 }
 

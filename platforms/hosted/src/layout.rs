@@ -184,10 +184,21 @@ impl ChannelPage {
         self.bits(end).raise(END)
     }
 
-    /// Clears the pending event of an end and returns whether there was one.
+    /// Marks an event of an end pending, and calls `wake` if the end must be woken.
     #[inline]
-    pub(crate) fn take(&self, end: EndIndex) -> bool {
-        self.bits(end).take(END)
+    pub(crate) fn send(&self, end: EndIndex, wake: impl FnOnce()) {
+        self.bits(end).send(END, wake);
+    }
+
+    /// Resets the wake-up of an end with `reset`, then clears its pending event. Returns whether
+    /// there was one.
+    #[inline]
+    pub(crate) fn receive<E>(
+        &self,
+        end: EndIndex,
+        reset: impl FnOnce() -> Result<(), E>,
+    ) -> Result<bool, E> {
+        self.bits(end).receive(END, reset)
     }
 
     /// Whether both ends are open.

@@ -4,18 +4,21 @@
 use crate::buffers::{LARGE, SMALL, buffers, is_large};
 use crate::{Gso, Packet};
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+#[cfg(not(loom))]
 use crossbeam_queue::ArrayQueue;
 use pvio_netback::stats::Stats;
 use pvio_ring::proto::netif::GsoKind;
+#[cfg(loom)]
+use pvio_runtime::sync::ArrayQueue;
+use pvio_runtime::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use pvio_runtime::{EventFd, PrivateBuf};
 use std::io;
 use std::sync::OnceLock;
 
 /// Limit of waiting bytes, without packets that the receiving queue has taken.
 pub(super) const BYTES: usize = 256 * 1024;
-const LARGES: usize = 24;
-const SMALLS: usize = 256;
+const LARGES: usize = if cfg!(loom) { 1 } else { 24 };
+const SMALLS: usize = if cfg!(loom) { 2 } else { 256 };
 
 /// Packets from other members, in the receiver's buffers. A sender exchanges a full buffer for an
 /// empty one of the same size, so nothing is copied and a slow receiver does not hold the senders'
@@ -150,5 +153,95 @@ impl RxQueue {
     /// Called after the receiver has woken up.
     pub fn awake(&self) {
         self.asleep.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Model of the receive queue, in every interleaving (`cargo xtask test loom`). The receiver sleeps
+/// whenever it may: a lost wake-up is a deadlock.
+#[cfg(all(loom, test))]
+mod model {
+    use super::*;
+    use crate::{Checksum, Offload};
+    use loom::sync::atomic::AtomicU32;
+    use loom::thread;
+
+    const NOTHING: Offload = Offload { checksum: Checksum::Validated, gso: None };
+
+    fn check(model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(model);
+    }
+
+    fn queue() -> Arc<RxQueue> {
+        Arc::new(RxQueue::new((true, true)).unwrap())
+    }
+
+    /// Receives one packet as [`QueuePort`](crate::queue_port::QueuePort) does.
+    fn receive(rx: &RxQueue) -> Packet<PrivateBuf> {
+        loop {
+            if let Some(packet) = rx.pop() {
+                return packet;
+            }
+            if rx.may_sleep() {
+                rx.event().wait();
+                rx.event().clear();
+            }
+            rx.awake();
+        }
+    }
+
+    fn buffers_left(rx: &RxQueue) -> usize {
+        let small = core::iter::from_fn(|| rx.small.pop()).count();
+        small + core::iter::from_fn(|| rx.large.pop()).count()
+    }
+
+    #[test]
+    fn packets_of_two_senders_wake_the_receiver_and_are_not_counted_after() {
+        check(|| {
+            let (rx, written) = (queue(), Arc::new([AtomicU32::new(0), AtomicU32::new(0)]));
+            let senders: [_; 2] = core::array::from_fn(|n| {
+                let (rx, written) = (Arc::clone(&rx), Arc::clone(&written));
+                thread::spawn(move || {
+                    let buf = rx.reserve(100 + n).unwrap();
+                    written[n].store(1, Ordering::Relaxed);
+                    rx.push(Packet { buf, start: 0, len: 100 + n, offload: NOTHING });
+                })
+            });
+            for _ in 0..2 {
+                let packet = receive(&rx);
+                let seen = written[packet.len - 100].load(Ordering::Relaxed);
+                assert_eq!(seen, 1, "a packet before its contents");
+                rx.recycle(packet.buf);
+            }
+            for sender in senders {
+                sender.join().unwrap();
+            }
+            assert_eq!(rx.bytes.load(Ordering::Relaxed), 0);
+            assert_eq!(buffers_left(&rx), LARGES + SMALLS, "a buffer was lost");
+        });
+    }
+
+    #[test]
+    fn sender_that_exchanges_buffers_loses_packets_and_no_buffer() {
+        check(|| {
+            let rx = queue();
+            let sender = {
+                let rx = Arc::clone(&rx);
+                thread::spawn(move || {
+                    for _ in 0..3 {
+                        let buf = PrivateBuf::page_aligned(SMALL);
+                        drop(rx.exchange(Packet { buf, start: 0, len: 60, offload: NOTHING }));
+                    }
+                })
+            };
+            rx.recycle(receive(&rx).buf);
+            sender.join().unwrap();
+            while let Some(packet) = rx.pop() {
+                rx.recycle(packet.buf);
+            }
+            assert_eq!(rx.bytes.load(Ordering::Relaxed), 0);
+            assert_eq!(buffers_left(&rx), LARGES + SMALLS, "a buffer was lost");
+        });
     }
 }

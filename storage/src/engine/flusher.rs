@@ -9,9 +9,10 @@ use super::store::Store;
 use super::{EngineError, FlushState, Io, store, threads};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use pvio_runtime::sync::{Condvar, Mutex, MutexGuard};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::thread::JoinHandle;
 
 const EIO: i32 = 5;
@@ -147,5 +148,77 @@ impl Executor for Flushed {
             _ => Some(job),
         });
         self.others.execute(&mut others);
+    }
+}
+
+/// Model of the thread, in every interleaving (`cargo xtask test loom`).
+#[cfg(all(loom, test))]
+mod model {
+    use super::*;
+    use crate::engine::offload::Blocking;
+    use loom::thread;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Fails or panics from the second flush on.
+    struct Failing {
+        flushes: AtomicUsize,
+        panics: bool,
+    }
+
+    impl Store for Failing {
+        fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            match self.flushes.fetch_add(1, Ordering::Relaxed) {
+                0 => Ok(()),
+                _ if self.panics => std::panic::resume_unwind(alloc::boxed::Box::new(())),
+                _ => Err(io::Error::from_raw_os_error(EIO)),
+            }
+        }
+    }
+
+    fn check(model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(model);
+    }
+
+    #[test]
+    fn every_flush_is_finished_although_the_thread_stops() {
+        for panics in [false, true] {
+            check(move || {
+                let shared = Arc::new(Shared::default());
+                let (flushes, state) = (AtomicUsize::new(0), Arc::new(FlushState::default()));
+                let thread = {
+                    let (shared, state) = (Arc::clone(&shared), Arc::clone(&state));
+                    thread::spawn(move || {
+                        let _ended = Ended(&shared);
+                        serve(&shared, &Failing { flushes, panics }, &state);
+                    })
+                };
+                let flusher = Arc::new(Flusher { shared: Arc::clone(&shared), thread: None });
+                let queue = Blocking::new(Arc::clone(&flusher) as Arc<dyn Executor>, 1).unwrap();
+                let other = thread::spawn(move || [queue.flush().is_ok(), queue.flush().is_ok()]);
+                // The last handle stops the thread: this one or that of the queue.
+                drop(flusher);
+                let [first, second] = other.join().unwrap();
+                thread.join().unwrap();
+                assert!(first && !second, "the second flush fails");
+                assert!(state.has_failed(), "a failed flush was forgotten");
+                let late = Flusher { shared, thread: None };
+                let late = Blocking::new(Arc::new(late), 1).unwrap();
+                assert!(late.flush().is_err(), "no thread is left");
+            });
+        }
     }
 }

@@ -75,13 +75,30 @@ pub fn doc() -> Result<Report> {
     Ok(build.and(tests(&mut test, &[])?).and(examples::run()?))
 }
 
-/// Builds and runs the loom model of the notification protocol. It has a separate target directory,
-/// since the flag would cause a rebuild of everything in the other one.
+/// Packages with models, and the arguments that select these.
+const MODELS: &[(&str, &[&str])] = &[
+    ("pvio-ring", &["--test", "loom_notify"]),
+    ("pvio-runtime", &["--test", "loom"]),
+    ("pvio-event-channel", &["--test", "loom"]),
+    ("pvio-netback", &["--features", "std", "--lib", "model::"]),
+    ("pvio-ports", &["--lib", "model::"]),
+    ("pvio-storage", &["--lib", "model::"]),
+];
+
+/// Builds and runs the loom models of the protocols between threads and domains. They have a
+/// separate target directory, since the flag would cause a rebuild of everything in the other one,
+/// and are built without link-time optimization, which takes longer than it saves.
 pub fn loom() -> Result<Report> {
-    let mut test = exec::cargo();
-    test.args(["test", "--package", "pvio-ring", "--test", "loom_notify", "--release"]);
-    test.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", exec::target().join("loom"));
-    tests(&mut test, &[])
+    let mut report = Report::default();
+    for (package, select) in MODELS {
+        let mut test = exec::cargo();
+        test.args(["test", "--release", "--package", package]).args(*select);
+        test.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", exec::target().join("loom"));
+        test.env("CARGO_PROFILE_RELEASE_LTO", "off")
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
+        report = report.and(tests(&mut test, &[])?);
+    }
+    Ok(report)
 }
 
 /// Runs a command that counts as one test.

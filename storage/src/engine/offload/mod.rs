@@ -10,6 +10,7 @@
 
 mod blocking;
 mod buffers;
+mod completions;
 mod thread_pool;
 mod usage;
 
@@ -24,11 +25,11 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use buffers::Buffers;
+use completions::Completions;
 use pvio_ring::shm::{Region, SharedMemory};
 use pvio_runtime::EventFd;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use usage::QueueUsage;
 
 const EFAULT: i32 = 14;
@@ -93,41 +94,6 @@ struct Finished {
 pub trait Executor: Send + Sync {
     /// Submits a batch of jobs. Never blocks.
     fn execute(&self, jobs: &mut dyn Iterator<Item = Job>);
-}
-
-/// Finished jobs to be returned to the queue.
-#[derive(Debug)]
-struct Completions {
-    over: Mutex<Vec<Finished>>,
-    /// Readable while the list is not empty. Both are changed under the lock, so that neither a
-    /// completion nor its notification can be lost.
-    event: EventFd,
-}
-
-impl Completions {
-    fn new(event: EventFd) -> Self {
-        Self { over: Mutex::default(), event }
-    }
-
-    fn over(&self) -> MutexGuard<'_, Vec<Finished>> {
-        self.over.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn push(&self, finished: Finished) {
-        let mut over = self.over();
-        over.push(finished);
-        if over.len() == 1 {
-            self.event.notify();
-        }
-    }
-
-    fn take(&self, into: &mut Vec<Finished>) {
-        let mut over = self.over();
-        if !over.is_empty() {
-            self.event.clear();
-            into.append(&mut over);
-        }
-    }
 }
 
 /// The queue's side: the engine.

@@ -7,9 +7,10 @@
 use super::limits::{Buckets, Lane, ThrottleLimits};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
 use pvio_runtime::EventFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use pvio_runtime::sync::atomic::{AtomicBool, Ordering};
+use pvio_runtime::sync::{Mutex, MutexGuard};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 /// Polling interval of a disk that waits for its turn, in case no notification arrives.
@@ -235,5 +236,94 @@ impl Drop for SharedLimit {
         if let Some(place) = self.throttles.state().members.get_mut(self.index) {
             *place = None;
         }
+    }
+}
+
+/// Model of queues that wait for their limits, in every interleaving (`cargo xtask test loom`). A
+/// queue sleeps until it is woken; no time passes.
+#[cfg(all(loom, test))]
+mod model {
+    use super::super::limits::Quota;
+    use super::*;
+    use loom::thread;
+    use pvio_runtime::BucketRate;
+
+    const NOW: Duration = Duration::from_secs(1);
+
+    fn check(model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(4);
+        builder.check(model);
+    }
+
+    fn limits() -> ThrottleLimits {
+        ThrottleLimits::of_all(Some(BucketRate::per_second(1, 1)), None)
+    }
+
+    /// Releases an operation as a [`Throttle`](super::super::Throttle) does, without its deadline.
+    fn release(share: &SharedLimit, wake: &EventFd) {
+        let mut is_waiting = false;
+        while share.is_limited() && share.pay(NOW, Lane::Reads, 512).is_some() {
+            if !is_waiting {
+                share.set_waiting(Lane::Reads, true);
+                is_waiting = true;
+            }
+            wake.wait();
+            wake.clear();
+        }
+        if is_waiting {
+            share.set_waiting(Lane::Reads, false);
+        }
+    }
+
+    fn queue(share: &Arc<SharedLimit>) -> thread::JoinHandle<()> {
+        let (share, wake) = (Arc::clone(share), Arc::new(EventFd::new().unwrap()));
+        share.add(&wake);
+        thread::spawn(move || release(&share, &wake))
+    }
+
+    #[test]
+    fn changed_limits_reach_queues_that_wait() {
+        for new in [ThrottleLimits::default(), limits()] {
+            check(move || {
+                let throttles = Arc::new(Throttles::new(limits()));
+                let share = Arc::new(SharedLimit::new(Arc::clone(&throttles)));
+                // The bucket is empty from now on.
+                assert_eq!(share.pay(NOW, Lane::Reads, 512), None);
+                let queue = queue(&share);
+                throttles.set(new);
+                queue.join().unwrap();
+            });
+        }
+    }
+
+    #[test]
+    fn lifted_limits_release_all_queues_of_a_disk() {
+        check(|| {
+            let throttles = Arc::new(Throttles::new(limits()));
+            let share = Arc::new(SharedLimit::new(throttles));
+            assert_eq!(share.pay(NOW, Lane::Reads, 512), None);
+            let queues = [queue(&share), queue(&share)];
+            share.lift(true);
+            for queue in queues {
+                queue.join().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn disks_that_share_limits_pay_once_for_each_operation() {
+        let all = Quota { operations: Some(BucketRate::per_second(1, 3)), bytes: None };
+        check(move || {
+            let throttles = Arc::new(Throttles::new(ThrottleLimits { all, ..limits() }));
+            let disks = [(); 2].map(|()| Arc::new(SharedLimit::new(Arc::clone(&throttles))));
+            let queues = disks.map(|share| {
+                thread::spawn(move || {
+                    (0..2).filter(|_| share.pay(NOW, Lane::Reads, 1).is_none()).count()
+                })
+            });
+            let paid: usize = queues.map(|queue| queue.join().unwrap()).iter().sum();
+            assert!((2..=3).contains(&paid), "{paid}");
+        });
     }
 }
