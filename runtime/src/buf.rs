@@ -1,8 +1,8 @@
 //! Memory that the kernel may read or write for this process.
 #![allow(unsafe_code)]
 
-use pvio_ring::IoSeg;
 use core::ptr::NonNull;
+use pvio_ring::IoSeg;
 use pvio_ring::shm::{PAGE_SIZE, SharedMemory};
 
 /// Memory that an operation owns while the kernel uses it.
