@@ -231,6 +231,7 @@ impl<M: SharedMemory> Pages<M> {
 
     fn unreserve(&mut self, count: usize) {
         self.free += count;
+        debug_assert!(self.free <= self.most, "more pages were released than reserved");
     }
 }
 

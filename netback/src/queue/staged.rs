@@ -66,12 +66,7 @@ impl<M: SharedMemory> Staged<M> {
     pub fn remove(&mut self, list: &mut [GrefEntry]) -> u32 {
         let mut count = 0_u32;
         for entry in list {
-            let keep = pvio_ring::planted!(StagedKept);
-            let there = if keep {
-                self.pages.contains_key(&entry.gref)
-            } else {
-                self.pages.remove(&entry.gref).is_some()
-            };
+            let there = self.pages.remove(&entry.gref).is_some();
             count = count.saturating_add(u32::from(there));
             let status = if there { CtrlStatus::Success } else { CtrlStatus::InvalidParameter };
             entry.status = status as u16;

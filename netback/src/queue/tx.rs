@@ -108,7 +108,7 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
 
     /// Signals that the port may have free buffers again.
     pub fn unblock(&mut self) {
-        self.blocked &= pvio_ring::planted!(TxUnblock);
+        self.blocked = false;
     }
 
     /// Takes packets from the ring while the port has buffers.

@@ -67,6 +67,10 @@ thread_local! {
 
 type Peers = dyn FnMut();
 
+/// In place of a moment: the process is killed before it next notifies its peer, after all that it
+/// published before.
+pub const BEFORE_NOTIFY: usize = usize::MAX - 1;
+
 struct Killed;
 
 /// Counts a moment, kills the process if it is the selected one, and lets others run.
@@ -233,6 +237,9 @@ impl<C: EventChannel> EventChannel for Mortal<C> {
     }
 
     fn notify(&self) -> Result<(), EventError> {
+        if KILL_AT.get() == BEFORE_NOTIFY && !INSIDE.get() {
+            end();
+        }
         moment();
         self.0.notify()
     }

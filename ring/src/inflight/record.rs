@@ -120,11 +120,7 @@ impl<M: SharedMemory + Clone> Record<M> {
         let words = &record.key.words;
         let same = load(KEY_WORDS) == words.len() as u64
             && words.iter().enumerate().all(|(n, word)| load(key_word(n)) == *word);
-        if same || crate::planted!(SessionKey) {
-            Ok(record)
-        } else {
-            Err(RecordError::OtherSession)
-        }
+        if same { Ok(record) } else { Err(RecordError::OtherSession) }
     }
 
     /// Marks the record invalid: the session is over, or must not be resumed.

@@ -238,7 +238,10 @@ impl Daemon {
     /// killed in any of its calls and stores, with a probability that increases with that value.
     pub fn act(&mut self, action: DaemonDo, killer: Option<u32>, sim: &mut Sim) -> bool {
         let kill_at = match killer {
-            Some(often) if sim.below(400) < often.into() => sim.below(60) as usize,
+            Some(often) if sim.below(400) < often.into() => match sim.below(80) as usize {
+                60.. => kill::BEFORE_NOTIFY,
+                moment => moment,
+            },
             _ => usize::MAX,
         };
         let (outcome, moments) = kill::run(kill_at, || self.work(action, sim));

@@ -55,7 +55,7 @@ impl HostileBack {
         may(5, Malice::Key);
         if self.ring.is_some() {
             may(100, Malice::Answer);
-            may(5, Malice::Scribble);
+            may(20, Malice::Scribble);
             may(2, Malice::Detach);
             may(100, Malice::Notify);
         }

@@ -62,7 +62,7 @@ impl HostileGuest {
         may(10, Mischief::Key);
         if self.session.is_some() {
             may(100, Mischief::Ask);
-            may(10, Mischief::Scribble);
+            may(50, Mischief::Scribble);
             may(5, Mischief::Revoke);
             may(2, Mischief::Hang);
             may(100, Mischief::Notify);

@@ -250,7 +250,10 @@ impl NetWorld {
     fn act_daemon(&mut self, action: &DaemonDo, sim: &mut Sim) {
         // Sometimes it is killed during an action.
         let dies = self.faults.crash && sim.one_in(400 / u64::from(self.faults.often.max(1)));
-        let after = dies.then(|| sim.below(80) as usize);
+        let after = dies.then(|| match sim.below(100) as usize {
+            80.. => kill::BEFORE_NOTIFY,
+            moment => moment,
+        });
         let mut daemon = self.daemon.take().expect("action is available only if it runs");
         let mut inside = sim.handle();
         let peers = || {
