@@ -334,8 +334,14 @@ impl DiskWorld {
     fn act_daemon(&mut self, action: DaemonDo, sim: &mut Sim) {
         let mut daemon = self.daemon.take().expect("action is available only if it runs");
         let killer = self.faults.crash.then_some(self.faults.often);
+        // A step of the handshake is not interrupted: a backend that reads the keys of a frontend while
+        // it reconnects sees those of two sessions, and closes the device.
+        let whole = !matches!(action, DaemonDo::Work(..));
         let mut inside = sim.handle();
         let peers = || {
+            if whole {
+                return;
+            }
             self.interrupt(&mut inside, |world, menu| {
                 (0..world.disks.len()).for_each(|i| world.menu_of_guest(i, menu));
             })

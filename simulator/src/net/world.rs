@@ -255,8 +255,14 @@ impl NetWorld {
             moment => moment,
         });
         let mut daemon = self.daemon.take().expect("action is available only if it runs");
+        // A step of the handshake is not interrupted: a backend that reads the keys of a frontend while
+        // it reconnects sees those of two sessions, and closes the device.
+        let whole = !matches!(action, DaemonDo::Work(..));
         let mut inside = sim.handle();
         let peers = || {
+            if whole {
+                return;
+            }
             self.interrupt(&mut inside, |world, menu| {
                 (0..world.nics.len()).for_each(|i| world.menu_of_guest(i, menu));
             });
