@@ -11,7 +11,7 @@ use pvio_fuzz::nic::Frame;
 use pvio_netback::Stats;
 use pvio_ports::options::NicOptions;
 use pvio_ports::pcapng::CaptureFile;
-use pvio_ports::settings::{RuntimeSettings, SharedRates};
+use pvio_ports::settings::{RuntimeSettings, SharedRates, WrapperSettings};
 use pvio_ports::switch::{Switch, SwitchQueue};
 use pvio_ports::{FRAME_MAX, NetPort, Packet, PacketBuf};
 use pvio_ring::proto::checksum::Transport;
@@ -72,7 +72,7 @@ fuzz_target!(|input: Input| {
     let mut guarded = false;
     let mut now = Duration::ZERO;
 
-    for action in input.actions {
+    for action in input.actions.into_iter().take(40) {
         match action {
             Action::Send { from, frame } => {
                 send(&mut ports[usize::from(from)], &frame.bytes(), frame.offload());
@@ -83,7 +83,7 @@ fuzz_target!(|input: Input| {
             Action::Receive(at) => {
                 let takes = input.takes[usize::from(at)];
                 let port = &mut ports[usize::from(at)];
-                for _ in 0..600 {
+                for _ in 0..64 {
                     let Some(packet) = port.receive() else { break };
                     let frame = packet.frame();
                     assert!(frame.len() <= FRAME_MAX, "a frame of {} bytes", frame.len());
@@ -109,9 +109,9 @@ fuzz_target!(|input: Input| {
                 let mut words = format!("guard={guard},loss={loss}%,delay={delay}ms");
                 words += ["", ",tx=10k", ",txpps=5", ",rx=1k/1k,rxpps=1"][usize::from(limits % 4)];
                 let Ok(options) = NicOptions::default().and(&words) else { continue };
-                settings[0]
-                    .apply(&options, OWN, Some("10.0.0.1 fd00::/8"), &SharedRates::new())
-                    .expect("valid options");
+                let addresses = Some("10.0.0.1 fd00::/8".into());
+                let all = WrapperSettings { options, mac: OWN, addresses };
+                settings[0].apply(&all, &SharedRates::new()).expect("valid options");
                 now += Duration::from_millis(1);
                 ports.iter_mut().for_each(|port| port.set_clock(now));
                 // What was sent under the previous rules.
@@ -166,7 +166,7 @@ fn send<N: NetPort>(port: &mut N, frame: &[u8], offload: pvio_ports::Offload) {
 
 fn drain<N: NetPort>(ports: &mut [N]) {
     for port in ports {
-        for _ in 0..600 {
+        for _ in 0..64 {
             let Some(packet) = port.receive() else { break };
             port.recycle(packet.buf);
         }

@@ -9,6 +9,7 @@
 pub mod disk;
 pub mod image;
 pub mod nic;
+pub mod world;
 
 use arbitrary::Arbitrary;
 use pvio_event_channel::EventChannels;

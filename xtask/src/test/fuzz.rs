@@ -26,7 +26,7 @@ const BUILD: Duration = Duration::from_secs(15 * 60);
 const MARGIN: Duration = Duration::from_secs(90);
 const AT_ONCE: usize = 2;
 /// A target that executes fewer inputs per second does not test anything.
-const EXECUTIONS_LEAST: u64 = 5;
+const EXECUTIONS_LEAST: u64 = 1;
 
 /// Limits of each target. libFuzzer reports an input that uses more.
 const LIMITS: [&str; 5] = [

@@ -14,11 +14,13 @@ const DEADLINE: Duration = Duration::from_secs(20 * 60);
 /// The test that replaces the model in builds without loom; [`loom`] builds and runs the model.
 const LOOM_NOT_BUILT: &str = "model_checking_was_not_built";
 
-/// Runs `cargo fmt --check`; one example is not part of the workspace.
+/// Runs `cargo fmt --check`; one example and the fuzz targets are not part of the workspace.
 pub fn fmt() -> Result<Report> {
     let example = exec::root().join("frontends/examples/bare-metal/Cargo.toml");
     let mut report = Report::default();
-    for (place, all) in [(exec::root().join("Cargo.toml"), Some("--all")), (example, None)] {
+    let fuzz = exec::root().join("fuzz/Cargo.toml");
+    let workspace = (exec::root().join("Cargo.toml"), Some("--all"));
+    for (place, all) in [workspace, (example, None), (fuzz, None)] {
         let mut fmt = exec::cargo();
         fmt.arg("fmt").args(all).args(["--check", "--manifest-path"]).arg(place);
         fmt.args(["--", "--color", "never"]);

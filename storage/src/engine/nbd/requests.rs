@@ -301,7 +301,7 @@ impl Requests {
     fn expect(&mut self, cookie: u64, into: u64, len: Option<u32>, done: bool) -> Result<(), Lost> {
         let part = self.part(cookie)?;
         let len = len.unwrap_or(part.len);
-        if into + u64::from(len) > u64::from(part.len) {
+        if !part.contains(into, len) {
             return Err(Lost("it sends more data than requested"));
         }
         // The sum cannot overflow: the buffer is in memory.
@@ -324,7 +324,7 @@ impl Requests {
         const TOO_MUCH: Lost = Lost("it sends more data than requested");
         let part = self.part(cookie)?;
         let into = offset.checked_sub(part.offset).ok_or(TOO_MUCH)?;
-        if into + u64::from(len) > u64::from(part.len) {
+        if !part.contains(into, len) {
             return Err(TOO_MUCH);
         }
         part.filled = part.filled.saturating_add(len);
@@ -353,6 +353,14 @@ impl Requests {
             active.job.finish(active.error.map_or(Ok(()), Err));
         }
         Ok(())
+    }
+}
+
+impl Part {
+    /// Returns whether `len` bytes at distance `into` are a part of its data. The server chooses
+    /// both.
+    fn contains(&self, into: u64, len: u32) -> bool {
+        into.checked_add(len.into()).is_some_and(|end| end <= self.len.into())
     }
 }
 

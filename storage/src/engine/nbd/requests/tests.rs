@@ -141,6 +141,25 @@ fn split_read_with_chunks_and_holes_is_parsed_byte_by_byte() {
 }
 
 #[test]
+fn reply_whose_range_overflows_loses_connection() {
+    // The distance from the request's offset and the length together are more than 64 bits.
+    for (kind, data) in [
+        (chunk::OFFSET_DATA, alloc::vec![1; 2000]),
+        (chunk::OFFSET_HOLE, 2000_u32.to_be_bytes().to_vec()),
+    ] {
+        let mut rig = Rig::new(EXPORT, &[(Io::Read { sector: 2 }, 12288)]);
+        let first = rig.sent()[0].1;
+        let data = [&(u64::MAX - 50).to_be_bytes()[..], &data].concat();
+        let reply = chunk(chunk::DONE, kind, first, &data);
+        let lost = Lost("it sends more data than requested");
+        assert_eq!(rig.requests.incoming(&reply), Err(lost));
+        assert!(rig.done().is_empty());
+        rig.requests.fail(EngineError::Os(5));
+        assert_eq!(rig.done(), [(0, Err(EngineError::Os(5)))]);
+    }
+}
+
+#[test]
 fn reconnect_resends_only_requests_without_reply_in_order() {
     let ios = [
         (Io::Write { sector: 0 }, 4096),
