@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `list` | a line for each NIC, its name |
 //! | `stats` | a line of JSON for the process with its budgets, and one for each device with its budgets and counters |
+//! | `confinement` | a line of JSON for the supervisor, and one for each device: the process that serves it, the layers that it reported, and what `/proc` shows |
 //! | `capture NAME SNAPLEN COUNT` | a pcapng file, until it has COUNT packets (0: no limit) or the client shuts down its sending side |
 //!
 //! The socket is created under a temporary name and then renamed. The daemon that starts last
@@ -21,6 +22,7 @@ pub use folder::default_root;
 
 use crate::failure::{Failure, one_line};
 use crate::served::{Served, budgets};
+use pvio_confinement::Report;
 use pvio_ports::pcapng::CaptureFile;
 use pvio_ports::wrappers::capture::Reader;
 use pvio_recordfile::{DirError, PrivateDir};
@@ -157,6 +159,15 @@ fn respond(mut stream: &UnixStream, served: &Served, connections: &AtomicUsize) 
             process.extend(budgets([("control-connections", count, MAX_CONNECTIONS as u64)]));
             writeln!(out, "{}", json!({ "process": std::process::id(), "budgets": process }))?;
             served.counters().iter().try_for_each(|device| writeln!(out, "{device}"))?;
+            out.flush()
+        }
+        ["confinement"] => {
+            let supervisor = Report::of(std::process::id())?;
+            writeln!(stream, "ok")?;
+            let mut out = BufWriter::new(stream);
+            let pid = supervisor.pid;
+            writeln!(out, "{}", json!({ "pid": pid, "process": supervisor }))?;
+            served.confinement().iter().try_for_each(|device| writeln!(out, "{device}"))?;
             out.flush()
         }
         ["capture", name, snaplen, count] => {

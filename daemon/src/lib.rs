@@ -9,7 +9,7 @@
 //! | [`process`], [`isolation`] | devices in processes of their own, and the options for that |
 //! | [`served`] | the devices that a driver serves, as the control socket reports them |
 //! | [`control`] | the control socket: server and client |
-//! | [`stats`], [`capture`] | `pvio stats` and `pvio capture`, clients of that socket |
+//! | [`stats`], [`capture`], [`confinement`] | `pvio stats`, `pvio capture` and `pvio confinement`, clients of that socket |
 //! | [`disks`] | `pvio attach-disk`, `detach-disk`, `set-disk` and `list` |
 //! | [`inspect`] | `pvio inspect`: format, size and chain of an image |
 //! | [`revive`] | `pvio revive`: backend directories of a restored driver domain |
@@ -24,6 +24,7 @@
 
 pub mod budget;
 pub mod capture;
+pub mod confinement;
 pub mod control;
 pub mod descriptors;
 pub mod disks;

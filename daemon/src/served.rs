@@ -4,6 +4,7 @@ use crate::budget::Budget;
 use crate::descriptors::{Descriptors, open_now};
 use crate::disks::vdev::Vdev;
 use crate::driver::disk::DiskServer;
+use crate::process::status::ServedBy;
 use pvio_blkback::Vbd;
 use pvio_event_channel::{BackendPlatform, DevicePlatform};
 use pvio_grant_table::policy::MappingBudget;
@@ -43,6 +44,7 @@ pub struct DeviceStatus {
     queues: Vec<Counters>,
     /// Rate-limited log events.
     events: Events,
+    served_by: ServedBy,
 }
 
 /// Counts of the rate-limited log events of a device, by name.
@@ -71,8 +73,10 @@ where
     fn status(&self) -> DeviceStatus {
         let mut status = DeviceStatus { events: self.events().into(), ..DeviceStatus::default() };
         let server = self.server();
+        status.served_by = ServedBy::Threads(server.reason());
         if let Some(remote) = server.remote() {
             status.events.extend(remote.events());
+            status.served_by = ServedBy::Process(remote.process().clone());
             let counters = remote.counters();
             let queues = counters.iter().flat_map(|c| (0..c.queues()).map(|n| ((*c).clone(), n)));
             status.queues = queues.map(|(file, queue)| Counters::RemoteDisk(file, queue)).collect();
@@ -180,6 +184,21 @@ impl Served {
             device
         };
         self.lock().iter().map(to_json).collect()
+    }
+
+    /// Returns the confinement of each device's process, ordered by address.
+    #[must_use]
+    pub fn confinement(&self) -> Vec<Value> {
+        // Files of `/proc` are read without the lock.
+        let all: Vec<(DeviceAddr, ServedBy)> =
+            self.lock().iter().map(|(addr, seen)| (*addr, seen.served_by.clone())).collect();
+        let to_json = |(addr, served_by): (DeviceAddr, ServedBy)| {
+            let mut device = served_by.confinement();
+            device["device"] = device_name(addr).into();
+            device["path"] = addr.backend_path().into();
+            device
+        };
+        all.into_iter().map(to_json).collect()
     }
 
     /// Returns usage and limit of each budget of a device, except those of its queues.

@@ -56,7 +56,12 @@ impl Session for Plan {
         Vec::new()
     }
 
-    fn launch(&self, start: Start, fence: Option<OwnedFd>) -> Result<Launch<Serve>, Fault> {
+    fn launch(
+        &self,
+        start: Start,
+        fence: Option<OwnedFd>,
+        _: Option<Duration>,
+    ) -> Result<Launch<Serve>, Fault> {
         self.starts.lock().unwrap().push(start);
         let descriptors = fence.into_iter().map(|fence| (Descriptor::Fence, fence)).collect();
         Ok(Launch { descriptors, serve: Serve { identity: self.identity } })

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use pvio_daemon::failure::Failure;
 use pvio_daemon::process::helper;
 use pvio_daemon::process::run::{self, ProcessArgs};
-use pvio_daemon::{capture, disks, inspect, revive, serve, stats};
+use pvio_daemon::{capture, confinement, disks, inspect, revive, serve, stats};
 use pvio_xen_linux::XenDomain;
 
 /// Split-driver paravirtual I/O, wire-compatible with Xen.
@@ -34,6 +34,8 @@ pub enum Command {
     /// Show counters of disks and NICs, including the reasons for which requests and packets were
     /// rejected
     Stats(stats::StatsArgs),
+    /// Show the processes of devices and the layers of their confinement
+    Confinement(confinement::ConfinementArgs),
     /// Attach a disk to a running guest, on Xen or on a hosted machine
     AttachDisk(Box<disks::args::AttachArgs>),
     /// Detach a disk from a running guest
@@ -82,6 +84,7 @@ pub fn execute(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(&args),
         Command::Capture(args) => capture::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Confinement(args) => confinement::run(&args),
         Command::AttachDisk(args) => disks::attach::attach(&args),
         Command::DetachDisk(args) => disks::attach::detach(&args),
         Command::SetDisk(args) => disks::change::set(&args),

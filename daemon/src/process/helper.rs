@@ -5,7 +5,7 @@
 //! so it has no rights beyond that, and lives for one disk.
 
 use super::channel::{Channel, ChannelError};
-use super::child::{Process, Program, wait_message};
+use super::child::{End, Process, Program, wait_message};
 use super::confine::{Confined, Confinement};
 use super::faults::reported;
 use super::supervised::AT_ONCE;
@@ -24,6 +24,8 @@ use std::time::Duration;
 /// How long the helper may take. Storage that does not respond is also waited for by the opening of
 /// the disk, which has a deadline of its own.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum number of helpers for one disk that end without an answer, beside the last one.
+const MAX_DEATHS: u32 = 2;
 /// The hidden command that runs the helper.
 pub const COMMAND: &str = "image-helper";
 
@@ -61,16 +63,21 @@ pub fn resolve_confined(
 ) -> Result<Resolved, OpenFailure> {
     let roots = image_roots(disk, named)?;
     let confined = confinement.of_helper(roots);
-    let process = Process::spawn(program, "pvio: image helper", false)
-        .map_err(|e| failed(format!("the image helper cannot be started: {e}")))?;
-    let asked = ask(&process, Request { disk: disk.clone(), confined }, named);
-    let answer = asked.map_err(|error| {
-        process.kill();
-        let end = process.wait().map_or_else(String::new, |end| format!(" ({end})"));
-        failed(format!("the image helper failed{end}: {}", Report(&error)))
-    })?;
-    process.kill();
-    process.wait();
+    let mut deaths = 0;
+    let answer = loop {
+        match resolve_once(program, &confined, disk, named) {
+            Err(Lost { error, end: Some(end) }) if deaths < MAX_DEATHS => {
+                let error = Report(&error).to_string();
+                tracing::warn!(%end, error, "the image helper ended: it is started again");
+                deaths += 1;
+            }
+            Err(Lost { error, end }) => {
+                let end = end.map_or_else(String::new, |end| format!(" ({end})"));
+                return Err(failed(format!("the image helper failed{end}: {}", Report(&error))));
+            }
+            Ok(answer) => break answer,
+        }
+    };
     match answer {
         (Answer::Failed { fault, busy }, _) => Err(OpenFailure { fault: reported(fault), busy }),
         (Answer::Resolved(mut description), files) => {
@@ -80,6 +87,30 @@ pub fn resolve_confined(
                 .map_err(|e| failed(format!("the image helper's answer is invalid: {e}")))
         }
     }
+}
+
+/// A helper that did not answer.
+struct Lost {
+    error: ChannelError,
+    /// How it ended, if it ended by itself.
+    end: Option<End>,
+}
+
+/// Starts a helper, and ends it after its answer.
+fn resolve_once(
+    program: &Program,
+    confined: &Confined,
+    disk: &Disk,
+    named: &HandedFiles,
+) -> Result<(Answer, Files), Lost> {
+    let process = Process::spawn(program, "pvio: image helper", false)
+        .map_err(|error| Lost { error: ChannelError::Io(error), end: None })?;
+    let asked = ask(&process, Request { disk: disk.clone(), confined: confined.clone() }, named);
+    // One that has closed its connection is ending.
+    let is_ending = matches!(asked, Err(ChannelError::Closed)) || process.has_ended();
+    process.kill();
+    let end = process.wait().filter(|_| is_ending);
+    asked.map_err(|error| Lost { error, end })
 }
 
 fn failed(text: String) -> OpenFailure {

@@ -10,6 +10,7 @@
 //! | [`device`] | the connection of a device process to its supervisor |
 //! | [`helper`] | the process that opens images |
 //! | [`confine`] | the rights that processes keep |
+//! | [`status`] | what is reported of a device's process |
 //! | [`run`] | the commands |
 
 pub mod channel;
@@ -24,4 +25,5 @@ pub mod hub;
 pub mod messages;
 pub mod registry;
 pub mod run;
+pub mod status;
 pub mod supervised;

@@ -92,11 +92,18 @@ pub trait Session: Send + Sync + 'static {
     fn changed(&self) -> Vec<Self::Change>;
 
     /// Returns what a process needs. Blocks; called on a separate thread, after all I/O of an
-    /// earlier process has ended. `fence` is held by the process as long as it does I/O.
+    /// earlier process has ended. `fence` is held by the process as long as it does I/O. `io` is how
+    /// long the I/O of the process that died may have gone on after its death; `None` if it is
+    /// unknown when that died.
     ///
     /// # Errors
     /// A [`Fault`] ends the session.
-    fn launch(&self, start: Start, fence: Option<OwnedFd>) -> Result<Launch<Self::Serve>, Fault>;
+    fn launch(
+        &self,
+        start: Start,
+        fence: Option<OwnedFd>,
+        io: Option<Duration>,
+    ) -> Result<Launch<Self::Serve>, Fault>;
 }
 
 /// A message for the owner of a session.
@@ -176,7 +183,7 @@ impl<S: Session> Supervised<S> {
         wake: Notify,
     ) -> Result<Self, Fault> {
         let mut supervised = Self::new(device, environment, session, wake);
-        supervised.launch(start, Duration::ZERO)?;
+        supervised.launch(start, Duration::ZERO, None)?;
         Ok(supervised)
     }
 
@@ -316,15 +323,20 @@ impl<S: Session> Supervised<S> {
         tracing::warn!(device, how, error, ?delay, "the device process ended: it is replaced");
         self.replaced += 1;
         let start = if running.ready { Start::Resumed } else { Start::ResumedOrNew };
-        self.launch(start, delay)
+        self.launch(start, delay, Some(Instant::now()))
     }
 
-    fn launch(&mut self, start: Start, delay: Duration) -> Result<(), Fault> {
+    fn launch(
+        &mut self,
+        start: Start,
+        delay: Duration,
+        died: Option<Instant>,
+    ) -> Result<(), Fault> {
         let (device, environment) = (self.device.clone(), self.environment.clone());
         let session = Arc::clone(&self.session);
         let work = move || {
             std::thread::sleep(delay);
-            launch(&device, &environment, &*session, start)
+            launch(&device, &environment, &*session, (start, died))
         };
         let wake = Arc::clone(&self.wake);
         let task = Task::spawn(format!("start-{}", self.device), work, move || wake());
@@ -420,14 +432,15 @@ fn launch<S: Session>(
     device: &str,
     environment: &Environment,
     session: &S,
-    start: Start,
+    (start, died): (Start, Option<Instant>),
 ) -> Result<Process, Fault> {
     let fence = match (&environment.records, session.fence()) {
         (Some(records), Some(name)) => Some(pass_fence(records, &name)?),
         _ => None,
     };
+    let io = died.map(|died| died.elapsed());
     let listen = environment.registry.listen(device).map_err(|e| process_fault(&e))?;
-    let Launch { mut descriptors, serve } = session.launch(start, fence)?;
+    let Launch { mut descriptors, serve } = session.launch(start, fence, io)?;
     descriptors.push((Descriptor::Listen, listen));
     let name = format!("pvio: {device}");
     let program = environment.program.with_command(environment.platform).with_command(S::COMMAND);

@@ -20,6 +20,7 @@ use pvio_blkback::session::{SessionIdentity, SessionSpec};
 use pvio_storage::image::{Disk, DiskDescription, DiskOptions};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What a session is started with, besides descriptors. `D` describes the platform's descriptors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -38,8 +39,8 @@ pub struct DiskServe<D> {
     pub trace: Option<(PathBuf, String)>,
     /// Maximum number of cached mappings.
     pub cached_mappings: usize,
-    /// Whether pages of an earlier process may still be mapped.
-    pub mapped_before: bool,
+    /// How long pages of an earlier process may still be mapped.
+    pub unmapping: Duration,
     /// Whether a flush of the image has failed before.
     pub flush_failed: bool,
     /// The confinement.

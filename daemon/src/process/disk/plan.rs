@@ -9,7 +9,7 @@ use pvio_blkback::session::{SessionSpec, record_name};
 use pvio_confinement::ProcessKind;
 use pvio_event_channel::{DeviceDescriptors, DevicePlatform, DeviceScope, Port};
 use pvio_recordfile::{CounterFile, RecordError, RecordStore};
-use pvio_storage::host::{TraceFile, fence_name};
+use pvio_storage::host::{TraceFile, UNMAPPING, fence_name};
 use pvio_storage::image::{Disk, DiskDescription, DiskOptions, HandedFiles, Spec};
 use pvio_xenbus::driver::Fault;
 use serde::Serialize;
@@ -18,6 +18,20 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Upper bound of the time after which the supervisor notices the death of a process: it waits for
+/// nothing else.
+const NOTICING: Duration = Duration::from_millis(500);
+/// Lateness of the timers in the bound of [`UNMAPPING`], and the term of that bound that is constant.
+const LATENESS: Duration = Duration::from_millis(25);
+
+/// Returns how long pages of a dead process may stay mapped after its I/O has ended, which took `io`
+/// after its death was noticed: less than √(10 ms · t) + 5 ms, and two jiffies ([`UNMAPPING`]).
+fn unmapping_after(io: Duration) -> Duration {
+    let total = (io + NOTICING).as_secs_f64();
+    (Duration::from_secs_f64((0.010 * total).sqrt()) + LATENESS).min(UNMAPPING)
+}
 
 /// The files of an open disk, and what it consists of.
 #[derive(Debug, Clone)]
@@ -80,6 +94,8 @@ pub(super) struct PlanState {
     pub sectors: u64,
     /// Whether pages of an earlier process may still be mapped.
     pub mapped_before: bool,
+    /// How long they stay mapped after the I/O of their process.
+    pub unmapping: Duration,
     /// Whether a flush of the open image has failed.
     pub flush_failed: bool,
     /// Changes that the process does not know.
@@ -123,20 +139,30 @@ where
         std::mem::take(&mut self.state().changed)
     }
 
-    fn launch(&self, start: Start, fence: Option<OwnedFd>) -> Result<Launch<Self::Serve>, Fault> {
+    fn launch(
+        &self,
+        start: Start,
+        fence: Option<OwnedFd>,
+        io: Option<Duration>,
+    ) -> Result<Launch<Self::Serve>, Fault> {
         let mut open = self.state().open.clone();
         if open.files.is_none() {
             open = OpenFiles::open(&self.environment, open.disk).map_err(|failed| failed.fault)?;
             self.state().open = open.clone();
         }
-        let (options, sectors, mapped_before, flush_failed) = {
+        let (options, sectors, unmapping, flush_failed) = {
             let mut state = self.state();
             let mapped = std::mem::replace(
                 &mut state.mapped_before,
                 // What this process maps may be mapped when its successor starts.
                 self.spec.data_path == DataPath::Map,
             );
-            (state.options.clone(), state.sectors, mapped, state.flush_failed)
+            if mapped {
+                // The process may have died before it served, and its predecessor after longer I/O.
+                state.unmapping = state.unmapping.max(io.map_or(UNMAPPING, unmapping_after));
+            }
+            let unmapping = state.unmapping;
+            (state.options.clone(), state.sectors, unmapping, state.flush_failed)
         };
         let device = record_name(self.spec.identity.addr);
         let len = self.spec.identity.record_len()?;
@@ -187,10 +213,36 @@ where
             platform: description,
             trace,
             cached_mappings: self.cached_mappings,
-            mapped_before,
+            unmapping,
             flush_failed,
             confined: self.environment.confinement.of(ProcessKind::Disk),
         };
         Ok(Launch { descriptors, serve })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the time from the end of the I/O to the check of Linux that finds it, of checks that
+    /// are 5 ms, 10 ms, 15 ms and so on apart.
+    fn found_after(io: Duration) -> Duration {
+        let (mut at, mut age) = (Duration::ZERO, 1);
+        while at < io {
+            at += Duration::from_millis(5) * age;
+            age += 1;
+        }
+        at - io
+    }
+
+    #[test]
+    fn pages_are_unmapped_when_successor_serves() {
+        for ms in 0..90_000 {
+            let io = Duration::from_millis(ms);
+            let bound = unmapping_after(io.saturating_sub(NOTICING));
+            assert!(found_after(io) + Duration::from_millis(20) <= bound, "{ms} ms: {bound:?}");
+        }
+        assert!(unmapping_after(Duration::ZERO) < Duration::from_millis(100));
     }
 }

@@ -15,7 +15,7 @@ use pvio_grant_table::policy::MappingBudget;
 use pvio_recordfile::{CounterFile, RecordFile};
 use pvio_runtime::Gate;
 use pvio_storage::engine::throttle::Throttles;
-use pvio_storage::host::{DiskParts, ImageQueues, OpenDisk, TraceFile, UNMAPPING};
+use pvio_storage::host::{DiskParts, ImageQueues, OpenDisk, TraceFile};
 use pvio_storage::image::{HandedFiles, HandedRecord, Image};
 use pvio_xenbus::driver::Fault;
 use serde::Serialize;
@@ -85,10 +85,10 @@ where
                     if !std::mem::replace(&mut confined, true) {
                         // All threads have their rings, and wait at the gate.
                         SystemCalls::of(ProcessKind::Disk).install(enforcement, &mut applied);
-                        control.send::<DiskIdentity>(&FromDevice::Confined(applied.clone()));
                         gate.open();
                     }
                     ready = true;
+                    control.send::<DiskIdentity>(&FromDevice::Confined(applied.clone()));
                     control.send::<DiskIdentity>(&FromDevice::Ready);
                 }
                 Err(fault) => return end(control, fault),
@@ -164,10 +164,8 @@ where
     }
     let record = found.record.take().ok_or_else(|| missing("in-flight record"))?;
     let record = RecordFile::map(record, spec.identity.record_len()?).map_err(failed)?;
-    if serve.mapped_before {
-        // A frontend that finds a page still mapped after the response disables the disk (XSA-396).
-        std::thread::sleep(UNMAPPING);
-    }
+    // A frontend that finds a page still mapped after the response disables the disk (XSA-396).
+    std::thread::sleep(serve.unmapping);
     let start = |begin: Begin| {
         let wake = wakeup.clone();
         let queues = ImageQueues::new(Arc::clone(&disk), Arc::new(move || wake.wake()));

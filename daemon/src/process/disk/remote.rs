@@ -2,10 +2,12 @@
 
 use super::super::found::Search;
 use super::super::messages::{FromDevice, Start};
+use super::super::status::ProcessStatus;
 use super::super::supervised::{Environment, Message, Supervised};
 use super::plan::{DiskPlan, OpenFiles, PlanState};
 use super::{DiskChange, DiskIdentity};
 use pvio_blkback::engine::Geometry;
+use pvio_blkback::path::DataPath;
 use pvio_blkback::session::{self, Begin, SessionIdentity, SessionSpec, record_name};
 use pvio_blkback::vbd::{Opening, VbdServer};
 use pvio_blkback::{Config, Stats};
@@ -27,6 +29,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
+use std::time::Duration;
 
 /// Configuration of a [`RemoteDisk`].
 #[derive(Debug, Clone)]
@@ -65,6 +68,7 @@ pub struct RemoteDisk<P> {
     /// What the session in progress is started with.
     plan: Option<Arc<DiskPlan<P>>>,
     flush_failed: bool,
+    process: ProcessStatus,
 }
 
 impl<P: Send + Sync + 'static> RemoteDisk<P> {
@@ -90,6 +94,7 @@ impl<P: Send + Sync + 'static> RemoteDisk<P> {
             unsized_images,
             plan: None,
             flush_failed: false,
+            process: ProcessStatus::default(),
         }
     }
 
@@ -107,6 +112,12 @@ impl<P: Send + Sync + 'static> RemoteDisk<P> {
     /// Returns the memory of the counters of the queues.
     pub fn counters(&self) -> Option<&CounterFile> {
         self.counters.as_ref().map(|(_, counters)| counters)
+    }
+
+    /// Returns what is known of the process.
+    #[must_use]
+    pub const fn process(&self) -> &ProcessStatus {
+        &self.process
     }
 
     fn device(&self) -> String {
@@ -347,6 +358,7 @@ where
                 options,
                 sectors: spec.geometry.sectors,
                 mapped_before: false,
+                unmapping: Duration::ZERO,
                 flush_failed: self.flush_failed,
                 changed: Vec::new(),
             }),
@@ -358,6 +370,7 @@ where
             let is_same = known.session.is_some_and(|identity| identity.session == spec.identity);
             if is_same && begin == Begin::Resumed {
                 tracing::info!(device, pid = known.process.pid(), "device process found");
+                plan.state().mapped_before = spec.data_path == DataPath::Map;
                 return Supervised::adopt(&device, environment, plan, known.process, wake);
             }
             known.process.kill();
@@ -371,17 +384,15 @@ where
     }
 
     fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault> {
-        let flush_failed = &mut self.flush_failed;
-        session.poll(&mut |message: Message<DiskPlan<P>>| match message {
+        let device = self.device();
+        let (flush_failed, process) = (&mut self.flush_failed, &mut self.process);
+        let polled = session.poll(&mut |message: Message<DiskPlan<P>>| match message {
             FromDevice::FlushFailed => *flush_failed = true,
-            FromDevice::Confined(applied) => {
-                for (layer, missing) in applied.failed() {
-                    let (reason, detail) = (missing.reason, &missing.detail);
-                    tracing::debug!(%layer, ?reason, detail, "the device process lacks a layer of its confinement");
-                }
-            }
+            FromDevice::Confined(applied) => process.set_applied(&device, applied),
             _ => {}
-        })
+        });
+        self.process.set_process(session.pid(), session.replaced());
+        polled
     }
 
     fn fault(&mut self, session: &mut Self::Session) -> Option<Fault> {
