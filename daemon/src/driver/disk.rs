@@ -100,7 +100,11 @@ fn shared(disk: &Disk) -> Option<&'static str> {
     if connects(&disk.storage_spec()) {
         return Some("it connects to a server again when the connection is lost");
     }
-    disk.options.group.is_some().then_some("it shares the limits of a group")
+    if disk.options.group.is_some() {
+        return Some("it shares the limits of a group");
+    }
+    // Messages between processes are JSON.
+    serde_json::to_string(disk).is_err().then_some("a path of it is not UTF-8")
 }
 
 /// Calls a method of the server in use.

@@ -11,7 +11,7 @@ use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open,
     set_dumpable_behavior, test_kill_process,
 };
-use rustix::thread::{UnshareFlags, unshare};
+use rustix::thread::UnshareFlags;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -104,7 +104,7 @@ impl Early {
 
 #[expect(deprecated, reason = "its successor is unsafe, and this call is never executed")]
 fn new_user_namespace() -> io::Result<()> {
-    Ok(unshare(UnshareFlags::NEWUSER)?)
+    Ok(rustix::thread::unshare(UnshareFlags::NEWUSER)?)
 }
 
 pub fn attempt(name: &str, early: &Early) -> io::Result<()> {

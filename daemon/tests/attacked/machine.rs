@@ -1,6 +1,7 @@
 //! A hosted machine whose supervisor is a thread of this program.
 
 use crate::process::{ARGUMENT, COMMAND, GIVEN, HELPER_DEATHS, OUTCOME};
+use pvio_blkfront::Op;
 use pvio_blkfront::blocking::BlockingDisk;
 use pvio_daemon::driver::{self, Isolation, Options};
 use pvio_daemon::process::child::Program;
@@ -13,6 +14,7 @@ use pvio_daemon::served::Served;
 use pvio_daemon::stop::{Stop, Wakeup};
 use pvio_grant_table::DomId;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
+use pvio_ring::proto::blkif::Status;
 use pvio_xenbus::client::Client;
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, read_error};
 use pvio_xenbus::handshake::vbd::{ToolstackBack, create_device};
@@ -256,7 +258,20 @@ impl Disk {
         self.turn += 1;
         let pattern = self.turn.to_le_bytes().repeat(512);
         let offset = self.turn * 4096 % BYTES;
-        self.session.write_at(offset, &pattern).unwrap();
+        let queue = self.session.queue().unwrap();
+        let slot = queue.reserve().unwrap();
+        let _ = queue.fill(slot, 0, &pattern);
+        let op = Op::Write { sector: offset / 512, bytes: pattern.len() };
+        assert!(queue.start(slot, op).is_ok() && queue.publish().is_ok());
+        let mut is_done = false;
+        while !is_done {
+            let answered = self.session.answers(|answered, op, status| {
+                assert_eq!(status, Status::Okay, "{op:?}");
+                is_done |= answered == slot;
+            });
+            answered.unwrap();
+        }
+        self.session.queue().unwrap().release(slot);
         let mut read = vec![0; pattern.len()];
         self.session.read_at(offset, &mut read).unwrap();
         assert_eq!(read, pattern);

@@ -143,7 +143,20 @@ impl Control {
     /// # Errors
     /// The system's error.
     pub fn wait(&self, wakeup: &Wakeup) -> Result<(), Failure> {
+        self.wait_also_for(wakeup, None)
+    }
+
+    /// Waits as [`wait`](Self::wait), also until another descriptor is readable.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn wait_also_for(
+        &self,
+        wakeup: &Wakeup,
+        other: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Failure> {
         let mut events = vec![wakeup.as_fd()];
+        events.extend(other);
         events.extend(self.channel.as_ref().map(AsFd::as_fd));
         events.extend(self.listen.as_ref().map(AsFd::as_fd));
         sleep(&events, None)?;

@@ -18,6 +18,7 @@ use pvio_storage::engine::throttle::Throttles;
 use pvio_storage::host::{DiskParts, ImageQueues, OpenDisk, TraceFile};
 use pvio_storage::image::{HandedFiles, HandedRecord, Image};
 use pvio_xenbus::driver::Fault;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::File;
@@ -35,6 +36,8 @@ struct Serving<P: DevicePlatform<Channel: AsFd> + Send + 'static> {
     flush_state: Arc<FlushState>,
     identity: DiskIdentity,
     counters: (OwnedFd, CounterFile),
+    /// The connection to a hypervisor that is a process.
+    hypervisor: Option<OwnedFd>,
 }
 
 /// Serves a disk, until the supervisor stops it or it has a fault.
@@ -101,8 +104,25 @@ where
             flush_failed = true;
             control.send::<DiskIdentity>(&FromDevice::FlushFailed);
         }
-        control.wait(&wakeup)?;
+        control.wait_also_for(&wakeup, serving.hypervisor.as_ref().map(AsFd::as_fd))?;
+        if serving.hypervisor.as_ref().is_some_and(has_ended) {
+            return Err(Failure::new("the hypervisor has ended", ""));
+        }
     }
+}
+
+/// Returns whether the other end of a socket was closed.
+fn has_ended(socket: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut fds, Some(&now)), Ok(1..))
+}
+
+/// Returns the connection to a hypervisor that is a process of this host, and may end before this
+/// one.
+fn connection_to_hypervisor(platform: &[OwnedFd]) -> io::Result<Option<OwnedFd>> {
+    let is_socket = |fd: &&OwnedFd| rustix::net::sockopt::socket_type(fd).is_ok();
+    platform.iter().find(is_socket).map(OwnedFd::try_clone).transpose()
 }
 
 /// Reports a fault and ends the process, which stops the session.
@@ -125,6 +145,7 @@ where
         |e: io::Error| Fault::new("device-process", format!("a descriptor is unusable: {e}"));
     let description = serve.platform;
     let fds = std::mem::take(&mut found.platform);
+    let hypervisor = connection_to_hypervisor(&fds).map_err(failed)?;
     let platform = P::from_descriptors(DeviceDescriptors { description, fds });
     let platform = platform.map_err(|e| Fault::of("device-platform", &e))?;
     let (records, files) = std::mem::take(&mut found.image).into_iter().unzip();
@@ -189,7 +210,14 @@ where
         },
     }?;
     let identity = DiskIdentity { session: spec.identity, disk: serve.disk, image: serve.image };
-    Ok(Serving { session, disk, flush_state, identity, counters: (counters, published) })
+    Ok(Serving {
+        session,
+        disk,
+        flush_state,
+        identity,
+        counters: (counters, published),
+        hypervisor,
+    })
 }
 
 /// The descriptors, by purpose.
