@@ -196,7 +196,8 @@ impl Image {
     ///
     /// # Errors
     /// Any [`ImageError`]; [`ImageError::Changed`] if the disk needs a file that was not handed
-    /// over, or has another geometry than `expected`.
+    /// over, or has another geometry than `expected` (apart from the size of a raw disk, which may
+    /// change at any time).
     pub fn open_handed(
         disk: &Disk,
         files: HandedFiles,

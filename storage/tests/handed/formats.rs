@@ -2,7 +2,7 @@
 
 use crate::confined::{Confined, Outcome};
 use crate::support::{Rng, has, text, tool};
-use crate::{contents, resolved};
+use crate::{contents, resolved, when_free};
 use pvio_storage::image::{Disk, Image};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -167,10 +167,9 @@ fn block_device_from_descriptor_has_same_bytes_and_geometry() {
     let device = Loop(String::from_utf8(made.stdout).unwrap().trim().to_owned());
     for options in ["ro", "rw", "ro,direct", "rw,direct"] {
         let disk = format!("raw:{}", device.0);
-        let local = Image::open_as(&format!("[{options}]{disk}").parse().unwrap());
-        let local = local.unwrap().geometry();
-        assert_eq!(local.discard.is_some(), options.starts_with("rw"), "{options}");
         let disk_with_options: Disk = format!("[{options}]{disk}").parse().unwrap();
+        let local = when_free(|| Image::open_as(&disk_with_options)).geometry();
+        assert_eq!(local.discard.is_some(), options.starts_with("rw"), "{options}");
         let (named, resolved) = resolved(&disk_with_options);
         assert_eq!(resolved.geometry, local, "{options}");
         drop((named, resolved));
@@ -204,10 +203,18 @@ fn changed_image_is_rejected_with_its_code() {
         let confined = Confined::start(&disk, &named, &resolved);
         assert_eq!(confined.opened(), Err("image-changed".into()), "{below} {size}");
     }
-    // A raw disk of another size.
+}
+
+/// A raw disk may be resized between the two processes, and later.
+#[test]
+fn raw_file_that_has_grown_is_opened_with_its_present_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let raw = source(dir.path());
     let disk: Disk = format!("[ro]raw:{}", text(&raw)).parse().unwrap();
-    let (named, resolved) = crate::resolved(&disk);
+    let (named, resolved) = resolved(&disk);
     fs::File::options().write(true).open(&raw).unwrap().set_len(SIZE as u64 * 2).unwrap();
     let confined = Confined::start(&disk, &named, &resolved);
-    assert_eq!(confined.opened(), Err("image-changed".into()));
+    assert_eq!(confined.opened(), Ok(()));
+    confined.proceed();
+    assert_eq!(confined.finish().before.len(), SIZE * 2);
 }

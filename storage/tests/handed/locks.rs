@@ -2,21 +2,12 @@
 
 use crate::confined::Confined;
 use crate::support::{has, text, tool};
-use crate::{contents, resolved};
-use pvio_storage::image::{Disk, HandedFiles, Image, ImageError};
+use crate::{contents, resolved, when_free};
+use pvio_storage::image::{Disk, HandedFiles, Image};
 use std::fs;
-use std::time::{Duration, Instant};
 
 fn code(disk: &Disk) -> &'static str {
     Image::open_as(disk).map(drop).map_err(|error| error.code()).err().unwrap_or("opened")
-}
-
-/// Opens an image as soon as the kernel has released what a process held.
-fn free(disk: &Disk) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while matches!(Image::open_as(disk), Err(ImageError::Busy(_))) {
-        assert!(Instant::now() < end, "{disk} stays locked");
-    }
 }
 
 #[test]
@@ -59,8 +50,8 @@ fn lock_passes_with_descriptors_and_survives_device_process() {
     second.proceed();
     let outcome = second.finish();
     assert!(outcome.before == vec![3; 1 << 20] && outcome.after != outcome.before);
-    free(&disk);
-    free(&written);
+    drop(when_free(|| Image::open_as(&disk)));
+    drop(when_free(|| Image::open_as(&written)));
     assert!(contents(&format!("qcow2:{}", text(&image))) == outcome.after);
     tool("qemu-img", &["check", "-q", text(&image)]);
 }
