@@ -267,6 +267,12 @@ where
 
     fn close(&mut self) -> Poll<()> {
         self.opening = None;
+        // A process of an earlier supervisor that is not continued must end: it holds the fence.
+        let (device, environment) = (self.device(), &self.config.environment);
+        let found = self.search.poll(&device, &environment.found, &environment.hub, &self.wake);
+        if found.is_pending() {
+            return Poll::Pending;
+        }
         if let Search::Known(known) = std::mem::replace(&mut self.search, Search::Over) {
             known.process.kill();
         }
