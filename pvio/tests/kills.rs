@@ -7,6 +7,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -82,7 +83,11 @@ impl Check {
     fn kill(&mut self, victim: Victim) -> SystemTime {
         let begin = Instant::now();
         loop {
-            assert_eq!(self.child.try_wait().unwrap(), None, "the check ended before all kills");
+            if self.child.try_wait().unwrap().is_some() {
+                let mut why = String::new();
+                self.child.stderr.take().unwrap().read_to_string(&mut why).unwrap();
+                panic!("the check ended before all kills: {why}\n{}", self.log());
+            }
             assert!(begin.elapsed() < PATIENCE, "there are no processes: {}", self.log());
             let Some((supervisor, device)) = self.processes() else { continue };
             let pids = match victim {

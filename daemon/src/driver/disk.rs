@@ -104,7 +104,8 @@ fn shared(disk: &Disk) -> Option<&'static str> {
         return Some("it shares the limits of a group");
     }
     // Messages between processes are JSON.
-    serde_json::to_string(disk).is_err().then_some("a path of it is not UTF-8")
+    let is_text = std::str::from_utf8(&disk.spec.to_bytes()).is_ok();
+    (!is_text || serde_json::to_string(disk).is_err()).then_some("a path of it is not UTF-8")
 }
 
 /// Calls a method of the server in use.
