@@ -23,6 +23,8 @@ mod model {
     use std::sync::Arc;
 
     const PORT: Port = Port(7);
+    /// Number of events of each sender.
+    const EVENTS: [u32; 2] = [1, 2];
 
     /// The receiver's eventfd.
     #[derive(Default)]
@@ -61,15 +63,20 @@ mod model {
                 let page = EventPage::new(memory.clone());
                 let (wakeup, work) = (Arc::clone(&wakeup), Arc::clone(&work));
                 thread::spawn(move || {
-                    work[n].store(1, Ordering::Relaxed);
-                    page.send(PORT, || wakeup.wake());
+                    for done in 1..=EVENTS[n] {
+                        work[n].store(done, Ordering::Relaxed);
+                        page.send(PORT, || wakeup.wake());
+                    }
                 });
             }
             let page = EventPage::new(memory);
-            let seen = || work.iter().map(|n| n.load(Ordering::Relaxed)).sum::<u32>();
-            while seen() < 2 {
+            let mut seen = 0;
+            while seen < EVENTS.iter().sum() {
                 wakeup.wait();
-                receive(&page, &wakeup);
+                // Without an event, the memory is not read.
+                if receive(&page, &wakeup) {
+                    seen = work.iter().map(|n| n.load(Ordering::Relaxed)).sum::<u32>();
+                }
             }
         });
     }

@@ -45,8 +45,9 @@ impl Completions {
 /// it may: a lost completion is a deadlock.
 #[cfg(all(loom, test))]
 mod model {
-    use super::super::{Blocking, EngineError, Executor, Io, Job, Part, Store};
+    use super::super::{Blocking, EngineError, Executor, Io, Job, Part};
     use super::*;
+    use crate::engine::store::Store;
     use alloc::sync::Arc;
     use loom::thread;
 
