@@ -5,8 +5,9 @@ use crate::descriptors::{Descriptors, open_now};
 use crate::disks::vdev::Vdev;
 use crate::driver::disk::DiskServer;
 use crate::process::status::ServedBy;
+use crate::driver::nic::IsolatedNicServer;
 use pvio_blkback::Vbd;
-use pvio_event_channel::{BackendPlatform, DevicePlatform};
+use pvio_event_channel::DevicePlatform;
 use pvio_grant_table::policy::MappingBudget;
 use pvio_netback::Vif;
 use pvio_ports::settings::RuntimeSettings;
@@ -35,7 +36,7 @@ pub struct Served {
 /// The settings, budgets and counters of a device.
 #[derive(Debug, Clone, Default)]
 pub struct DeviceStatus {
-    settings: Option<Arc<RuntimeSettings>>,
+    nic: Option<NicSettings>,
     mappings: Option<Arc<MappingBudget>>,
     load: Option<Arc<BudgetUsage>>,
     /// Number of file descriptors reserved for it, and the budget of its steps.
@@ -45,6 +46,15 @@ pub struct DeviceStatus {
     /// Rate-limited log events.
     events: Events,
     served_by: ServedBy,
+}
+
+/// Where the settings and the capture point of a NIC are.
+#[derive(Debug, Clone)]
+pub enum NicSettings {
+    /// In this process.
+    Local(Arc<RuntimeSettings>),
+    /// In the process of the NIC.
+    Remote,
 }
 
 /// Counts of the rate-limited log events of a device, by name.
@@ -57,6 +67,8 @@ enum Counters {
     Nic(Arc<pvio_netback::Stats>),
     /// A queue of a disk in another process.
     RemoteDisk(CounterFile, usize),
+    /// A queue of a NIC in another process.
+    RemoteNic(CounterFile, usize),
 }
 
 /// A backend whose settings, budgets and counters can be inspected.
@@ -80,6 +92,7 @@ where
             let counters = remote.counters();
             let queues = counters.iter().flat_map(|c| (0..c.queues()).map(|n| ((*c).clone(), n)));
             status.queues = queues.map(|(file, queue)| Counters::RemoteDisk(file, queue)).collect();
+            status.queues = remote_queues(remote.counters(), Counters::RemoteDisk);
         }
         if let Some(thread) = server.thread() {
             status.events.extend(thread.events());
@@ -92,19 +105,36 @@ where
     }
 }
 
-impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> ReportStatus
-    for Vif<pvio_ports::host::NicServer<P>>
+impl<P> ReportStatus for Vif<IsolatedNicServer<P>>
+where
+    P: DevicePlatform<Channel: AsFd> + Send + Sync + 'static,
+    P::Description: Serialize + DeserializeOwned,
 {
     fn status(&self) -> DeviceStatus {
-        let queues = self.stats().iter().map(|stats| Counters::Nic(Arc::clone(stats)));
-        let settings = Some(Arc::clone(self.server().settings()));
-        DeviceStatus {
-            settings,
-            queues: queues.collect(),
-            events: self.server().events(),
-            ..DeviceStatus::default()
+        let mut status = DeviceStatus::default();
+        let server = self.server();
+        if let Some(remote) = server.remote() {
+            status.nic = Some(NicSettings::Remote);
+            status.events = remote.events();
+            status.queues = remote_queues(remote.counters(), Counters::RemoteNic);
         }
+        if let Some(thread) = server.thread() {
+            status.nic = Some(NicSettings::Local(Arc::clone(thread.settings())));
+            status.events = thread.events();
+            let queues = self.stats().iter();
+            status.queues = queues.map(|stats| Counters::Nic(Arc::clone(stats))).collect();
+        }
+        status
     }
+}
+
+/// Returns the counters of each queue in another process.
+fn remote_queues(
+    counters: Option<&CounterFile>,
+    of: fn(CounterFile, usize) -> Counters,
+) -> Vec<Counters> {
+    let each = |file: &CounterFile| (0..file.queues()).map(|n| of(file.clone(), n)).collect();
+    counters.map(each).unwrap_or_default()
 }
 
 impl DeviceStatus {
@@ -159,15 +189,15 @@ impl Served {
     pub fn nics(&self) -> Vec<String> {
         let all = self.lock();
         all.iter()
-            .filter(|(_, seen)| seen.settings.is_some())
+            .filter(|(_, seen)| seen.nic.is_some())
             .map(|(addr, _)| device_name(*addr))
             .collect()
     }
 
     /// Returns the settings and the capture point of the NIC of that name.
     #[must_use]
-    pub fn nic(&self, name: &str) -> Option<Arc<RuntimeSettings>> {
-        self.lock().iter().find(|(addr, _)| device_name(**addr) == name)?.1.settings.clone()
+    pub fn nic(&self, name: &str) -> Option<NicSettings> {
+        self.lock().iter().find(|(addr, _)| device_name(**addr) == name)?.1.nic.clone()
     }
 
     /// Returns the counters of every device, ordered by address.
@@ -232,6 +262,11 @@ impl Counters {
                 stats.set_words(file.words(*queue));
                 Self::Disk(Arc::new(stats))
             }
+            Self::RemoteNic(file, queue) => {
+                let stats = pvio_netback::Stats::default();
+                stats.set_words(file.words(*queue));
+                Self::Nic(Arc::new(stats))
+            }
             other => other.clone(),
         }
     }
@@ -249,7 +284,7 @@ impl Counters {
                 }
             };
         match self {
-            Self::RemoteDisk(..) => {}
+            Self::RemoteDisk(..) | Self::RemoteNic(..) => {}
             Self::Disk(stats) => {
                 tell(None, &mut stats.named());
                 tell(Some("refused"), &mut stats.refused().map(|(why, n)| (why.code(), n)));
@@ -269,7 +304,7 @@ impl Counters {
             }
         }
         let bounded = match self {
-            Self::RemoteDisk(..) => Map::new(),
+            Self::RemoteDisk(..) | Self::RemoteNic(..) => Map::new(),
             Self::Disk(stats) => budgets(stats.budgets()),
             Self::Nic(stats) => budgets(stats.budgets()),
         };

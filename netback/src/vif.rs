@@ -236,9 +236,11 @@ impl<S: VifServer> BackendClass for Vif<S> {
     }
 
     fn disconnect(&mut self) -> Poll<()> {
-        if self.leave().is_pending() {
+        let Self { server, session, .. } = self;
+        if session.as_mut().is_some_and(|session| server.stop(session).is_pending()) {
             return Poll::Pending;
         }
+        (self.session, self.negotiated) = (None, None);
         if let Some(device) = self.recorded.take() {
             self.server.end(device);
         }
@@ -247,7 +249,7 @@ impl<S: VifServer> BackendClass for Vif<S> {
 
     fn leave(&mut self) -> Poll<()> {
         let Self { server, session, .. } = self;
-        if session.as_mut().is_some_and(|session| server.stop(session).is_pending()) {
+        if session.as_mut().is_some_and(|session| server.leave(session).is_pending()) {
             return Poll::Pending;
         }
         (self.session, self.negotiated) = (None, None);

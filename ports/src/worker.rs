@@ -4,6 +4,7 @@
 use crate::NetPort;
 use crate::wait::WaitPort;
 use alloc::borrow::Cow;
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -20,6 +21,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 /// Limit of packets moved in each direction per round.
 const BUDGET: usize = 256;
+
+/// Minimum interval at which the counters of a queue that is never idle are published.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Publishes the counters of a queue; called on its worker's thread.
+pub type Publish = Box<dyn Fn(&Stats) + Send>;
 
 /// Running worker of a queue.
 pub type Worker = pvio_runtime::Worker<WorkerError>;
@@ -104,11 +111,12 @@ where
     N: WaitPort + 'static,
     R: SharedMemory + Clone + Send + Sync + 'static,
 {
-    spawn_held(name, queue, make, wakeup, notify, reception, Gate::opened())
+    spawn_held(name, queue, make, wakeup, notify, reception, (Gate::opened(), None))
 }
 
 /// As [`spawn`]. The thread creates the port, with an io_uring that executes only what the port
-/// needs, and serves when `gate` is open.
+/// needs, and serves when `gate` is open. `publish` is called before it waits, and at intervals while
+/// it never does.
 ///
 /// # Errors
 /// An error of the system if it has no thread or descriptor available.
@@ -119,7 +127,7 @@ pub fn spawn_held<P, N, R>(
     wakeup: Option<EventFd>,
     notify: Notify,
     reception: impl FnMut(Reception) + Send + 'static,
-    gate: Gate,
+    (gate, publish): (Gate, Option<Publish>),
 ) -> io::Result<Worker>
 where
     P: BackendPlatform + Send + 'static,
@@ -142,7 +150,7 @@ where
         let events = events.into_iter().map(|event| port.watch(event));
         let events = events.collect::<io::Result<_>>()?;
         port.watch(stopped)?;
-        Ok(Serving { queue, port, events, wakeup, reception })
+        Ok(Serving { queue, port, events, wakeup, reception, publish, published: Duration::ZERO })
     };
     let serve = |mut serving: Serving<_, _, _, _>, stop: &StopFlag| serving.serve(stop);
     Worker::spawn_held(name, notify, WorkerError::Panicked, start, serve, gate)
@@ -157,6 +165,9 @@ struct Serving<P: BackendPlatform, N: NetPort, R, F> {
     /// Eventfd by which the siblings wake it.
     wakeup: Option<(Watch, EventFd)>,
     reception: F,
+    publish: Option<Publish>,
+    /// When the counters were published last.
+    published: Duration,
 }
 
 impl<P, N, R, F> Serving<P, N, R, F>
@@ -184,6 +195,9 @@ where
                 (self.reception)(reception);
             }
             if busy || late {
+                if now.saturating_sub(self.published) >= PUBLISH_INTERVAL {
+                    self.publish(now);
+                }
                 continue;
             }
             if spin.until(|| self.has_work())? || self.queue.final_check()? {
@@ -192,6 +206,7 @@ where
             spin.sleeping();
             self.sleep(gather.before_sleep())?;
         }
+        self.publish(monotonic());
         Ok(())
     }
 
@@ -221,10 +236,18 @@ where
         Ok(self.queue.has_work()? || self.port.has_work().map_err(tap_lost)?)
     }
 
+    fn publish(&mut self, now: Duration) {
+        if let Some(publish) = &self.publish {
+            publish(self.queue.stats());
+            self.published = now;
+        }
+    }
+
     /// Waits for an event of the guest, a packet, a stop, or a deadline. If `gather` is set, first
     /// waits that long for packets to accumulate.
     fn sleep(&mut self, gather: Option<Duration>) -> Result<(), WorkerError> {
         let now = monotonic();
+        self.publish(now);
         let deadline = self.queue.deadline().into_iter().chain(self.port.deadline()).min();
         let deadline = deadline.map(|deadline| deadline.saturating_sub(now));
         if let Some(time) = gather {

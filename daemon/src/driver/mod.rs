@@ -9,6 +9,7 @@
 
 mod devices;
 pub mod disk;
+pub mod nic;
 #[cfg(test)]
 mod tests;
 mod wakeups;
@@ -17,11 +18,13 @@ use crate::descriptors::Descriptors;
 use crate::failure::Failure;
 use crate::process::disk::{DiskConfig, RemoteDisk};
 use crate::process::hub::Hub;
+use crate::process::nic::RemoteNic;
 use crate::process::supervised::Environment;
 use crate::served::Served;
 use crate::stop::{Stop, Wakeup, sleep};
 use devices::Devices;
 use disk::DiskServer;
+use nic::IsolatedNicServer;
 use pvio_blkback::{Config, Vbd};
 use pvio_event_channel::DevicePlatform;
 use pvio_grant_table::DomId;
@@ -208,13 +211,23 @@ where
             max_queues: chosen.nic_queues,
             ..NicConfig::default()
         };
+        let process = match &chosen.isolation {
+            Isolation::Thread => None,
+            Isolation::Process(environment) => Some(RemoteNic::new(
+                shared.clone(),
+                addr,
+                (config.clone(), Arc::clone(&chosen.nic_settings)),
+                environment.clone(),
+                wakes.of(addr),
+            )),
+        };
         let server = NicServer::new(shared.clone(), config, wakes.of(addr));
         let server = server.within(Arc::clone(&chosen.nic_settings));
         let server = match &chosen.records {
             Some(records) => server.recorded_in(records.clone()),
             None => server,
         };
-        new_driver(&chosen, addr, state, Vif::new(server))
+        new_driver(&chosen, addr, state, Vif::new(IsolatedNicServer::new(server, process)))
     })
     .removing_nodes(hotplug == HotplugMode::DriverDomain)
     .published_in(served)

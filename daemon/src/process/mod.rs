@@ -6,7 +6,8 @@
 //! | [`child`], [`hub`] | starting a process, and waiting for the events of all of them |
 //! | [`registry`], [`found`] | how a supervisor finds the processes of its predecessor |
 //! | [`supervised`] | a session in a process, which is replaced when it dies |
-//! | [`disk`] | a disk in a process of its own |
+//! | [`disk`], [`nic`] | a disk, a NIC in a process of its own |
+//! | [`resources`] | what the supervisor opens for a session of any class |
 //! | [`device`] | the connection of a device process to its supervisor |
 //! | [`helper`] | the process that opens images |
 //! | [`confine`] | the rights that processes keep |
@@ -23,7 +24,9 @@ pub mod found;
 pub mod helper;
 pub mod hub;
 pub mod messages;
+pub mod nic;
 pub mod registry;
+pub mod resources;
 pub mod run;
 pub mod status;
 pub mod supervised;

@@ -1,7 +1,7 @@
 //! The commands of the processes.
 
 use super::channel::Channel;
-use super::{disk, helper};
+use super::{disk, helper, nic};
 use crate::failure::Failure;
 use crate::serve::log_to;
 use clap::{Args, ValueEnum};
@@ -26,6 +26,8 @@ pub struct ProcessArgs {
 pub enum DeviceKind {
     /// A disk
     Disk,
+    /// A NIC
+    Nic,
 }
 
 /// Returns the connection to the supervisor, which is standard input.
@@ -67,5 +69,6 @@ where
     log_to(None)?;
     match kind {
         DeviceKind::Disk => disk::serve::<P>(connection()?),
+        DeviceKind::Nic => nic::serve::<P>(connection()?),
     }
 }

@@ -97,6 +97,12 @@ pub trait VifServer {
     /// Its in-flight record stays, so that another process can resume it.
     fn stop(&mut self, session: &mut Self::Session) -> Poll<()>;
 
+    /// Leaves a session to another process: as [`stop`](Self::stop), except that a session in a
+    /// process of its own goes on.
+    fn leave(&mut self, session: &mut Self::Session) -> Poll<()> {
+        self.stop(session)
+    }
+
     /// Makes sure that no process resumes a session of this device: invalidates the record of the
     /// session that this server started last, and removes the device's record, whichever process
     /// created it. No session is being served.

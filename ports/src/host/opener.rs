@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::config::{NicConfig, NicSettings, bridge_and_options, interface_name};
-use super::link::{Link, LinkParams, TapEvents};
+use super::link::{Link, LinkDescription, LinkParams, TapEvents};
 use super::opening::{self, Opening};
 use super::queues::OpenLink;
-use crate::options::NicOptions;
+use crate::options::{LinkSpec, NicOptions};
 use crate::settings::{RuntimeSettings, WrapperSettings};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -16,6 +16,7 @@ use pvio_netback::vif::Attach;
 use pvio_runtime::{LogLimit, Task};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::vif::{MAX_QUEUES, ToolstackBack};
+use std::os::fd::OwnedFd;
 
 /// Opens and closes the link of a vif that [its options](NicOptions) select, and applies changed
 /// options. This is the part of a vif that needs capabilities, network namespaces and files;
@@ -103,6 +104,46 @@ impl LinkOpener {
     pub fn max_queues(&self) -> u32 {
         let limit = self.link.as_ref().and_then(|link| link.lock().max_queues());
         limit.map_or(self.max_queues, |limit| limit.min(self.max_queues))
+    }
+
+    /// Returns why a vif of these options must be served by the process that opens its link; `None`
+    /// if another process can serve it.
+    ///
+    /// # Errors
+    /// A [`Fault`] if an option is invalid.
+    pub fn bound_to_process(&self, vif: &ToolstackBack) -> Result<Option<&'static str>, Fault> {
+        let options = self.options_of(vif)?;
+        Ok(match options.link {
+            LinkSpec::Switch(_) => Some("the members of its switch share memory"),
+            LinkSpec::AfXdp(_) => Some("AF_XDP sockets are bound for each session"),
+            _ => options.share.is_some().then_some("it shares a rate with other NICs"),
+        })
+    }
+
+    /// Uses the link that the process of an earlier opener has, which opened it with the options of
+    /// `applied`. Returns whether these options select the same link; if not, nothing is changed.
+    ///
+    /// # Errors
+    /// A [`Fault`] if an option is invalid or the descriptors are not those of the description.
+    pub fn adopt(
+        &mut self,
+        vif: &ToolstackBack,
+        applied: &WrapperSettings,
+        description: &LinkDescription,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<bool, Fault> {
+        let options = self.options_of(vif)?;
+        if !options.has_link_of(&applied.options) {
+            return Ok(false);
+        }
+        let link = OpenLink::from_descriptors(description, descriptors)?;
+        self.apply(vif, options.clone())?;
+        if let LinkDescription::Tap { queues, .. } = description {
+            // No more are open.
+            self.max_queues = self.max_queues.min(u32::try_from(*queues).unwrap_or(u32::MAX));
+        }
+        (self.link, self.options) = (Some(link), options);
+        Ok(true)
     }
 
     /// Announces the number of queues of a session that is about to be resumed.

@@ -3,7 +3,8 @@
 
 use super::link::{Link, LinkDescription, WorkerSetup, not_started};
 use crate::settings::RuntimeSettings;
-use crate::worker::Worker;
+use crate::worker::{Publish, Worker};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -12,6 +13,8 @@ use core::task::Poll;
 use pvio_event_channel::BackendPlatform;
 use pvio_netback::queue::{Queue, Waker};
 use pvio_netback::session::{QueueServer, SessionConfig};
+use pvio_netback::stats::Stats;
+use pvio_recordfile::CounterFile;
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::{EventFd, Gate, PrivateBuf};
 use pvio_xenbus::driver::Fault;
@@ -78,6 +81,7 @@ pub struct LinkQueues {
     /// ring.
     wakeups: Vec<EventFd>,
     gate: Gate,
+    counters: Option<CounterFile>,
 }
 
 impl LinkQueues {
@@ -85,13 +89,19 @@ impl LinkQueues {
     /// worker is ready or has ended on its own. The session must be polled then.
     #[must_use]
     pub fn new(link: OpenLink, settings: Arc<RuntimeSettings>, wake: Waker) -> Self {
-        Self { link, settings, wake, wakeups: Vec::new(), gate: Gate::opened() }
+        Self { link, settings, wake, wakeups: Vec::new(), gate: Gate::opened(), counters: None }
     }
 
     /// Holds the workers back, once they have created their ports, until `gate` is open.
     #[must_use]
     pub fn behind(self, gate: Gate) -> Self {
         Self { gate, ..self }
+    }
+
+    /// Publishes the counters of each queue for another process, whenever its worker waits.
+    #[must_use]
+    pub fn publishing(self, counters: CounterFile) -> Self {
+        Self { counters: Some(counters), ..self }
     }
 }
 
@@ -138,6 +148,9 @@ where
         queue: Queue<P, PrivateBuf, R>,
     ) -> Result<Worker, Fault> {
         let wakeup = self.wakeups.get(index).map(EventFd::try_clone).transpose();
+        let publish = self.counters.clone().map(|counters| -> Publish {
+            Box::new(move |stats: &Stats| counters.publish(index, stats.words()))
+        });
         let setup = WorkerSetup {
             index,
             name: name.into(),
@@ -146,6 +159,7 @@ where
             settings: Arc::clone(&self.settings),
             wake: Arc::clone(&self.wake),
             gate: self.gate.clone(),
+            publish,
         };
         self.link.lock().start(setup)
     }

@@ -76,9 +76,9 @@ impl Control {
         }
     }
 
-    /// Tells a new supervisor which session this is.
-    pub fn hello<I: Serialize>(&mut self, session: I, descriptors: &[BorrowedFd<'_>]) {
-        let session = Some(Box::new(session));
+    /// Tells a new supervisor which session this is; `None` if it cannot go on with that.
+    pub fn hello<I: Serialize>(&mut self, session: Option<I>, descriptors: &[BorrowedFd<'_>]) {
+        let session = session.map(Box::new);
         self.send_with(&FromDevice::Hello { version: VERSION, session }, descriptors);
     }
 

@@ -5,5 +5,9 @@
 //! then is anything served that a guest wrote.
 
 mod control;
+mod handed;
+mod serving;
 
 pub use control::{Control, Descriptors, Received};
+pub use handed::{Handed, resumed_or_new, unusable};
+pub use serving::{Filtered, Serving, serve};

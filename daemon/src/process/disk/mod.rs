@@ -11,7 +11,7 @@ mod process;
 mod remote;
 
 pub use plan::DiskPlan;
-pub use process::serve;
+pub use process::{connection_to_hypervisor, has_ended, serve};
 pub use remote::{DiskConfig, RemoteDisk};
 
 use super::confine::Confined;

@@ -72,7 +72,7 @@ where
                 Received::Stop => stopping = true,
                 Received::NewSupervisor => {
                     (ready, flush_failed) = (false, false);
-                    control.hello(serving.identity.clone(), &[serving.counters.0.as_fd()]);
+                    control.hello(Some(serving.identity.clone()), &[serving.counters.0.as_fd()]);
                 }
             }
         }
@@ -112,7 +112,7 @@ where
 }
 
 /// Returns whether the other end of a socket was closed.
-fn has_ended(socket: &OwnedFd) -> bool {
+pub fn has_ended(socket: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(poll(&mut fds, Some(&now)), Ok(1..))
@@ -120,7 +120,7 @@ fn has_ended(socket: &OwnedFd) -> bool {
 
 /// Returns the connection to a hypervisor that is a process of this host, and may end before this
 /// one.
-fn connection_to_hypervisor(platform: &[OwnedFd]) -> io::Result<Option<OwnedFd>> {
+pub fn connection_to_hypervisor(platform: &[OwnedFd]) -> io::Result<Option<OwnedFd>> {
     let is_socket = |fd: &&OwnedFd| rustix::net::sockopt::socket_type(fd).is_ok();
     platform.iter().find(is_socket).map(OwnedFd::try_clone).transpose()
 }

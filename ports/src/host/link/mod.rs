@@ -25,7 +25,7 @@ use crate::afxdp::AfXdpError;
 use crate::options::{LinkSpec, NicOptions};
 use crate::settings::RuntimeSettings;
 use crate::wait::WaitPort;
-use crate::worker::{self, Worker};
+use crate::worker::{self, Publish, Worker};
 use afxdp::AfXdpLink;
 use alloc::format;
 use alloc::string::String;
@@ -209,6 +209,8 @@ pub(super) struct WorkerSetup<P: BackendPlatform, R> {
     pub wake: Waker,
     /// Holds the worker back until its process is ready to serve.
     pub gate: Gate,
+    /// Publishes the counters of the queue.
+    pub publish: Option<Publish>,
 }
 
 impl<P, R> WorkerSetup<P, R>
@@ -227,13 +229,21 @@ where
     where
         N: WaitPort<Buf = PrivateBuf> + 'static,
     {
-        let Self { index, name, queue, wakeup, settings, wake, gate } = self;
+        let Self { index, name, queue, wakeup, settings, wake, gate, publish } = self;
         let wrapped = move |stats: Arc<Stats>| {
             let port = port(&stats)?;
             Ok(settings.wrap(port, stats, index))
         };
         let reception = move |reception| stalled(reception == Reception::Stalled);
-        let spawned = worker::spawn_held(&name, queue, wrapped, wakeup, wake, reception, gate);
+        let spawned = worker::spawn_held(
+            &name,
+            queue,
+            wrapped,
+            wakeup,
+            wake,
+            reception,
+            (gate, publish),
+        );
         spawned.map_err(not_started)
     }
 }

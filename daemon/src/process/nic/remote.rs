@@ -1,0 +1,261 @@
+//! The supervisor's side of a NIC.
+
+use super::super::found::Search;
+use super::super::messages::{FromDevice, Start};
+use super::super::resources::{CounterMemory, log_missing_layers};
+use super::super::supervised::{Environment, Message, Supervised};
+use super::plan::{NicPlan, PlanState};
+use super::{NicChange, NicIdentity};
+use pvio_event_channel::DevicePlatform;
+use pvio_netback::queue::Policy;
+use pvio_netback::session::{Begin, SessionSpec, check_record, record_name};
+use pvio_netback::stats::Stats;
+use pvio_netback::vif::{Attach, VifServer};
+use pvio_ports::host::{LinkOpener, NicConfig, NicSettings};
+use pvio_recordfile::{CounterFile, RecordStore};
+use pvio_runtime::{LogLimit, Notify};
+use pvio_xenbus::driver::Fault;
+use pvio_xenbus::handshake::common::DeviceAddr;
+use pvio_xenbus::handshake::vif::{MAX_QUEUES, ToolstackBack, VifRate};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+
+/// Serves a vif in a process of its own.
+pub struct RemoteNic<P> {
+    platform: P,
+    addr: DeviceAddr,
+    environment: Environment,
+    wake: Notify,
+    opener: LinkOpener,
+    records: RecordStore,
+    /// The process of an earlier supervisor.
+    search: Search<NicIdentity>,
+    /// Counters of each queue, over all sessions, where its process writes them.
+    counters: CounterMemory,
+    stats: Vec<Arc<Stats>>,
+    /// What the session in progress is started with.
+    plan: Option<Arc<NicPlan<P>>>,
+}
+
+impl<P> RemoteNic<P> {
+    /// Creates a server. `wake` is called, on any thread, when the driver must be stepped.
+    pub fn new(
+        platform: P,
+        addr: DeviceAddr,
+        (config, shared): (NicConfig, Arc<NicSettings>),
+        environment: Environment,
+        wake: Notify,
+    ) -> Self {
+        let opener = LinkOpener::new(config, Arc::clone(&wake)).within(shared);
+        let queues = opener.max_queues().clamp(1, MAX_QUEUES);
+        let records = environment.records.clone();
+        Self {
+            platform,
+            addr,
+            wake,
+            opener,
+            records: records.map(RecordStore::in_dir).unwrap_or_default(),
+            environment,
+            search: Search::Before,
+            counters: CounterMemory::default(),
+            stats: (0..queues).map(|_| Arc::default()).collect(),
+            plan: None,
+        }
+    }
+
+    /// Returns the rate-limited log events of the NIC, by name.
+    pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
+        let mut events = vec![self.records.event()];
+        events.extend(self.opener.events());
+        events
+    }
+
+    /// Returns the memory of the counters of the queues.
+    pub fn counters(&self) -> Option<&CounterFile> {
+        self.counters.file()
+    }
+
+    /// Returns why a vif cannot be served in a process of its own.
+    ///
+    /// # Errors
+    /// A [`Fault`] if an option is invalid.
+    pub fn bound_to_process(&self, vif: &ToolstackBack) -> Result<Option<&'static str>, Fault> {
+        self.opener.bound_to_process(vif)
+    }
+
+    fn device(&self) -> String {
+        record_name(self.addr)
+    }
+
+    /// Uses the link that the process of an earlier supervisor has open, if it is that of the vif.
+    fn found_open(&mut self, vif: &ToolstackBack) -> Result<bool, Fault> {
+        let Search::Known(known) = &mut self.search else { return Ok(false) };
+        let Some(identity) = &known.session else { return Ok(false) };
+        let mut descriptors = std::mem::take(&mut known.descriptors).into_iter();
+        let counters = descriptors.next();
+        let link = descriptors.collect();
+        let adopted = self.opener.adopt(vif, &identity.settings, &identity.link, link)?;
+        if let Some(file) = counters.filter(|_| adopted) {
+            self.counters.adopt(file);
+        }
+        Ok(adopted)
+    }
+
+    /// Ends the process of an earlier supervisor.
+    fn end_found(&mut self) {
+        if let Search::Known(known) = std::mem::replace(&mut self.search, Search::Over) {
+            known.process.kill();
+            known.process.wait();
+        }
+    }
+
+    fn change(&self, change: NicChange) {
+        if let Some(plan) = &self.plan {
+            plan.change(change);
+            (self.wake)();
+        }
+    }
+}
+
+impl<P> VifServer for RemoteNic<P>
+where
+    P: DevicePlatform + Send + Sync + 'static,
+    P::Description: Serialize + DeserializeOwned,
+{
+    type Session = Supervised<NicPlan<P>>;
+
+    fn stats(&self) -> &[Arc<Stats>] {
+        &self.stats
+    }
+
+    fn max_queues(&self) -> u32 {
+        self.opener.max_queues()
+    }
+
+    fn expect_queues(&mut self, queues: usize) {
+        self.opener.expect_queues(queues);
+    }
+
+    fn policy(&self) -> Policy {
+        self.opener.policy()
+    }
+
+    fn open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<(), Fault> {
+        self.opener.open(vif, attach)
+    }
+
+    fn poll_open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<Poll<()>, Fault> {
+        let (device, environment) = (self.device(), &self.environment);
+        let search = &mut self.search;
+        if search.poll(&device, &environment.found, &environment.hub, &self.wake).is_pending() {
+            return Ok(Poll::Pending);
+        }
+        if self.opener.link().is_none() && matches!(self.search, Search::Known(_)) {
+            if self.found_open(vif)? {
+                return Ok(Poll::Ready(()));
+            }
+            tracing::warn!(device, "the device process serves another NIC: it is replaced");
+            self.end_found();
+        }
+        self.opener.poll_open(vif, attach)
+    }
+
+    fn close(&mut self) -> Poll<()> {
+        self.end_found();
+        self.plan = None;
+        self.opener.close()
+    }
+
+    fn refresh(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
+        if let Some(reason) = self.bound_to_process(vif)? {
+            let text = format!("the NIC cannot be served by its process any more: {reason}");
+            let remedy = "detach the NIC and attach it with these options";
+            return Err(Fault::new("nic-options", text).with_remedy(remedy));
+        }
+        self.opener.refresh(vif)?;
+        self.change(NicChange::Settings(Box::new(self.opener.applied().clone())));
+        Ok(())
+    }
+
+    fn resumable(&mut self, spec: &SessionSpec) -> Result<(), Fault> {
+        let record = self.records.copy(&record_name(spec.addr), spec.record_len());
+        check_record(record.map_err(|e| Fault::of(e.code(), &e))?, spec)
+    }
+
+    fn start(&mut self, spec: &SessionSpec, begin: Begin) -> Result<Self::Session, Fault> {
+        let none = || Fault::new("tap-missing", "no port is open for the session");
+        let link = self.opener.link().ok_or_else(none)?.clone();
+        let counters = self.counters.for_queues(spec.queues.len())?;
+        let settings = self.opener.applied().clone();
+        let state = PlanState { spec: spec.clone(), settings, changed: Vec::new() };
+        let plan = Arc::new(NicPlan {
+            platform: self.platform.clone(),
+            environment: self.environment.clone(),
+            spec: spec.clone(),
+            link,
+            counters,
+            records: self.records.clone(),
+            state: Mutex::new(state),
+        });
+        self.plan = Some(Arc::clone(&plan));
+        let (device, wake) = (self.device(), Arc::clone(&self.wake));
+        if let Search::Known(known) = &self.search
+            && begin == Begin::Resumed
+            && known.session.as_ref().is_some_and(|identity| identity.serves(spec))
+            && let Search::Known(known) = std::mem::replace(&mut self.search, Search::Over)
+        {
+            tracing::info!(device, pid = known.process.pid(), "device process found");
+            return Supervised::adopt(&device, &self.environment, plan, known.process, wake);
+        }
+        self.end_found();
+        let start = match begin {
+            Begin::New => Start::New,
+            Begin::Resumed => Start::Resumed,
+        };
+        Supervised::start(&device, &self.environment, plan, start, wake)
+    }
+
+    fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault> {
+        session.poll(&mut |message: Message<NicPlan<P>>| {
+            if let FromDevice::Confined(applied) = message {
+                log_missing_layers(&applied);
+            }
+        })
+    }
+
+    fn fault(&mut self, session: &mut Self::Session) -> Option<Fault> {
+        self.ready(session).err()
+    }
+
+    fn stop(&mut self, session: &mut Self::Session) -> Poll<()> {
+        if session.stop().is_pending() {
+            return Poll::Pending;
+        }
+        session.session().link.reset();
+        self.plan = None;
+        Poll::Ready(())
+    }
+
+    fn leave(&mut self, session: &mut Self::Session) -> Poll<()> {
+        session.leave();
+        Poll::Ready(())
+    }
+
+    fn end(&mut self, device: DeviceAddr) {
+        self.records.remove(&record_name(device));
+    }
+
+    fn set_rate(&mut self, _session: &mut Self::Session, rate: Option<VifRate>) {
+        self.change(NicChange::Rate(rate));
+    }
+
+    fn filter_groups(&mut self, _session: &mut Self::Session, chosen: bool) {
+        self.change(NicChange::FilterGroups(chosen));
+    }
+
+    fn set_headroom(&mut self, _session: &mut Self::Session, bytes: u16) {
+        self.change(NicChange::Headroom(bytes));
+    }
+}
