@@ -21,7 +21,7 @@ mod folder;
 pub use folder::default_root;
 
 use crate::failure::{Failure, one_line};
-use crate::served::{NicSettings, Served, budgets};
+use crate::served::{SettingsLocation, Served, budgets};
 use pvio_confinement::Report;
 use pvio_ports::pcapng::CaptureFile;
 use pvio_ports::wrappers::capture::Reader;
@@ -183,7 +183,7 @@ fn respond(mut stream: &UnixStream, served: &Served, connections: &AtomicUsize) 
                     "error the NIC {name} does not exist\tname one of: {known}"
                 );
             };
-            let NicSettings::Local(settings) = settings else {
+            let SettingsLocation::Local(settings) = settings else {
                 return writeln!(
                     stream,
                     "error {name} cannot be captured: its packets are in a process of its own\trun the driver domain with --isolation=thread"

@@ -36,7 +36,7 @@ pub struct Served {
 /// The settings, budgets and counters of a device.
 #[derive(Debug, Clone, Default)]
 pub struct DeviceStatus {
-    nic: Option<NicSettings>,
+    nic: Option<SettingsLocation>,
     mappings: Option<Arc<MappingBudget>>,
     load: Option<Arc<BudgetUsage>>,
     /// Number of file descriptors reserved for it, and the budget of its steps.
@@ -50,7 +50,7 @@ pub struct DeviceStatus {
 
 /// Where the settings and the capture point of a NIC are.
 #[derive(Debug, Clone)]
-pub enum NicSettings {
+pub enum SettingsLocation {
     /// In this process.
     Local(Arc<RuntimeSettings>),
     /// In the process of the NIC.
@@ -114,12 +114,12 @@ where
         let mut status = DeviceStatus::default();
         let server = self.server();
         if let Some(remote) = server.remote() {
-            status.nic = Some(NicSettings::Remote);
+            status.nic = Some(SettingsLocation::Remote);
             status.events = remote.events();
             status.queues = remote_queues(remote.counters(), Counters::RemoteNic);
         }
         if let Some(thread) = server.thread() {
-            status.nic = Some(NicSettings::Local(Arc::clone(thread.settings())));
+            status.nic = Some(SettingsLocation::Local(Arc::clone(thread.settings())));
             status.events = thread.events();
             let queues = self.stats().iter();
             status.queues = queues.map(|stats| Counters::Nic(Arc::clone(stats))).collect();
@@ -196,7 +196,7 @@ impl Served {
 
     /// Returns the settings and the capture point of the NIC of that name.
     #[must_use]
-    pub fn nic(&self, name: &str) -> Option<NicSettings> {
+    pub fn nic(&self, name: &str) -> Option<SettingsLocation> {
         self.lock().iter().find(|(addr, _)| device_name(**addr) == name)?.1.nic.clone()
     }
 

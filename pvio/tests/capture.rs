@@ -88,7 +88,7 @@ fn running_nic_is_captured_with_limits_and_errors_are_reported() {
     if !can_run("running_nic_is_captured_with_limits_and_errors_are_reported") {
         return;
     }
-    let machine = Machine::start(&["--nic-options", "guard=mac"]);
+    let machine = Machine::start(&["--isolation=thread", "--nic-options", "guard=mac"]);
     let list = machine.capture(&[]).output().unwrap();
     assert_eq!(text(&list.stdout), "vif2.0\n", "{}", text(&list.stderr));
     let file = machine.dir.path().join("a.pcapng");

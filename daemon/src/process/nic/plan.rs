@@ -116,8 +116,7 @@ where
             ports: Some(ports),
         };
         let (platform, fds) = open_platform(&self.platform, &scope)?;
-        let record =
-            open_record(&self.records, &record_name(spec.addr), spec.record_len(), start)?;
+        let record = open_record(&self.records, &record_name(spec.addr), spec.record_len(), start)?;
         let mut descriptors = vec![record, (Descriptor::Counters, copy(&self.counters)?)];
         descriptors.extend(fds);
         descriptors.extend(queues.into_iter().map(|queue| (Descriptor::Link, queue)));

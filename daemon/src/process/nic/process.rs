@@ -15,7 +15,6 @@ use pvio_netback::stats::Stats;
 use pvio_ports::host::{LinkDescription, LinkQueues, OpenLink};
 use pvio_ports::settings::{RuntimeSettings, SharedRates};
 use pvio_recordfile::RecordFile;
-use pvio_ring::error::Report;
 use pvio_runtime::Gate;
 use pvio_xenbus::driver::Fault;
 use serde::Serialize;
@@ -90,7 +89,7 @@ where
             NicChange::Settings(settings) => {
                 // The supervisor has applied them to its own.
                 if let Err(fault) = self.settings.apply(&settings, &SharedRates::new()) {
-                    tracing::warn!(error = %Report(&fault), "settings are not applied");
+                    tracing::warn!(error = %fault, "settings are not applied");
                 }
             }
             NicChange::Rate(rate) => self.session.set_rate(rate),

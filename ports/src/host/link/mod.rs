@@ -235,15 +235,8 @@ where
             Ok(settings.wrap(port, stats, index))
         };
         let reception = move |reception| stalled(reception == Reception::Stalled);
-        let spawned = worker::spawn_held(
-            &name,
-            queue,
-            wrapped,
-            wakeup,
-            wake,
-            reception,
-            (gate, publish),
-        );
+        let spawned =
+            worker::spawn_held(&name, queue, wrapped, wakeup, wake, reception, (gate, publish));
         spawned.map_err(not_started)
     }
 }
