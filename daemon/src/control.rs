@@ -21,7 +21,7 @@ mod folder;
 pub use folder::default_root;
 
 use crate::failure::{Failure, one_line};
-use crate::served::{SettingsLocation, Served, budgets};
+use crate::served::{Served, SettingsLocation, budgets};
 use pvio_confinement::Report;
 use pvio_ports::pcapng::CaptureFile;
 use pvio_ports::wrappers::capture::Reader;

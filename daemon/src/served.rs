@@ -4,8 +4,8 @@ use crate::budget::Budget;
 use crate::descriptors::{Descriptors, open_now};
 use crate::disks::vdev::Vdev;
 use crate::driver::disk::DiskServer;
-use crate::process::status::ServedBy;
 use crate::driver::nic::IsolatedNicServer;
+use crate::process::status::ServedBy;
 use pvio_blkback::Vbd;
 use pvio_event_channel::DevicePlatform;
 use pvio_grant_table::policy::MappingBudget;
@@ -89,9 +89,6 @@ where
         if let Some(remote) = server.remote() {
             status.events.extend(remote.events());
             status.served_by = ServedBy::Process(remote.process().clone());
-            let counters = remote.counters();
-            let queues = counters.iter().flat_map(|c| (0..c.queues()).map(|n| ((*c).clone(), n)));
-            status.queues = queues.map(|(file, queue)| Counters::RemoteDisk(file, queue)).collect();
             status.queues = remote_queues(remote.counters(), Counters::RemoteDisk);
         }
         if let Some(thread) = server.thread() {
@@ -115,11 +112,13 @@ where
         let server = self.server();
         if let Some(remote) = server.remote() {
             status.nic = Some(SettingsLocation::Remote);
+            status.served_by = ServedBy::Process(remote.process().clone());
             status.events = remote.events();
             status.queues = remote_queues(remote.counters(), Counters::RemoteNic);
         }
         if let Some(thread) = server.thread() {
             status.nic = Some(SettingsLocation::Local(Arc::clone(thread.settings())));
+            status.served_by = ServedBy::Threads(server.reason());
             status.events = thread.events();
             let queues = self.stats().iter();
             status.queues = queues.map(|stats| Counters::Nic(Arc::clone(stats))).collect();

@@ -58,6 +58,12 @@ impl<P> IsolatedNicServer<P> {
         self.process.as_ref().filter(|_| self.reason.is_none())
     }
 
+    /// Returns why the NIC is served by threads although processes are configured.
+    #[must_use]
+    pub const fn reason(&self) -> Option<&'static str> {
+        self.reason
+    }
+
     /// Decides where the NIC is served.
     fn decide(&mut self, vif: &ToolstackBack) -> Result<(), Fault> {
         let Some(process) = self.process.as_ref().filter(|_| !self.opened) else { return Ok(()) };

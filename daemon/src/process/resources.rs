@@ -1,7 +1,6 @@
 //! What the supervisor opens for a session of any class.
 
 use super::messages::{Descriptor, Start};
-use pvio_confinement::Applied;
 use pvio_event_channel::{DeviceDescriptors, DevicePlatform, DeviceScope};
 use pvio_recordfile::{CounterFile, RecordError, RecordStore};
 use pvio_xenbus::driver::Fault;
@@ -91,12 +90,4 @@ pub fn copy(fd: &dyn AsFd) -> Result<OwnedFd, Fault> {
     fd.as_fd().try_clone_to_owned().map_err(|e| {
         Fault::new("device-process", format!("a descriptor cannot be duplicated: {e}"))
     })
-}
-
-/// Logs the layers of confinement that a process lacks.
-pub fn log_missing_layers(applied: &Applied) {
-    for (layer, missing) in applied.failed() {
-        let (reason, detail) = (missing.reason, &missing.detail);
-        tracing::debug!(%layer, ?reason, detail, "the device process lacks a layer of its confinement");
-    }
 }

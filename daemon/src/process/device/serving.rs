@@ -94,14 +94,14 @@ pub fn serve<S: Serving>(
                         // All threads have their rings, and wait at the gate.
                         SystemCalls::of(S::KIND)
                             .install(filtered.enforcement, &mut filtered.applied);
-                        let applied = filtered.applied.clone();
-                        control.send::<S::Identity>(&FromDevice::Confined(applied));
                         gate.open();
                     }
                     Err(fault) => return end::<S>(control, fault),
                 }
             }
             if ready && !std::mem::replace(&mut told, true) {
+                let applied = filtered.applied.clone();
+                control.send::<S::Identity>(&FromDevice::Confined(applied));
                 control.send::<S::Identity>(&FromDevice::Ready);
             }
             if let Some(fault) = session.fault() {

@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A session, and what its processes are started with.
 pub struct NicPlan<P> {
@@ -100,7 +101,12 @@ where
         std::mem::take(&mut self.state().changed)
     }
 
-    fn launch(&self, start: Start, _fence: Option<OwnedFd>) -> Result<Launch<Self::Serve>, Fault> {
+    fn launch(
+        &self,
+        start: Start,
+        _fence: Option<OwnedFd>,
+        _io: Option<Duration>,
+    ) -> Result<Launch<Self::Serve>, Fault> {
         let (spec, settings) = {
             let state = self.state();
             (state.spec.clone(), state.settings.clone())

@@ -2,7 +2,8 @@
 
 use super::super::found::Search;
 use super::super::messages::{FromDevice, Start};
-use super::super::resources::{CounterMemory, log_missing_layers};
+use super::super::resources::CounterMemory;
+use super::super::status::ProcessStatus;
 use super::super::supervised::{Environment, Message, Supervised};
 use super::plan::{NicPlan, PlanState};
 use super::{NicChange, NicIdentity};
@@ -35,6 +36,7 @@ pub struct RemoteNic<P> {
     /// Counters of each queue, over all sessions, where its process writes them.
     counters: CounterMemory,
     stats: Vec<Arc<Stats>>,
+    process: ProcessStatus,
     /// What the session in progress is started with.
     plan: Option<Arc<NicPlan<P>>>,
 }
@@ -61,6 +63,7 @@ impl<P> RemoteNic<P> {
             search: Search::Before,
             counters: CounterMemory::default(),
             stats: (0..queues).map(|_| Arc::default()).collect(),
+            process: ProcessStatus::default(),
             plan: None,
         }
     }
@@ -83,6 +86,12 @@ impl<P> RemoteNic<P> {
     /// A [`Fault`] if an option is invalid.
     pub fn bound_to_process(&self, vif: &ToolstackBack) -> Result<Option<&'static str>, Fault> {
         self.opener.bound_to_process(vif)
+    }
+
+    /// Returns what is known of the process.
+    #[must_use]
+    pub const fn process(&self) -> &ProcessStatus {
+        &self.process
     }
 
     fn device(&self) -> String {
@@ -218,11 +227,15 @@ where
     }
 
     fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault> {
-        session.poll(&mut |message: Message<NicPlan<P>>| {
+        let device = self.device();
+        let process = &mut self.process;
+        let polled = session.poll(&mut |message: Message<NicPlan<P>>| {
             if let FromDevice::Confined(applied) = message {
-                log_missing_layers(&applied);
+                process.set_applied(&device, applied);
             }
-        })
+        });
+        self.process.set_process(session.pid(), session.replaced());
+        polled
     }
 
     fn fault(&mut self, session: &mut Self::Session) -> Option<Fault> {
