@@ -87,9 +87,25 @@ pub struct Namespaces {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Root {
     /// Path of the directory or file.
+    #[serde(with = "any_path")]
     pub path: PathBuf,
     /// Whether files below it may be written.
     pub write: bool,
+}
+
+/// A path that need not be UTF-8.
+mod any_path {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::ffi::OsString;
+    use std::path::{Path, PathBuf};
+
+    pub fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        path.as_os_str().serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        OsString::deserialize(from).map(PathBuf::from)
+    }
 }
 
 /// Access to files by path.
@@ -182,6 +198,8 @@ impl Layers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
 
     #[test]
     fn user_is_found_by_name_or_by_numbers() {
@@ -202,5 +220,9 @@ mod tests {
             let json = serde_json::to_string(&layers).unwrap();
             assert_eq!(serde_json::from_str::<Layers>(&json).unwrap(), layers);
         }
+        let path = PathBuf::from(OsStr::from_bytes(b"/srv/\xff images"));
+        let files = FileAccess::Below(vec![Root { path, write: true }]);
+        let json = serde_json::to_string(&files).unwrap();
+        assert_eq!(serde_json::from_str::<FileAccess>(&json).unwrap(), files);
     }
 }

@@ -16,6 +16,7 @@ use pvio_ring::proto::netif::CtrlStatus;
 use pvio_runtime::LogLimit;
 use pvio_storage::MappingBudgets;
 use pvio_storage::engine::offload::BudgetUsage;
+use pvio_storage::host::DISK_BUDGETS;
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -39,6 +40,8 @@ pub struct DeviceStatus {
     nic: Option<SettingsLocation>,
     mappings: Option<Arc<MappingBudget>>,
     load: Option<Arc<BudgetUsage>>,
+    /// The counters of a disk in another process.
+    remote: Option<CounterFile>,
     /// Number of file descriptors reserved for it, and the budget of its steps.
     descriptors: u64,
     steps: Option<Budget>,
@@ -89,7 +92,10 @@ where
         if let Some(remote) = server.remote() {
             status.events.extend(remote.events());
             status.served_by = ServedBy::Process(remote.process().clone());
-            status.queues = remote_queues(remote.counters(), Counters::RemoteDisk);
+            status.remote = remote.counters().cloned();
+            let queues = status.remote.iter().flat_map(|c| (0..c.queues() - 1).map(move |n| (c, n)));
+            let queues = queues.map(|(file, queue)| Counters::RemoteDisk(file.clone(), queue));
+            status.queues = queues.collect();
         }
         if let Some(thread) = server.thread() {
             status.events.extend(thread.events());
@@ -237,6 +243,11 @@ impl Served {
             all.push(("kept-pages of the guest", guest.used() as u64, guest.most() as u64));
         }
         all.extend(seen.load.iter().flat_map(|load| load.budgets()));
+        if let Some(remote) = &seen.remote {
+            let words: Vec<u64> = remote.words(remote.queues().saturating_sub(1)).collect();
+            let budgets = DISK_BUDGETS.iter().zip(words.chunks_exact(2));
+            all.extend(budgets.map(|(name, pair)| (*name, pair[0], pair[1])));
+        }
         if let Some((descriptors, _)) = self.shared.get() {
             all.push(("promised-file-descriptors", seen.descriptors, descriptors.reserved().1));
         }

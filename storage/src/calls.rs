@@ -11,12 +11,12 @@
 //! | `discard` | 2 | opening, for a block device with discard | [`DISCARD`] |
 //! | `flush` | 1 | opening, unless read-only or in memory | [`FLUSH`] |
 //! | `nbd` | 1 | opening, for a network block device | [`NBD`] |
-//! | `image-size` | 1 | [`OpenDisk::new`](crate::host::OpenDisk::new), for a raw image | [`SIZE`] |
 //! | each queue | 1 | before its engine | [`QUEUE`] |
 //!
 //! These threads run when opening has returned, so that the calls with which a thread begins
-//! (`rseq`, `set_robust_list`, `prctl`) are over. No thread starts later, except to
-//! open and close disks in one process with their xenstore part (`open-…`, `close-disk`).
+//! (`rseq`, `set_robust_list`, `prctl`) are over. No thread starts later, except in one process with
+//! the xenstore part of disks, to open and close them (`open-…`, `close-disk`) and to look up the
+//! size of raw images (`image-size`). A process that serves a disk for another one does neither.
 //!
 //! The allocator of the C library may open `/sys/devices/system/cpu/online` and
 //! `/proc/sys/vm/overcommit_memory` at any time, and does without if that fails. A filter must
@@ -101,9 +101,6 @@ pub const DISCARD: &[&str] = &["fstat", "ioctl"];
 /// for the flush by an eventfd.
 pub const FLUSH: &[&str] = &["eventfd2", "fdatasync"];
 
-/// Calls of the thread that looks up the size of a raw image.
-pub const SIZE: &[&str] = &["lseek"];
-
 /// Calls of the thread of a network block device, with a socket that is connected elsewhere. Without
 /// one, reconnecting also needs `socket` and `connect`. `ioctl` is `FIONBIO`; `setsockopt` sets
 /// timeouts and `TCP_NODELAY`.
@@ -116,4 +113,4 @@ pub const RUN_IOCTLS: &[u32] = &[0x1277, 0x127d, 0x5421];
 pub const OPEN_IOCTLS: &[u32] = &[0x1268, 0x127b, 0x8008_1272];
 
 /// All calls of an open disk, whatever its storage. Sorted by group; a call may occur twice.
-pub const FILTER: &[&[&str]] = &[ANY, QUEUE, FORMAT, DISCARD, FLUSH, SIZE, NBD];
+pub const FILTER: &[&[&str]] = &[ANY, QUEUE, FORMAT, DISCARD, FLUSH, NBD];

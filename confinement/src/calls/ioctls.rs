@@ -18,6 +18,8 @@ pub const GNTDEV_GRANT_COPY: u32 = none(b'G', 8, 16);
 pub const EVTCHN_UNBIND: u32 = none(b'E', 3, 4);
 /// `IOCTL_EVTCHN_NOTIFY`.
 pub const EVTCHN_NOTIFY: u32 = none(b'E', 4, 4);
+/// `IOCTL_EVTCHN_RESET`.
+pub const EVTCHN_RESET: u32 = none(b'E', 5, 0);
 /// `TUNSETCARRIER` (`linux/if_tun.h`).
 pub const TUNSETCARRIER: u32 = 0x4004_54e2;
 /// `TUNSETOFFLOAD`.
@@ -42,6 +44,7 @@ pub const DISK: &[u32] = &[
     GNTDEV_GRANT_COPY,
     EVTCHN_UNBIND,
     EVTCHN_NOTIFY,
+    EVTCHN_RESET,
     BLKDISCARD,
     BLKSECDISCARD,
     BLKGETSIZE64,
@@ -55,9 +58,12 @@ pub const NIC: &[u32] = &[
     GNTDEV_GRANT_COPY,
     EVTCHN_UNBIND,
     EVTCHN_NOTIFY,
+    EVTCHN_RESET,
     TUNSETCARRIER,
     TUNSETOFFLOAD,
 ];
 
-/// Requests of the image helper.
-pub const IMAGE_HELPER: &[u32] = &[BLKGETSIZE64, BLKSSZGET, BLKPBSZGET];
+/// Requests of the image helper. Whether a block device can discard is found out by a discard with an
+/// invalid range. Only the disk's own image is open for writing.
+pub const IMAGE_HELPER: &[u32] =
+    &[BLKGETSIZE64, BLKSSZGET, BLKPBSZGET, BLKDISCARD, BLKSECDISCARD];

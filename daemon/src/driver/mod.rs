@@ -107,6 +107,13 @@ impl Isolation {
         }
     }
 
+    /// Stops device processes of an earlier supervisor whose devices do not exist any more.
+    fn stop_unclaimed(&self) {
+        if let Self::Process(environment) = self {
+            environment.found.stop_unclaimed();
+        }
+    }
+
     /// Wakes the devices whose processes have sent something or ended.
     fn dispatch(&self) {
         if let Some(Err(error)) = self.hub().map(Hub::dispatch) {
@@ -242,6 +249,7 @@ where
         nics.remove_closed(xs)?;
         disks.check_for_changes(xs)?;
         nics.check_for_changes(xs)?;
+        options.isolation.stop_unclaimed();
         let mut events = 0;
         while events < MAX_EVENTS
             && let Some(event) = xs.poll_event()?

@@ -33,12 +33,13 @@ impl Confinement {
         Confined { layers, enforcement: self.enforcement }
     }
 
-    /// Returns the confinement of an image helper that may open files below these directories. It
+    /// Returns the confinement of an image helper that may open files below these directories, for
+    /// writing as well if the disk consists of several files that are written (VMDK). It
     /// keeps its user: the files of images belong to any.
     #[must_use]
-    pub fn of_helper(&self, roots: Vec<PathBuf>) -> Confined {
+    pub fn of_helper(&self, roots: Vec<PathBuf>, write: bool) -> Confined {
         let mut confined = self.of(ProcessKind::ImageHelper);
-        let root = |path| Root { path, write: false };
+        let root = |path| Root { path, write };
         confined.layers.files = FileAccess::Below(roots.into_iter().map(root).collect());
         confined.layers.user = None;
         confined

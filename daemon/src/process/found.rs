@@ -3,8 +3,9 @@
 use super::channel::{Channel, Received};
 use super::child::Process;
 use super::hub::{Hub, HubWatch};
-use super::messages::{FromDevice, VERSION};
+use super::messages::{FromDevice, ToDevice, VERSION};
 use super::registry::Registry;
+use pvio_ring::error::Report;
 use pvio_runtime::Notify;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -14,12 +15,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+/// How long after the start a process may wait for its device: longer than a toolstack's connection
+/// to xenstore takes.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a process may take to name its session.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The processes that were found when the supervisor started, by device, until they are claimed.
 #[derive(Debug, Clone, Default)]
-pub struct FoundProcesses(Arc<Mutex<BTreeMap<String, Channel>>>);
+pub struct FoundProcesses(Arc<Found>);
+
+#[derive(Debug)]
+struct Found {
+    processes: Mutex<BTreeMap<String, Channel>>,
+    since: Instant,
+}
+
+impl Default for Found {
+    fn default() -> Self {
+        Self { processes: Mutex::default(), since: Instant::now() }
+    }
+}
 
 impl FoundProcesses {
     /// Connects to the processes of an earlier supervisor.
@@ -27,7 +43,8 @@ impl FoundProcesses {
     /// # Errors
     /// The system's error.
     pub fn connect(registry: &Registry) -> io::Result<Self> {
-        Ok(Self(Arc::new(Mutex::new(registry.processes()?))))
+        let processes = Mutex::new(registry.processes()?);
+        Ok(Self(Arc::new(Found { processes, since: Instant::now() })))
     }
 
     /// Claims the process of a device, if there is one.
@@ -40,14 +57,22 @@ impl FoundProcesses {
         Ok(Some(FoundProcess { channel, since: Instant::now(), _watch: watch }))
     }
 
-    /// Takes all processes that nobody claimed.
-    #[must_use]
-    pub fn take_all(&self) -> BTreeMap<String, Channel> {
-        std::mem::take(&mut self.lock())
+    /// Stops the processes that nobody has claimed some time after the start: their devices were
+    /// removed while no supervisor ran.
+    pub fn stop_unclaimed(&self) {
+        if self.0.since.elapsed() < CLAIM_TIMEOUT {
+            return;
+        }
+        for (device, channel) in std::mem::take(&mut *self.lock()) {
+            tracing::info!(device, "a device process without a device is stopped");
+            if let Err(error) = channel.send(&ToDevice::<(), ()>::Stop, &[]) {
+                tracing::warn!(device, error = %Report(&error), "the process cannot be stopped");
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Channel>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

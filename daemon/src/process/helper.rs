@@ -14,7 +14,7 @@ use pvio_confinement::{ProcessKind, SystemCalls};
 use pvio_ring::error::Report;
 use pvio_storage::host::OpenFailure;
 use pvio_storage::image::{
-    Disk, DiskDescription, HandedFiles, HandedRecord, Resolved, image_roots, resolve,
+    Disk, DiskDescription, Format, HandedFiles, HandedRecord, Resolved, Spec, image_roots, resolve,
 };
 use pvio_xenbus::driver::Fault;
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ pub fn resolve_confined(
     named: &HandedFiles,
 ) -> Result<Resolved, OpenFailure> {
     let roots = image_roots(disk, named)?;
-    let confined = confinement.of_helper(roots);
+    let confined = confinement.of_helper(roots, writes_several_files(disk));
     let mut deaths = 0;
     let answer = loop {
         match resolve_once(program, &confined, disk, named) {
@@ -111,6 +111,12 @@ fn resolve_once(
     process.kill();
     let end = process.wait().filter(|_| is_ending);
     asked.map_err(|error| Lost { error, end })
+}
+
+/// Returns whether files that the image's header names are written.
+fn writes_several_files(disk: &Disk) -> bool {
+    let is_vmdk = matches!(disk.spec, Spec::File { format: Format::Vmdk, .. });
+    is_vmdk && disk.options.read_only != Some(true)
 }
 
 fn failed(text: String) -> OpenFailure {

@@ -64,15 +64,13 @@ impl Registry {
     }
 
     fn connect(&self, device: &str) -> io::Result<Option<Channel>> {
-        let socket = seqpacket()?;
+        let channel = Channel::new(seqpacket()?);
+        // Whoever created the listening socket is known; the process that accepts is not. Before the
+        // connection, because that process may send at once.
+        channel.ask_for_sender()?;
         let name = self.0.by_descriptor(&format!("{device}{SUFFIX}"));
-        match connect(&socket, &SocketAddrUnix::new(name)?) {
-            Ok(()) => {
-                let channel = Channel::new(socket);
-                // Whoever created the listening socket is known; the process that accepts is not.
-                channel.ask_for_sender()?;
-                Ok(Some(channel))
-            }
+        match connect(&channel, &SocketAddrUnix::new(name)?) {
+            Ok(()) => Ok(Some(channel)),
             // A process that does not accept connections is of no use to its supervisor.
             Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN) => Ok(None),
             Err(error) => Err(error.into()),

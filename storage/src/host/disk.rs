@@ -12,7 +12,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_runtime::{LogLimit, Notify};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// The parts of an [`OpenDisk`].
@@ -68,13 +67,7 @@ impl OpenDisk {
             None => image,
         };
         let grows = matches!(disk.storage_spec(), Spec::File { format: Format::Raw, .. });
-        let size = match grows {
-            true => ImageSize::start(unsized_images).map_err(|error| ImageError::Other {
-                path: disk.spec.path().unwrap_or(Path::new("")).into(),
-                error,
-            })?,
-            false => ImageSize::fixed(),
-        };
+        let size = ImageSize::new(unsized_images);
         let plan = Mutex::new(plan);
         Ok(Self { image: Arc::new(image), grows, size, share, faults, plan })
     }

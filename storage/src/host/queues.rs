@@ -10,6 +10,7 @@ use pvio_blkback::Stats;
 use pvio_blkback::queue::{QueueFault, QueueParts};
 use pvio_blkback::session::QueueServer;
 use pvio_event_channel::BackendPlatform;
+use pvio_grant_table::policy::MappingBudget;
 use pvio_recordfile::CounterFile;
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::{Gate, Notify};
@@ -17,12 +18,15 @@ use pvio_xenbus::driver::Fault;
 use std::io;
 use std::os::fd::AsFd;
 
+/// The budgets of a disk, in the order in which they are published.
+pub const DISK_BUDGETS: [&str; 4] = ["table-bytes", "jobs", "job-bytes", "kept-pages of the guest"];
+
 /// Serves the queues of a session from an open disk.
 pub struct ImageQueues {
     disk: Arc<OpenDisk>,
     wake: Notify,
     gate: Gate,
-    counters: Option<CounterFile>,
+    published: Option<(CounterFile, Arc<MappingBudget>)>,
     /// Number of the next queue.
     next: usize,
 }
@@ -32,7 +36,7 @@ impl ImageQueues {
     /// ready, has failed to start, or has ended.
     #[must_use]
     pub fn new(disk: Arc<OpenDisk>, wake: Notify) -> Self {
-        Self { disk, wake, gate: Gate::opened(), counters: None, next: 0 }
+        Self { disk, wake, gate: Gate::opened(), published: None, next: 0 }
     }
 
     /// Lets the queues wait at a gate when they are ready.
@@ -41,10 +45,11 @@ impl ImageQueues {
         Self { gate, ..self }
     }
 
-    /// Publishes the counters of each queue for another process, whenever its worker waits.
+    /// Publishes the counters of each queue for another process, whenever its worker waits, and
+    /// after those of the last queue usage and limit of [each budget of the disk](DISK_BUDGETS).
     #[must_use]
-    pub fn publishing(self, counters: CounterFile) -> Self {
-        Self { counters: Some(counters), ..self }
+    pub fn publishing(self, counters: CounterFile, mappings: Arc<MappingBudget>) -> Self {
+        Self { published: Some((counters, mappings)), ..self }
     }
 
     /// Returns the disk.
@@ -65,8 +70,15 @@ where
         self.disk.restrain();
         let queue = self.next;
         self.next += 1;
-        let publish = self.counters.clone().map(|counters| -> Publish {
-            Box::new(move |stats: &Stats| counters.publish(queue, stats.words()))
+        let load = Arc::clone(self.disk.load());
+        let publish = self.published.clone().map(|(counters, mappings)| -> Publish {
+            Box::new(move |stats: &Stats| {
+                counters.publish(queue, stats.words());
+                let kept = ("", mappings.used() as u64, mappings.most() as u64);
+                let budgets = load.budgets().into_iter().chain([kept]);
+                let words = budgets.flat_map(|(_, used, most)| [used, most]);
+                counters.publish(counters.queues().saturating_sub(1), words);
+            })
         });
         let (image, wake) = (Arc::clone(self.disk.image()), Arc::clone(&self.wake));
         worker::spawn_held(name, parts, image, wake, self.gate.clone(), publish)

@@ -19,7 +19,7 @@ use super::messages::Start;
 use pvio_blkback::session::{SessionIdentity, SessionSpec};
 use pvio_storage::image::{Disk, DiskDescription, DiskOptions};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::ffi::OsString;
 use std::time::Duration;
 
 /// What a session is started with, besides descriptors. `D` describes the platform's descriptors.
@@ -36,7 +36,7 @@ pub struct DiskServe<D> {
     /// The platform.
     pub platform: D,
     /// Path and target of the trace.
-    pub trace: Option<(PathBuf, String)>,
+    pub trace: Option<(OsString, String)>,
     /// Maximum number of cached mappings.
     pub cached_mappings: usize,
     /// How long pages of an earlier process may still be mapped.

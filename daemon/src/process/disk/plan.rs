@@ -16,7 +16,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -198,10 +197,10 @@ where
         for (record, fd) in files.records().into_iter().zip(files.descriptors()) {
             descriptors.push((Descriptor::Image(record), copy(&fd)?));
         }
-        let mut trace: Option<(PathBuf, String)> = None;
+        let mut trace = None;
         if let Some(file) = &self.trace {
             descriptors.push((Descriptor::Trace, copy(&file.file)?));
-            trace = Some((file.path.clone(), file.target.clone()));
+            trace = Some((file.path.clone().into_os_string(), file.target.clone()));
         }
         let mut spec = self.spec.clone();
         spec.geometry.sectors = sectors;

@@ -154,7 +154,7 @@ where
     let image = image.map_err(|e| Fault::of(e.code(), &e))?;
     let trace = match (serve.trace, found.trace.take()) {
         (Some((path, target)), Some(file)) => {
-            Some(TraceFile { file: File::from(file), path, target })
+            Some(TraceFile { file: File::from(file), path: path.into(), target })
         }
         _ => None,
     };
@@ -187,6 +187,7 @@ where
     let record = RecordFile::map(record, spec.identity.record_len()?).map_err(failed)?;
     // A frontend that finds a page still mapped after the response disables the disk (XSA-396).
     std::thread::sleep(serve.unmapping);
+    let mappings = MappingBudget::new(serve.cached_mappings);
     let start = |begin: Begin| {
         let wake = wakeup.clone();
         let queues = ImageQueues::new(Arc::clone(&disk), Arc::new(move || wake.wake()));
@@ -194,9 +195,11 @@ where
             platform: platform.clone(),
             record: record.clone(),
             flush_state: Arc::clone(&flush_state),
-            mapping_budget: MappingBudget::new(serve.cached_mappings),
+            mapping_budget: Arc::clone(&mappings),
             stats: stats.clone(),
-            queues: queues.behind(gate.clone()).publishing(published.clone()),
+            queues: queues
+                .behind(gate.clone())
+                .publishing(published.clone(), Arc::clone(&mappings)),
         };
         Session::start(&spec, begin, parts)
     };

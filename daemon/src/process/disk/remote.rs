@@ -90,7 +90,7 @@ impl<P: Send + Sync + 'static> RemoteDisk<P> {
             open: None,
             opening: None,
             closing: None,
-            size: ImageSize::fixed(),
+            size: ImageSize::new(Arc::clone(&unsized_images)),
             unsized_images,
             plan: None,
             flush_failed: false,
@@ -158,13 +158,7 @@ impl<P: Send + Sync + 'static> RemoteDisk<P> {
         let geometry = open.image.geometry;
         (self.disk, self.open) = (Some(disk), Some(open));
         self.flush_failed = false;
-        self.size = ImageSize::fixed();
-        if self.is_raw() {
-            match ImageSize::start(Arc::clone(&self.unsized_images)) {
-                Ok(size) => self.size = size,
-                Err(error) => tracing::warn!(%error, "changes of the image's size are not noticed"),
-            }
-        }
+        self.size = ImageSize::new(Arc::clone(&self.unsized_images));
         geometry
     }
 
@@ -180,12 +174,13 @@ impl<P: Send + Sync + 'static> RemoteDisk<P> {
         Some(self.opened(disk.clone(), open))
     }
 
+    /// Returns memory for the counters of a number of queues, and of the disk after them.
     fn counters_for(&mut self, queues: usize) -> io::Result<(OwnedFd, CounterFile)> {
-        let fits = |(_, counters): &&(OwnedFd, CounterFile)| counters.queues() >= queues;
+        let fits = |(_, counters): &&(OwnedFd, CounterFile)| counters.queues() > queues;
         if self.counters.as_ref().filter(fits).is_none() {
-            let (file, counters) = CounterFile::create(queues)?;
+            let (file, counters) = CounterFile::create(queues + 1)?;
             if let Some((_, before)) = &self.counters {
-                (0..before.queues()).for_each(|queue| counters.publish(queue, before.words(queue)));
+                (0..before.queues() - 1).for_each(|queue| counters.publish(queue, before.words(queue)));
             }
             self.counters = Some((file, counters));
         }
