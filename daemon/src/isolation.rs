@@ -25,9 +25,9 @@ const NOBODY: User = User { uid: 65_534, gid: 65_534 };
 /// Options of the processes that serve devices.
 #[derive(Debug, Clone, Args)]
 pub struct IsolationArgs {
-    /// Where devices are served: each in a process of its own without rights, or all by threads of
-    /// one process
-    #[arg(long = "isolation", value_name = "HOW", default_value = "process")]
+    /// Where devices are served: each in a process of its own without rights, only disks in such
+    /// processes, or all by threads of one process
+    #[arg(long = "isolation", value_name = "HOW", default_value = "disks")]
     how: IsolationArg,
     /// User of the device processes, a name or UID:GID; pvio if there is one, else nobody
     #[arg(long = "device-user", value_name = "USER")]
@@ -44,8 +44,10 @@ pub struct IsolationArgs {
 /// Where devices are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum IsolationArg {
-    /// Each in a process of its own
+    /// Each in a process of its own; packets of a NIC cannot be captured then
     Process,
+    /// Each disk in a process of its own, NICs by threads
+    Disks,
     /// By threads of one process
     Thread,
 }
@@ -83,6 +85,7 @@ impl IsolationArgs {
         let registry = Registry::open(registry).map_err(|e| Failure::of(e).as_input())?;
         let found = FoundProcesses::connect(&registry).map_err(Failure::foreign)?;
         Ok(Isolation::Process(Environment {
+            nics: self.how == IsolationArg::Process,
             hub: Hub::new().map_err(Failure::foreign)?,
             registry,
             program: Program::current([COMMAND]),
@@ -98,6 +101,7 @@ impl IsolationArgs {
     pub fn args(&self) -> Vec<OsString> {
         let how = match self.how {
             IsolationArg::Process => "process",
+            IsolationArg::Disks => "disks",
             IsolationArg::Thread => "thread",
         };
         let seccomp = match self.seccomp {

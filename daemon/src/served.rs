@@ -93,7 +93,8 @@ where
             status.events.extend(remote.events());
             status.served_by = ServedBy::Process(remote.process().clone());
             status.remote = remote.counters().cloned();
-            let queues = status.remote.iter().flat_map(|c| (0..c.queues() - 1).map(move |n| (c, n)));
+            let queues =
+                status.remote.iter().flat_map(|c| (0..c.queues() - 1).map(move |n| (c, n)));
             let queues = queues.map(|(file, queue)| Counters::RemoteDisk(file.clone(), queue));
             status.queues = queues.collect();
         }

@@ -212,8 +212,8 @@ fn is_counted(machine: &Machine) {
     assert_eq!(named(process), [&budgets[..], &["promised-file-descriptors"]].concat());
     assert!(process["budgets"]["promised-file-descriptors"]["used"].as_u64() >= Some(2 * 48));
     for device in all.iter().filter(|one| one["device"].is_string()) {
-        // Those of operations and mappings are budgets of its process, which does not publish them.
-        assert_eq!(named(device), ["promised-file-descriptors", "steps"]);
+        let budgets = ["job-bytes", "jobs", "kept-pages of the guest", "promised-file-descriptors"];
+        assert_eq!(named(device), [&budgets[..], &["steps", "table-bytes"]].concat());
         let budgets = ["kept-pages", "registered-pages", "request-pages", "requests"];
         assert_eq!(named(&device["queues"][0]), budgets);
         let queues = device["queues"].as_array().unwrap();

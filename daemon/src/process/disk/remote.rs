@@ -180,7 +180,8 @@ impl<P: Send + Sync + 'static> RemoteDisk<P> {
         if self.counters.as_ref().filter(fits).is_none() {
             let (file, counters) = CounterFile::create(queues + 1)?;
             if let Some((_, before)) = &self.counters {
-                (0..before.queues() - 1).for_each(|queue| counters.publish(queue, before.words(queue)));
+                (0..before.queues() - 1)
+                    .for_each(|queue| counters.publish(queue, before.words(queue)));
             }
             self.counters = Some((file, counters));
         }
