@@ -25,20 +25,19 @@ impl Search {
     pub fn is_found(&self) -> bool {
         self.explored.failure.is_some()
     }
-
-    /// Returns the first line of the message of the seed that failed, without what varies.
-    fn message(&self) -> String {
-        let Some((_, failure)) = &self.explored.failure else { return "**not found**".into() };
-        let line = failure.what.lines().next().unwrap_or_default();
-        let words: String = line.chars().filter(|c| !"|`*<>[]".contains(*c)).take(72).collect();
-        words.trim().to_owned()
-    }
 }
 
 /// A row of a table in Markdown.
 impl fmt::Display for Search {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, text) = (format!("{:?}", self.fault), self.fault.text());
-        write!(f, "| `{name}` | {text} | {} | {} |", self.explored.runs, self.message())
+        // Lines of a page have a limited width.
+        let text = text.split(" (").next().unwrap_or(text);
+        let runs = self.explored.runs;
+        if self.is_found() {
+            write!(f, "| `{name}` | {text} | {runs} |")
+        } else {
+            write!(f, "| `{name}` | {text} | not in {runs} |")
+        }
     }
 }

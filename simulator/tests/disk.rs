@@ -4,8 +4,9 @@
 
 use pvio_blkback::Policy;
 use pvio_sim::{Failure, Sim, attempt, run_seeds};
+use pvio_simulator::disk::actions::Flaw;
 use pvio_simulator::disk::choices::{Faults, Kind, queues};
-use pvio_simulator::disk::queues::{Flaw, take_resumed};
+use pvio_simulator::disk::queues::take_resumed;
 use pvio_simulator::disk::{run, run_hostile};
 use std::collections::BTreeMap;
 

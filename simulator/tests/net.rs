@@ -3,7 +3,8 @@
 #![forbid(unsafe_code)]
 
 use pvio_sim::{Sim, attempt, run_seeds};
-use pvio_simulator::net::daemon::{Flaw, take_resumed};
+use pvio_simulator::net::actions::Flaw;
+use pvio_simulator::net::daemon::take_resumed;
 use pvio_simulator::net::run;
 use pvio_simulator::net::wire::LANES;
 use pvio_simulator::net::world::Faults;

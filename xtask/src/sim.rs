@@ -128,7 +128,7 @@ fn write(rows: &str) -> Result<()> {
 fn with_rows(page: &str, rows: &str) -> Option<String> {
     let (before, rest) = page.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;
-    let head = "| fault | what it changes | seeds | found as |\n|---|---|---|---|\n";
+    let head = "| fault | what it changes | seeds |\n|---|---|---|\n";
     Some(format!("{before}{BEGIN}{head}{rows}{END}{after}"))
 }
 

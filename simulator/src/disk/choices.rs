@@ -1,44 +1,8 @@
 //! Possible actions, and parameters of a run.
 
-use crate::disk::daemon::DaemonDo;
-use crate::disk::guest::GuestDo;
-use crate::disk::hostile_back::Malice;
-use crate::disk::hostile_guest::Mischief;
-use crate::disk::queues::Flaw;
+use crate::disk::actions::Flaw;
 use pvio_blkback::Policy;
-use pvio_grant_table::DomId;
 use pvio_sim::Sim;
-
-/// Possible actions.
-#[derive(Debug)]
-pub enum Do {
-    Daemon(DaemonDo),
-    Guest(DomId, GuestDo),
-    HostileGuest(Mischief),
-    HostileBack(Malice),
-    Tool(usize, ToolDo),
-    /// A sector of a write that a dead daemon started reaches the cache.
-    Land(usize),
-    /// A cached sector of a disk is written to stable storage.
-    WriteBack(usize),
-    /// The driver domain's process ends.
-    CrashDaemon,
-    StartDaemon,
-    /// The driver domain ends, and the cached data of its disks is lost.
-    KillDriver,
-    RebuildDriver,
-    KillGuest(usize),
-    RebuildGuest(usize),
-}
-
-/// Action of the toolstack on a disk.
-#[derive(Debug)]
-pub enum ToolDo {
-    Create,
-    Remove,
-    /// Both ends are closed: remove the device.
-    Finish,
-}
 
 /// Which participants of a disk follow the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,8 +1,8 @@
 //! The driver domain, which serves disks as the real one does, but without threads.
 
-use crate::disk::choices::Do;
+use crate::disk::actions::{DaemonDo, Do, Flaw};
 use crate::disk::medium::SharedMedium;
-use crate::disk::queues::{Flaw, Platform, Queues, Seats, SharedSeat};
+use crate::disk::queues::{Platform, Queues, Seats, SharedSeat};
 use pvio_blkback::engine::FlushState;
 use pvio_blkback::session::{self, record_name};
 use pvio_blkback::vbd::{Vbd, VbdServer};
@@ -141,21 +141,6 @@ impl VbdServer for Server {
             records.borrow_mut().remove(&record_name(device));
         }
     }
-}
-
-/// Action of the daemon.
-#[derive(Debug)]
-pub enum DaemonDo {
-    /// Process an event of xenstore.
-    Event,
-    /// A step of a device's worker.
-    Work(usize, usize),
-    /// A queue's engine completes an operation.
-    Complete(usize, usize),
-    /// A worker has ended on its own, and its driver is notified.
-    Ended(usize),
-    /// Read xenstore without an event.
-    Spurious(usize),
 }
 
 struct Device {

@@ -1,6 +1,6 @@
 //! A guest with one disk, and a workload whose every response is checked.
 
-use crate::disk::choices::Do;
+use crate::disk::actions::{Do, GuestDo};
 use crate::disk::medium::SECTOR;
 use crate::disk::model::{Model, Pending, content};
 use pvio_blkfront::{BackendFault, Disk, Op, Queue, RequestedFeatures, Shape, SlotId, StartError};
@@ -16,31 +16,6 @@ use pvio_xenstored::{LocalClient, Store};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-
-/// Action of the guest.
-#[derive(Debug)]
-pub enum GuestDo {
-    /// Process an event of xenstore.
-    Event,
-    /// A step of a queue's interrupt handler, or of the thread that polls.
-    Work(usize),
-    /// Prepare requests, and submit some of them.
-    Issue(usize),
-    /// Submit a prepared request.
-    Begin(usize),
-    /// Publish the submitted requests to the backend.
-    Publish(usize),
-    /// Check the results of completed requests.
-    Check(usize),
-    /// Unload the driver.
-    Close,
-    /// The driver is unloaded: load it again.
-    Reload,
-    /// Read xenstore without an event.
-    Spurious,
-    /// Notify the backend without a request.
-    Knock(usize),
-}
 
 /// Outstanding request.
 struct Request {

@@ -1,6 +1,6 @@
 //! A hostile driver domain.
 
-use crate::disk::choices::Do;
+use crate::disk::actions::{Do, Malice};
 use crate::disk::hostile_guest::{nonsense, scribble};
 use pvio_event_channel::{EventChannel, EventChannels, Port};
 use pvio_grant_table::{Access, GrantMapper, GrantRef};
@@ -16,21 +16,6 @@ use pvio_xenstored::{LocalClient, Store};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-
-/// Action of the hostile backend.
-#[derive(Debug)]
-pub enum Malice {
-    Offer,
-    /// Maps the guest's ring, if it advertises one.
-    Connect,
-    /// Writes responses, to outstanding requests and to others.
-    Answer,
-    Scribble,
-    Key,
-    /// Unmaps the ring.
-    Detach,
-    Notify,
-}
 
 pub struct HostileBack {
     addr: DeviceAddr,

@@ -1,6 +1,6 @@
 //! A hostile guest: it may write any data to shared memory, at any time.
 
-use crate::disk::choices::Do;
+use crate::disk::actions::{Do, Mischief};
 use pvio_event_channel::{EventChannel, EventChannels};
 use pvio_grant_table::{Access, GrantRef, Granter};
 use pvio_ring::proto::blkif::{Abi, DataOp, Indirect, Request, Segment, Segments};
@@ -15,24 +15,6 @@ use pvio_xenstored::{LocalClient, Store};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-
-/// Action of the hostile guest.
-#[derive(Debug)]
-pub enum Mischief {
-    /// Performs a correct handshake, so that there is a session to attack.
-    Connect,
-    /// Writes requests, valid and invalid ones.
-    Ask,
-    /// Writes random words to the ring's page.
-    Scribble,
-    /// Writes random values to xenstore keys.
-    Key,
-    /// Ends grants, whether or not they are used.
-    Revoke,
-    /// Closes its event channel.
-    Hang,
-    Notify,
-}
 
 pub struct HostileGuest {
     addr: DeviceAddr,

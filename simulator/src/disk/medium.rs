@@ -1,7 +1,7 @@
 //! Storage of a simulated disk: stable storage behind a volatile cache, and the engine in front of
 //! it.
 
-use crate::disk::queues::Flaw;
+use crate::disk::actions::Flaw;
 use pvio_blkback::engine::{BlockEngine, Discard, Done, EngineError, Full, Geometry, Io, Segments};
 use pvio_ring::IoSeg;
 use pvio_ring::shm::{Region, SharedMemory};

@@ -12,6 +12,7 @@
 //! | [`medium`] | storage with a volatile cache, and the engine in front of it |
 //! | [`model`] | contents that a read may return |
 
+pub mod actions;
 pub mod choices;
 pub mod daemon;
 mod guest;

@@ -1,5 +1,6 @@
 //! The queues of a session, which are served without threads.
 
+use crate::disk::actions::Flaw;
 use crate::disk::medium::{SharedMedium, SimEngine};
 use pvio_blkback::{Buf, Progress, Queue, QueueFault, QueueParts, QueueServer};
 use pvio_event_channel::{EventChannel, EventError, Port};
@@ -12,25 +13,6 @@ use pvio_xenbus::driver::Fault;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
-
-/// Deliberate defect, to verify that the simulation finds it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Flaw {
-    #[default]
-    None,
-    /// Sleeps without requesting notifications and without the final check.
-    NoFinalCheck,
-    /// Publishes responses without notifications.
-    NeverNotifies,
-    /// Sometimes completes a write without executing it.
-    ForgetsWrites,
-    /// Completes flushes without executing them.
-    ForgetsFlushes,
-    /// Resumes the first queue of a session with the record of the second, and vice versa.
-    SwapsRecords,
-    /// Resumes only the first queue of a session.
-    ResumesOneQueue,
-}
 
 /// Event channel that can be made to fail.
 pub struct Wire {

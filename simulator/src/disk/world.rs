@@ -1,8 +1,9 @@
 //! Domains, their disks, the toolstack, and the possible faults.
 
-use crate::disk::choices::{Do, Faults, Kind, QUEUES_OFFERED, ToolDo};
-use crate::disk::daemon::{Daemon, DaemonDo, Records};
-use crate::disk::guest::{Guest, GuestDo};
+use crate::disk::actions::{DaemonDo, Do, GuestDo, ToolDo};
+use crate::disk::choices::{Faults, Kind, QUEUES_OFFERED};
+use crate::disk::daemon::{Daemon, Records};
+use crate::disk::guest::Guest;
 use crate::disk::hostile_back::HostileBack;
 use crate::disk::hostile_guest::HostileGuest;
 use crate::disk::medium::{Medium, SharedMedium};

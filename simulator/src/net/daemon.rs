@@ -1,7 +1,7 @@
 //! The driver domain, which serves vifs as the real one does, but without threads and taps.
 
+use crate::net::actions::{DaemonDo, Do, Flaw};
 use crate::net::wire::{CableEnd, CablePort};
-use crate::net::world::Do;
 use pvio_grant_table::DomId;
 use pvio_netback::fault::QueueError;
 use pvio_netback::queue::{Policy, Waker};
@@ -32,19 +32,6 @@ type Back = pvio_netback::Queue<Mortal<LocalDomain>, Box<[u8]>, Memory>;
 
 /// In-flight records, which survive the daemon.
 pub type Records = Rc<RefCell<BTreeMap<String, Memory>>>;
-
-/// Deliberate defect, to verify that the simulation finds it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Flaw {
-    #[default]
-    None,
-    /// Workers sleep without requesting notifications and without the final check.
-    NoFinalCheck,
-    /// Resumes the first queue of a session with the record of the second, and vice versa.
-    SwapsRecords,
-    /// Resumes only the first queue of a session.
-    ResumesOneQueue,
-}
 
 thread_local! {
     /// Number of resumed sessions, and of those with several queues.
@@ -296,14 +283,6 @@ impl Served {
         };
         Ok(())
     }
-}
-
-/// Action of the daemon.
-#[derive(Debug)]
-pub enum DaemonDo {
-    Event,
-    Work(usize, usize),
-    Spurious(usize),
 }
 
 struct Device {

@@ -1,7 +1,7 @@
 //! A guest with a NIC that sends and receives numbered frames.
 
+use crate::net::actions::{Do, GuestDo};
 use crate::net::wire::{LANES, LEAST, Ledger};
-use crate::net::world::Do;
 use pvio_event_channel::EventChannel;
 use pvio_grant_table::DomId;
 use pvio_netfront::{Checksum, GroupError, Hearing, Incoming, Nic, Queue, SendError};
@@ -13,23 +13,6 @@ use pvio_xenbus::{XenbusState, Xenstore};
 use pvio_xenstored::{LocalClient, Store};
 use std::cell::RefCell;
 use std::rc::Rc;
-
-/// Action of the guest.
-#[derive(Debug)]
-pub enum GuestDo {
-    Event,
-    /// A step of the participant that receives frames.
-    Work,
-    Send,
-    Publish,
-    /// Change a setting that the backend has to apply.
-    Change,
-    /// Write the setting to xenstore, if it is one that is requested there.
-    Tell,
-    Close,
-    Reload,
-    Spurious,
-}
 
 pub type SharedLedger = Rc<RefCell<Ledger>>;
 

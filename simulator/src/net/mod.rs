@@ -8,6 +8,7 @@
 //! | [`guest`] | a guest: [`pvio_netfront`] under traffic |
 //! | [`wire`] | the cable between the two vifs, and the record of each frame |
 
+pub mod actions;
 pub mod daemon;
 mod guest;
 pub mod wire;

@@ -1,7 +1,8 @@
 //! Two guests whose NICs are connected by a cable in a driver domain, and a toolstack.
 
-use crate::net::daemon::{Daemon, DaemonDo, Flaw, Records};
-use crate::net::guest::{Guest, GuestDo, SharedLedger};
+use crate::net::actions::{DaemonDo, Do, Flaw, GuestDo};
+use crate::net::daemon::{Daemon, Records};
+use crate::net::guest::{Guest, SharedLedger};
 use crate::net::wire::{CableEnd, LANES, cable};
 use pvio_grant_table::DomId;
 use pvio_sim::{LocalMachine, Menu, Sim, World, kill};
@@ -18,22 +19,6 @@ use std::rc::Rc;
 
 const DRIVER: DomId = DomId(1);
 const GUESTS: [DomId; 2] = [DomId(10), DomId(11)];
-
-/// Possible actions.
-#[derive(Debug)]
-pub enum Do {
-    Daemon(DaemonDo),
-    Guest(DomId, GuestDo),
-    CrashDaemon,
-    StartDaemon,
-    KillDriver,
-    RebuildDriver,
-    KillGuest(usize),
-    RebuildGuest(usize),
-    Create(usize),
-    Remove(usize),
-    Finish(usize),
-}
 
 /// Enabled faults of a run.
 #[derive(Clone, Copy, Debug, Default)]
