@@ -4,13 +4,13 @@
 //! | module | contents |
 //! |---|---|
 //! | [`world`] | domains and the toolstack |
-//! | [`choices`] | possible actions and faults |
+//! | [`actions`], [`choices`] | possible actions and faults |
 //! | [`daemon`] | the driver domain: [`pvio_blkback`] as the real daemon runs it |
 //! | [`queues`] | the queues of a session, which the scheduler polls |
-//! | [`guest`] | a guest: [`pvio_blkfront`] under a workload |
-//! | [`hostile_guest`], [`hostile_back`] | peers that violate every rule |
-//! | [`medium`] | storage with a volatile cache, and the engine in front of it |
-//! | [`model`] | contents that a read may return |
+//! | `guest` | a guest: [`pvio_blkfront`] under a workload |
+//! | `hostile_guest`, `hostile_back` | peers that violate every rule |
+//! | `medium` | storage with a volatile cache, and the engine in front of it |
+//! | `model` | contents that a read may return |
 
 pub mod actions;
 pub mod choices;

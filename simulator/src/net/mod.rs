@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`world`] | domains, the toolstack, possible actions |
 //! | [`daemon`] | the driver domain: [`pvio_netback`] as the real daemon runs it |
-//! | [`guest`] | a guest: [`pvio_netfront`] under traffic |
+//! | `guest` | a guest: [`pvio_netfront`] under traffic |
 //! | [`wire`] | the cable between the two vifs, and the record of each frame |
 
 pub mod actions;
