@@ -48,7 +48,7 @@ pub enum Step {
     Nostd,
     /// The protocols between threads and domains, in all interleavings.
     Loom,
-    /// Simulations of whole devices, with other seeds each time.
+    /// Only if named: simulations of whole devices, with other seeds each time.
     Sim,
     /// Allowed dependencies of packages and modules, `unsafe` code, locations of xenstore keys, links
     /// and names in the documentation.
@@ -81,7 +81,6 @@ const ALL: &[Step] = &[
     Step::Doc,
     Step::Nostd,
     Step::Loom,
-    Step::Sim,
     Step::Package,
     Step::Deny,
     Step::Semver,
