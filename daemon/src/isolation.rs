@@ -96,6 +96,13 @@ impl IsolationArgs {
         }))
     }
 
+    /// Returns whether devices are served by processes of their own, so that a session outlives the
+    /// supervisor.
+    #[must_use]
+    pub fn has_processes(&self) -> bool {
+        self.how != IsolationArg::Thread
+    }
+
     /// Returns the arguments from which these are parsed, for a process that is started with them.
     #[must_use]
     pub fn args(&self) -> Vec<OsString> {

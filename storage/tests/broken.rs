@@ -9,7 +9,7 @@ use pvio_ring::shm::{HeapMemory, Region};
 use pvio_storage::engine::wait::WaitEngine;
 use pvio_storage::image::inspect::{Inspection, inspect};
 use pvio_storage::image::{
-    Disk, Format, HandedFiles, Image, ImageOptions, LockState, Spec, resolve,
+    Disk, Format, HandedFiles, Image, ImageError, ImageOptions, LockState, Spec, resolve,
 };
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -74,11 +74,24 @@ fn try_all(format: Format, path: &Path, rng: &mut Rng) {
     use_it(&spec, true, rng);
 }
 
+/// Opens the files of a disk, whose threads of the use before may still end and hold its lock.
+fn open_named(disk: &Disk) -> HandedFiles {
+    let begin = Instant::now();
+    loop {
+        match HandedFiles::open_named(disk) {
+            Err(ImageError::Busy(_)) if begin.elapsed() < Duration::from_secs(30) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            named => return named.unwrap(),
+        }
+    }
+}
+
 fn use_it(spec: &Spec, read_only: bool, rng: &mut Rng) {
     let options = ImageOptions { read_only, direct: false };
     let mut disk = Disk::from(spec.clone());
     disk.options.read_only = Some(read_only);
-    let named = HandedFiles::open_named(&disk).unwrap();
+    let named = open_named(&disk);
     let resolved = resolve(&disk, &named).map(|resolved| resolved.geometry);
     drop(named);
     let image = Image::open_disk(spec, options);

@@ -128,7 +128,9 @@ impl Machine {
     pub fn start(plan: Plan, home: Home, hypervisor: Hypervisor) -> Result<Self, Failure> {
         let (sender, events) = unbounded();
         listen_for_signals(&home, sender.clone())?;
-        let driver = DomainConfig::new("driver-domain").id(DRIVER);
+        // A supervisor that ends is followed by another one of the same domain.
+        let has_processes = plan.isolation.has_processes();
+        let driver = DomainConfig::new("driver-domain").id(DRIVER).rejoinable(has_processes);
         hypervisor.create_domain(driver).map_err(domain_failure)?;
         let guest = DomainConfig::new(&plan.name).id(GUEST);
         let guest = guest.memory_pages(GUEST_PAGES).grant_frames(GUEST_GRANT_FRAMES);
@@ -289,8 +291,13 @@ impl Machine {
     }
 
     fn start_driver(&mut self, again: bool) -> Result<(), Failure> {
-        // While device processes serve, the domain and its backends stay as they are.
-        if again && !self.serves_devices() {
+        if again && self.plan.isolation.has_processes() {
+            // The domain and its backends stay as they are, whether device processes serve or not.
+            self.wait_until_left();
+            if let Some(nic) = &self.plan.nic {
+                nic.wait_until_free(RELEASE_TIMEOUT);
+            }
+        } else if again {
             self.plan.disk.wait_until_free(RELEASE_TIMEOUT);
             if let Some(nic) = &self.plan.nic {
                 nic.wait_until_free(RELEASE_TIMEOUT);
@@ -319,19 +326,15 @@ impl Machine {
         Ok(())
     }
 
-    /// Returns whether processes of devices act for the driver domain, whose supervisor has ended.
-    fn serves_devices(&self) -> bool {
+    /// Waits until the hypervisor has noticed the end of the driver domain's supervisor.
+    fn wait_until_left(&self) {
         let by = Instant::now() + RELEASE_TIMEOUT;
-        loop {
+        let is_joined = || {
             let domains = self.hypervisor.domains();
-            match domains.iter().find(|domain| domain.id == DRIVER) {
-                None => return false,
-                // The hypervisor has not noticed the end of the supervisor yet.
-                Some(domain) if domain.pid.is_some() && Instant::now() < by => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Some(domain) => return domain.pid.is_none() && domain.devices > 0,
-            }
+            domains.iter().any(|domain| domain.id == DRIVER && domain.pid.is_some())
+        };
+        while is_joined() && Instant::now() < by {
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 

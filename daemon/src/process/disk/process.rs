@@ -178,7 +178,7 @@ where
     let queues = spec.identity.queues.len();
     let counters = found.counters.take().ok_or_else(|| missing("memory for counters"))?;
     let published =
-        CounterFile::open(counters.try_clone().map_err(failed)?, queues).map_err(failed)?;
+        CounterFile::open(counters.try_clone().map_err(failed)?, queues + 1).map_err(failed)?;
     let stats: Vec<Arc<Stats>> = (0..queues).map(|_| Arc::default()).collect();
     for (queue, stats) in stats.iter().enumerate() {
         stats.set_words(published.words(queue));
