@@ -57,6 +57,8 @@ fn hostile_code_in_confined_process_reaches_nothing_and_guest_goes_on() {
     disk.verify();
     // Hostile code starts in processes that resume a session.
     machine.kill_process(0);
+    // The successor serves once it is confined.
+    disk.verify();
     for (name, expected) in ATTEMPTS {
         let seen = machine.attempt(0, name, || disk.verify());
         println!("{name:<24} {seen:?}");
