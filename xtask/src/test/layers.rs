@@ -8,6 +8,7 @@
 //! | [`homes`] | files that may contain `unsafe` and xenstore keys |
 //! | [`cycles`] | modules must not import each other in a cycle |
 //! | [`sizes`] | maximum length of a file |
+//! | [`profiles`] | release builds keep overflow checks |
 //! | [`unsafety`] | number of `unsafe` blocks in each file, compared with `ARCHITECTURE.md` |
 //! | [`book`] | links, files and items in the documentation must exist |
 //! | [`paths`] | full paths of modules, functions and tests |
@@ -17,6 +18,7 @@ mod cycles;
 mod dependencies;
 mod homes;
 mod paths;
+mod profiles;
 mod sizes;
 mod source;
 mod unsafety;
@@ -62,6 +64,7 @@ pub fn run() -> Result<Report> {
         ("xenstore keys", homes::check_keys(&packages)?),
         ("import cycles", cycles::check(&packages)?),
         ("sizes", sizes::check(&all)?),
+        ("profiles", profiles::check()?),
         ("book", book::check(&packages)?),
     ];
     for (check, faults) in checks {
