@@ -14,7 +14,11 @@ listen = None
 
 
 def send(message):
-    channel.send(json.dumps(message).encode())
+    try:
+        channel.send(json.dumps(message).encode())
+    except BrokenPipeError:
+        # The supervisor left; the next one connects.
+        pass
 
 
 def receive():

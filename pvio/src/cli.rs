@@ -28,7 +28,7 @@ pub enum Command {
     /// Show the format, size and chain of a disk image, and whether it can be served
     Inspect(inspect::InspectArgs),
     /// Serve the disks and network interfaces that Xen's toolstack assigns to this domain
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Write the packets of a running NIC to a file, for Wireshark and tshark
     Capture(capture::CaptureArgs),
     /// Show counters of disks and NICs, including the reasons for which requests and packets were
@@ -41,7 +41,7 @@ pub enum Command {
     /// Detach a disk from a running guest
     DetachDisk(disks::args::DetachArgs),
     /// Change the settings of a disk that is being served: limits, latency, failures
-    SetDisk(disks::args::SetArgs),
+    SetDisk(Box<disks::args::SetArgs>),
     /// List devices: their states, images and negotiated features
     List(disks::args::ListArgs),
     /// Create a driver domain's backends again, after it was restored under its old number
