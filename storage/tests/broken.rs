@@ -268,7 +268,7 @@ fn qemu_sample_images_are_served_or_rejected_without_panic() {
                 // Any bytes are a raw disk, if they are whole sectors.
                 _ if format == Format::Raw => {
                     let whole = std::fs::metadata(&copy).unwrap().len().is_multiple_of(512);
-                    assert_eq!(opened.is_ok(), whole, "{name:?}");
+                    assert_eq!(opened.map(drop).is_ok(), whole, "{name:?}");
                 }
                 _ => {
                     let error = opened.map(drop).expect_err("it is of another format");
