@@ -36,6 +36,8 @@ pub struct Stats {
     pub notifies: Counter,
     /// Number of times the worker was woken.
     pub wakeups: Counter,
+    /// Number of times the guest's events were delayed, because they announced no work.
+    pub delayed_events: Counter,
     refused: [Counter; REASONS.len()],
     /// Requests in flight, and pages in use by them.
     in_flight: Counter,
@@ -149,7 +151,7 @@ impl Stats {
         all.chain(used).chain(limits)
     }
 
-    fn table(&self) -> [(&'static str, &Counter); 15] {
+    fn table(&self) -> [(&'static str, &Counter); 16] {
         // The exhaustive pattern makes the compiler report a counter that is missing here.
         let Self {
             reads,
@@ -167,6 +169,7 @@ impl Stats {
             registered_pages,
             notifies,
             wakeups,
+            delayed_events,
             refused: _,
             in_flight: _,
             request_pages: _,
@@ -188,6 +191,7 @@ impl Stats {
             ("registered-pages", registered_pages),
             ("notifies", notifies),
             ("wakeups", wakeups),
+            ("delayed-events", delayed_events),
         ]
     }
 

@@ -3,6 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`two_level`] | pending and mask bits in the shared info page, and their rules |
+//! | [`SpuriousEvents`] | delays the events of a peer that sends them without work |
 //! | this module | the traits that a device uses, see below |
 //! | [`BackendPlatform`] | all that a backend requires of its platform, grants included |
 //! | `device` | the platform of a process that may open nothing (feature `std`) |
@@ -31,12 +32,14 @@ extern crate std;
 #[cfg(feature = "std")]
 mod device;
 mod platform;
+mod spurious;
 pub mod two_level;
 
 #[cfg(feature = "std")]
 pub use device::{DeviceDescriptors, DevicePlatform, DeviceScope};
 pub use platform::BackendPlatform;
 pub use pvio_ring::DomId;
+pub use spurious::SpuriousEvents;
 
 use core::fmt;
 

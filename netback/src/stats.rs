@@ -13,6 +13,7 @@ pub struct Stats {
     rx_packets: AtomicU64,
     rx_bytes: AtomicU64,
     wakeups: AtomicU64,
+    delayed_events: AtomicU64,
     notifications: AtomicU64,
     tx_gso_packets: AtomicU64,
     rx_gso_packets: AtomicU64,
@@ -75,6 +76,12 @@ impl Stats {
     #[must_use]
     pub fn wakeups(&self) -> u64 {
         self.wakeups.load(Ordering::Relaxed)
+    }
+
+    /// Returns how often the guest's events were delayed, because they announced no work.
+    #[must_use]
+    pub fn delayed_events(&self) -> u64 {
+        self.delayed_events.load(Ordering::Relaxed)
     }
 
     /// Returns the number of events sent to the guest.
@@ -151,7 +158,7 @@ impl Stats {
         self.table().into_iter().map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
     }
 
-    fn table(&self) -> [(&'static str, &AtomicU64); 12] {
+    fn table(&self) -> [(&'static str, &AtomicU64); 13] {
         // The exhaustive pattern makes a new counter a compile error here.
         let Self {
             tx_packets,
@@ -159,6 +166,7 @@ impl Stats {
             rx_packets,
             rx_bytes,
             wakeups,
+            delayed_events,
             notifications,
             tx_gso_packets,
             rx_gso_packets,
@@ -185,6 +193,7 @@ impl Stats {
             ("staged-slots", staged),
             ("notifies", notifications),
             ("wakeups", wakeups),
+            ("delayed-events", delayed_events),
         ]
     }
 
@@ -288,6 +297,11 @@ impl Stats {
     /// Counts a wake-up of the queue by an event.
     pub fn count_wakeup(&self) {
         add(&self.wakeups, 1);
+    }
+
+    /// Counts that the guest's events were delayed, because they announced no work.
+    pub fn count_delay_of_events(&self) {
+        add(&self.delayed_events, 1);
     }
 
     /// Counts a dropped packet. Only the thread that serves the queue may call it.

@@ -9,7 +9,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
-use pvio_event_channel::BackendPlatform;
+use pvio_event_channel::{BackendPlatform, SpuriousEvents};
 use pvio_netback::fault::QueueError;
 use pvio_netback::queue::{Queue, Reception};
 use pvio_netback::stats::Stats;
@@ -150,7 +150,8 @@ where
         let events = events.into_iter().map(|event| port.watch(event));
         let events = events.collect::<io::Result<_>>()?;
         port.watch(stopped)?;
-        Ok(Serving { queue, port, events, wakeup, reception, publish, published: Duration::ZERO })
+        let (spurious, published) = (SpuriousEvents::default(), Duration::ZERO);
+        Ok(Serving { queue, port, events, spurious, wakeup, reception, publish, published })
     };
     let serve = |mut serving: Serving<_, _, _, _>, stop: &StopFlag| serving.serve(stop);
     Worker::spawn_held(name, notify, WorkerError::Panicked, start, serve, gate)
@@ -162,6 +163,7 @@ struct Serving<P: BackendPlatform, N: NetPort, R, F> {
     queue: Queue<P, N::Buf, R>,
     port: N,
     events: Vec<Watch>,
+    spurious: SpuriousEvents,
     /// Eventfd by which the siblings wake it.
     wakeup: Option<(Watch, EventFd)>,
     reception: F,
@@ -194,6 +196,9 @@ where
             {
                 (self.reception)(reception);
             }
+            if busy {
+                self.spurious.worked();
+            }
             if busy || late {
                 if now.saturating_sub(self.published) >= PUBLISH_INTERVAL {
                     self.publish(now);
@@ -211,16 +216,20 @@ where
     }
 
     /// Processes completed operations. Events are taken before the rings are checked, so that a
-    /// request that arrives after the check raises a new event. Returns whether there was an event.
-    fn poll(&mut self) -> Result<bool, WorkerError> {
+    /// request that arrives after the check raises a new event.
+    fn poll(&mut self) -> Result<(), WorkerError> {
         self.port.poll().map_err(tap_lost)?;
         self.queue.unblock();
-        let mut fired = false;
-        for &event in &self.events {
-            fired |= self.port.fired(event);
-        }
-        if fired {
-            self.queue.take_events()?;
+        // A watch that is not read does not end a wait.
+        if self.spurious.may_take(monotonic) {
+            let mut fired = false;
+            for &event in &self.events {
+                fired |= self.port.fired(event);
+            }
+            if fired {
+                self.queue.take_events()?;
+                self.spurious.taken();
+            }
         }
         if let Some((watch, event)) = &self.wakeup
             && self.port.fired(*watch)
@@ -228,7 +237,7 @@ where
             // Cleared, so that it can be waited for; it may be clear already.
             event.clear();
         }
-        Ok(fired)
+        Ok(())
     }
 
     /// Whether the queue or the port has work.
@@ -250,6 +259,9 @@ where
         self.publish(now);
         let deadline = self.queue.deadline().into_iter().chain(self.port.deadline()).min();
         let deadline = deadline.map(|deadline| deadline.saturating_sub(now));
+        let stats = self.queue.stats();
+        let delay = self.spurious.before_wait(now, || stats.count_delay_of_events());
+        let deadline = deadline.into_iter().chain(delay).min();
         if let Some(time) = gather {
             let time = deadline.map_or(time, |deadline| deadline.min(time));
             self.port.gather(time).map_err(tap_lost)?;

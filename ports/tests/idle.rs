@@ -4,6 +4,7 @@
 
 mod rig;
 
+use pvio_event_channel::EventChannel;
 use pvio_netback::port::NetPort;
 use pvio_netback::queue::BACKLOG_BYTES;
 use pvio_netback::{Stats, fault::DropReason};
@@ -17,7 +18,7 @@ use std::fs;
 use std::net::UdpSocket;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn quiet_rig(mtu: u32) -> Rig {
     // The kernel must not send packets on its own.
@@ -56,6 +57,35 @@ fn idle_queue_is_never_woken() {
     queue.publish().unwrap();
     wait_for(|| (stats.tx_packets() > 1).then_some(()));
     assert!(stats.wakeups() > before);
+}
+
+#[test]
+fn event_storm_without_packets_is_delayed_and_packets_are_still_sent() {
+    if !entered("event_storm_without_packets_is_delayed_and_packets_are_still_sent", &[]) {
+        return;
+    }
+    let rig = quiet_rig(1500);
+    let mut guest = rig.guest();
+    let stats = rig.stats();
+    let queue = guest.driver.class_mut().queue().unwrap();
+    let before = settled(&stats);
+    let (begin, mut events) = (Instant::now(), 0_u64);
+    while begin.elapsed() < Duration::from_millis(600) {
+        queue.channel().notify().unwrap();
+        events += 1;
+        std::thread::sleep(Duration::from_micros(20));
+    }
+    let (wakeups, delays) = (stats.wakeups() - before, stats.delayed_events());
+    // Each delay causes at most two: by the event, whose watch is not read, and by its end.
+    assert!(events > 1000 && (8..64).contains(&wakeups), "{wakeups} wake-ups by {events} events");
+    assert!((5..20).contains(&delays), "{delays} delays");
+    // Packets wait for the rest of a delay at most, and end it.
+    for n in 1..=50 {
+        queue.send(&[2; 60], Checksum::Unknown).unwrap();
+        queue.publish().unwrap();
+        wait_for(|| (stats.tx_packets() == n).then_some(()));
+    }
+    assert_eq!(stats.delayed_events(), delays);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use pvio_blkback::Stats;
 use pvio_blkback::pages::Buf;
 use pvio_blkback::queue::{Progress, Queue, QueueFault, QueueParts};
-use pvio_event_channel::EventChannel;
+use pvio_event_channel::{EventChannel, SpuriousEvents};
 use pvio_grant_table::{GrantCopier, GrantMapper};
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::{Gate, Notify, Spin, StopFlag, WaitPoint, Watch};
@@ -108,6 +108,7 @@ where
 {
     queue: WorkerQueue<P, C, R>,
     event: Watch,
+    spurious: SpuriousEvents,
     publish: Option<Publish>,
     _image: Arc<Image>,
 }
@@ -131,7 +132,8 @@ where
         }
         let event = engine.watch(event)?;
         engine.watch(stopped)?;
-        Ok(Self { queue: Queue::new(parts, engine), event, publish, _image: image })
+        let queue = Queue::new(parts, engine);
+        Ok(Self { queue, event, spurious: SpuriousEvents::default(), publish, _image: image })
     }
 
     fn serve(&mut self, stop: &StopFlag) -> Result<(), QueueFault> {
@@ -145,6 +147,7 @@ where
             }
             let queue = &mut self.queue;
             if queue.poll(BUDGET)? == Progress::Some {
+                self.spurious.worked();
                 polls = polls.wrapping_add(1);
                 if polls.is_multiple_of(POLLS_PER_TICK) {
                     queue.tick(begin.elapsed());
@@ -158,20 +161,24 @@ where
                 continue;
             }
             // A watch that has fired would not end the wait.
-            self.take_event()?;
+            self.take_event(begin)?;
             let queue = &mut self.queue;
             if queue.final_check()? {
                 continue;
             }
             spin.sleeping();
-            queue.tick(begin.elapsed());
+            let now = begin.elapsed();
+            queue.tick(now);
+            let delayed = || queue.stats().delayed_events.add(1);
+            let delay = self.spurious.before_wait(now, delayed);
             self.publish();
             let queue = &mut self.queue;
-            let most = (queue.cached_mappings() > 0).then_some(IDLE_CHECK_INTERVAL);
+            let idle = (queue.cached_mappings() > 0).then_some(IDLE_CHECK_INTERVAL);
+            let most = idle.into_iter().chain(delay).min();
             queue.engine_mut().wait_due(most).map_err(os_error)?;
             // Watches are marked as fired when completions are collected.
             queue.poll(0)?;
-            self.take_event()?;
+            self.take_event(begin)?;
         }
     }
 
@@ -181,12 +188,14 @@ where
         }
     }
 
-    /// Clears the event channel if its watch has fired. The rings must be checked after that.
-    fn take_event(&mut self) -> Result<(), QueueFault> {
+    /// Clears the event channel if its watch has fired and its events are not delayed. The rings must
+    /// be checked after that.
+    fn take_event(&mut self, begin: Instant) -> Result<(), QueueFault> {
         let queue = &mut self.queue;
-        if queue.engine_mut().fired(self.event) {
+        if self.spurious.may_take(|| begin.elapsed()) && queue.engine_mut().fired(self.event) {
             queue.stats().wakeups.add(1);
             queue.channel().take()?;
+            self.spurious.taken();
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ mod queues;
 mod resumed;
 #[path = "../support/storage.rs"]
 mod storage;
+mod storms;
 mod successors;
 #[path = "../support/mod.rs"]
 mod support;
