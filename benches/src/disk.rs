@@ -137,7 +137,7 @@ const fn direct(case: Case) -> Case {
 impl Case {
     /// Returns the shape of the queue: a slot for each request in flight, each large enough for
     /// one.
-    fn shape(&self) -> Shape {
+    pub(crate) fn shape(&self) -> Shape {
         let pages_per_slot = self.bytes.div_ceil(PAGE_SIZE).max(Shape::LEAST.pages_per_slot);
         Shape { ring_pages: self.depth.div_ceil(32).next_power_of_two(), pages_per_slot }
     }
@@ -316,6 +316,33 @@ impl Attached {
     /// A request fails.
     pub fn drive(&mut self, case: &Case, seed: u64, until: Until) -> Result<Done> {
         pin(0);
+        Load { front: &mut self.front, spin: &mut self.spin, case }
+            .drive(seed, |begin, requests| until.is_over(begin, requests))
+    }
+}
+
+/// A frontend's queue, and the workload that it submits.
+pub struct Load<'a> {
+    /// The queue; no slot is in use.
+    pub front: &'a mut Queue<Domain>,
+    /// State of the frontend's busy polling.
+    pub spin: &'a mut Spin,
+    /// The workload.
+    pub case: &'a Case,
+}
+
+impl Load<'_> {
+    /// Submits requests until the run is over, and waits for all responses. `is_over` is called with
+    /// the time of the start and the number of responses.
+    ///
+    /// # Errors
+    /// A request fails.
+    pub fn drive(
+        &mut self,
+        seed: u64,
+        mut is_over: impl FnMut(Instant, u64) -> bool,
+    ) -> Result<Done> {
+        let case = self.case;
         let mut offsets = Offsets::new(case, seed);
         let mut idle: Vec<SlotId> = Vec::with_capacity(case.depth);
         while idle.len() < case.depth {
@@ -323,7 +350,7 @@ impl Attached {
         }
         let mut requests = 0;
         let begin = Instant::now();
-        while !until.is_over(begin, requests) {
+        while !is_over(begin, requests) {
             for slot in idle.drain(..) {
                 let (sector, bytes) = (offsets.next() / 512, case.bytes);
                 let op = if case.write {
@@ -348,7 +375,7 @@ impl Attached {
 
     /// Waits for at least one response.
     fn answers(&mut self, wait: Wait, idle: &mut Vec<SlotId>) -> Result<u64> {
-        let front = &mut self.front;
+        let front = &mut *self.front;
         match wait {
             Wait::Spin => while !front.has_answers()? {},
             Wait::Hybrid if self.spin.until(|| front.has_answers())? => {}

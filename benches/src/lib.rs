@@ -3,6 +3,7 @@
 //! | module | measures |
 //! |---|---|
 //! | [`disk`] | a guest's frontend, the backend and an image file, against a bare io_uring |
+//! | [`neighbours`] | a guest beside a hostile one, against the same guest beside an honest one |
 //! | [`net`] | a guest's frontend, the backend and a tap, against a bare tap |
 //! | [`ring`] | both sides of a ring on two cores, against the macros of Xen's `ring.h` in C |
 //! | [`row`] | the result of a measurement: a ratio with its spread, processor time |
@@ -13,6 +14,7 @@
 
 pub mod cpu;
 pub mod disk;
+pub mod neighbours;
 pub mod net;
 pub mod netns;
 pub mod pin;

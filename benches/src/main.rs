@@ -18,7 +18,7 @@ struct Args {
     /// Number of pairs per case.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
-    /// Only cases of the disk or net suite whose name contains this text.
+    /// Only cases whose name contains this text.
     #[arg(long, default_value = "")]
     only: String,
     /// Directory of temporary files; it selects the file system whose page cache is measured.
@@ -31,11 +31,12 @@ enum Suite {
     Disk,
     Net,
     Ring,
+    Neighbours,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    if matches!(args.suite, Suite::Net) && netns::outside() {
+    if matches!(args.suite, Suite::Net | Suite::Neighbours) && netns::outside() {
         return netns::enter();
     }
     let parent = args.dir.unwrap_or_else(std::env::temp_dir);
@@ -47,6 +48,7 @@ fn main() -> Result<()> {
         Suite::Disk => pvio_benches::disk::run(dir.path(), runs, &args.only)?,
         Suite::Net => pvio_benches::net::run(dir.path(), runs, &args.only)?,
         Suite::Ring => pvio_benches::ring::run(dir.path(), runs)?,
+        Suite::Neighbours => pvio_benches::neighbours::run(dir.path(), runs, &args.only)?,
     };
     for r in &rows {
         print!(

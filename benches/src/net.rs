@@ -12,6 +12,7 @@
 //!
 //! Must run in its own network namespace, with the permission to create interfaces.
 
+pub(crate) mod beside;
 mod wire;
 
 use crate::cpu::{self, Thread};
@@ -204,8 +205,11 @@ impl Attached {
     /// # Errors
     /// A part of the path cannot be set up.
     pub fn new(dir: &Path, case: &Case) -> Result<Self> {
+        Self::with_link(dir, case, Link::new("pvioours", 2, case)?)
+    }
+
+    fn with_link(dir: &Path, case: &Case, link: Link) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
-        let link = Link::new("pvioours", 2, case)?;
         let hypervisor = Hypervisor::start(dir.join("state"))?;
         let guest_id = hypervisor.create_domain(DomainConfig::new("guest"))?;
         let driver_id = hypervisor.create_domain(DomainConfig::new("driver"))?;
@@ -284,17 +288,20 @@ impl Attached {
         pin(0);
         let _sender = self.case.receive.then(|| self.link.sender(&self.case)).transpose()?;
         let (here, worker) = (cpu::of_this_thread(), self.worker_time.used()?);
-        let done = if self.case.receive { self.receive(until) } else { self.send(until) }?;
+        let is_over = |begin, packets| until.is_over(begin, packets);
+        let done = if self.case.receive { self.receive(is_over) } else { self.send(is_over) }?;
         let (here, worker) = (cpu::of_this_thread() - here, self.worker_time.used()? - worker);
         Ok(Spent { done, here, worker })
     }
 
-    fn send(&mut self, until: Until) -> Result<Done> {
+    /// Sends packets until the run is over. `is_over` is called with the time of the start and the
+    /// number of packets.
+    fn send(&mut self, is_over: impl Fn(Instant, u64) -> bool) -> Result<Done> {
         let frame = frame(&self.case);
         let pages = frame.len().div_ceil(4096) + usize::from(self.case.gso);
         let mut packets = 0;
         let begin = Instant::now();
-        while !until.is_over(begin, packets) {
+        while !is_over(begin, packets) {
             for _ in 0..BATCH {
                 let sent = if self.case.gso {
                     self.front.send_gso(&frame, Gso { size: SEGMENT, kind: GsoKind::TcpV4 })
@@ -317,10 +324,10 @@ impl Attached {
         Ok(Done { count: packets, time })
     }
 
-    fn receive(&mut self, until: Until) -> Result<Done> {
+    fn receive(&mut self, is_over: impl Fn(Instant, u64) -> bool) -> Result<Done> {
         let mut packets = 0;
         let begin = Instant::now();
-        while !until.is_over(begin, packets) {
+        while !is_over(begin, packets) {
             let mut taken = 0;
             while taken < BATCH && self.front.receive(|_, _| ())?.is_some() {
                 taken += 1;

@@ -206,6 +206,12 @@ fn flush_after_failed_flush_fails_on_every_engine_of_image() {
         assert_eq!(one(&mut second, Io::Flush), Ok(()));
         mounted.host(|host| host.fsync = vec![EIO]);
         mounted.log();
+        for engine in [&mut first, &mut second] {
+            assert_eq!(one(engine, Io::Flush), Ok(()), "nothing was written since the last flush");
+        }
+        assert_eq!(mounted.log(), []);
+        assert_eq!(one(&mut second, Io::Write { sector: 8 }), Ok(()));
+        mounted.log();
         assert_eq!(one(&mut first, Io::Flush), Err(EngineError::Os(EIO)));
         assert!(image.flush_failed());
         for engine in [&mut second, &mut first] {

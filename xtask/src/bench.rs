@@ -17,6 +17,10 @@ use crate::exec;
 pub fn run(suite: &str, json: Option<&Path>, more: &[String]) -> Result<bool> {
     let mut build = exec::cargo();
     build.args(["build", "--release", "--package", "pvio-benches", "--bin", "pvio-bench"]);
+    if suite == "neighbours" {
+        // The driver domain is a process of the command.
+        build.args(["--package", "pvio", "--bin", "pvio"]);
+    }
     if !build.status().context("run cargo")?.success() {
         return Ok(false);
     }

@@ -21,8 +21,15 @@ struct Flushes {
 }
 
 fn disk(path: DataPath, until: usize) -> (Hostile<Flushes>, Rc<Cell<usize>>) {
+    disk_of(path, MemEngine::zeroed(SECTORS), until)
+}
+
+fn disk_of(
+    path: DataPath,
+    mem: MemEngine<PageBuf>,
+    until: usize,
+) -> (Hostile<Flushes>, Rc<Cell<usize>>) {
     let count = Rc::new(Cell::new(0));
-    let mem = MemEngine::zeroed(SECTORS);
     let engine = Flushes { mem, until, count: Rc::clone(&count), failed: None };
     (Hostile::new(path, Abi::X86_64, engine), count)
 }
@@ -55,6 +62,17 @@ impl BlockEngine<PageBuf> for Flushes {
 
 fn flush() -> Vec<u8> {
     raw(op::FLUSH_DISKCACHE, 0, 0, &[])
+}
+
+#[test]
+fn flush_of_read_only_disk_succeeds_without_its_engine() {
+    for path in PATHS {
+        let (mut h, count) = disk_of(path, MemEngine::zeroed(SECTORS).read_only(), 0);
+        for _ in 0..40 {
+            assert_eq!(h.ask(&flush()).status, Status::Okay);
+        }
+        assert_eq!(count.get(), 0, "{path}");
+    }
 }
 
 #[test]

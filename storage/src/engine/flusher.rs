@@ -3,12 +3,17 @@
 //! Linux reports a failed write-back to only one of the callers that flush the same open file. If
 //! two queues flushed at a time, the one that does not see the error would report lost data as
 //! durable. One flush serves all queues that are waiting when it begins.
+//!
+//! If no write has completed since the last successful flush began, a flush has nothing to do: the
+//! device is not told. Otherwise, a guest that only flushes would slow down everyone who uses the
+//! host's device. QEMU does the same.
 
 use super::offload::{Executor, Job};
 use super::store::Store;
 use super::{EngineError, FlushState, Io, store, threads};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use pvio_runtime::sync::atomic::{AtomicBool, Ordering};
 use pvio_runtime::sync::{Condvar, Mutex, MutexGuard};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,10 +28,19 @@ pub struct Flusher {
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Shared {
     waiting: Mutex<Waiting>,
     changed: Condvar,
+    /// Whether a write may have completed after the last successful flush began. An earlier process
+    /// may have written, too.
+    unflushed: AtomicBool,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        let (waiting, changed) = (Mutex::default(), Condvar::default());
+        Self { waiting, changed, unflushed: AtomicBool::new(true) }
+    }
 }
 
 #[derive(Default)]
@@ -56,6 +70,16 @@ impl Flusher {
             serve(&theirs, &*store, &state);
         })?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Records that a write has completed, before its completion is announced to anyone.
+    pub fn mark_written(&self) {
+        let unflushed = &self.shared.unflushed;
+        // Sequentially consistent: a flush that clears it after this load begins after the write.
+        // Only the first write after a flush changes the cache line that all queues share.
+        if !unflushed.load(Ordering::SeqCst) {
+            unflushed.store(true, Ordering::SeqCst);
+        }
     }
 }
 
@@ -110,7 +134,12 @@ fn serve(shared: &Shared, store: &dyn Store, state: &FlushState) {
             return;
         }
         let known = state.has_failed();
+        // A failed flush fails all later ones, so the mark need not be restored.
+        let needed = shared.unflushed.swap(false, Ordering::SeqCst);
         let result = state.flush(|| {
+            if !needed {
+                return Ok(());
+            }
             let flushed = catch_unwind(AssertUnwindSafe(|| store.flush()));
             flushed.unwrap_or_else(|_| Err(io::Error::from_raw_os_error(EIO)))
         });
@@ -151,13 +180,59 @@ impl Executor for Flushed {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::engine::offload::Blocking;
+    use std::sync::atomic::AtomicUsize;
+
+    #[derive(Default)]
+    struct Counting(AtomicUsize);
+
+    impl Store for Counting {
+        fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn flush_reaches_the_store_once_after_each_write() {
+        let store = Arc::new(Counting::default());
+        let flusher = Arc::new(Flusher::start(store.clone(), Arc::default()).unwrap());
+        let queue = Blocking::new(flusher.clone(), 1).unwrap();
+        let flushes = |times: usize| {
+            (0..times).for_each(|_| queue.flush().unwrap());
+            store.0.load(Ordering::Relaxed)
+        };
+        // An earlier process may have written.
+        assert_eq!(flushes(3), 1);
+        flusher.mark_written();
+        flusher.mark_written();
+        assert_eq!(flushes(3), 2);
+        assert_eq!(flushes(1), 2);
+    }
+}
+
 /// Model of the thread, in every interleaving (`cargo xtask test loom`).
 #[cfg(all(loom, test))]
 mod model {
     use super::*;
     use crate::engine::offload::Blocking;
     use loom::thread;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     /// Fails or panics from the second flush on.
     struct Failing {
@@ -208,7 +283,13 @@ mod model {
                 };
                 let flusher = Arc::new(Flusher { shared: Arc::clone(&shared), thread: None });
                 let queue = Blocking::new(Arc::clone(&flusher) as Arc<dyn Executor>, 1).unwrap();
-                let other = thread::spawn(move || [queue.flush().is_ok(), queue.flush().is_ok()]);
+                let marks = Arc::downgrade(&flusher);
+                let other = thread::spawn(move || {
+                    let first = queue.flush().is_ok();
+                    // A write of another queue, whose handle of the thread may be the last one.
+                    marks.upgrade().iter().for_each(|flusher| flusher.mark_written());
+                    [first, queue.flush().is_ok()]
+                });
                 // The last handle stops the thread: this one or that of the queue.
                 drop(flusher);
                 let [first, second] = other.join().unwrap();

@@ -34,4 +34,4 @@ pub use pvio_blkback::engine::{
     BlockEngine, Discard, Done, EngineError, FlushState, Full, Geometry, Io, Segments,
 };
 pub use uring::IoMode;
-pub use wrappers::{faults, record, throttle, trace};
+pub use wrappers::{faults, record, throttle, trace, unflushed};

@@ -10,6 +10,7 @@ use crate::engine::ram::RamEngine;
 use crate::engine::record::Recorded;
 use crate::engine::throttle::Throttle;
 use crate::engine::trace::Traced;
+use crate::engine::unflushed::Unflushed;
 use crate::engine::uring::UringEngine;
 use crate::engine::wait::{DiskEngine, WaitEngine, Waiting};
 use alloc::boxed::Box;
@@ -49,19 +50,15 @@ impl Image {
                 let executor: Arc<dyn Executor> = match (discards.clone(), self.flusher.clone()) {
                     (Some(discards), _) => flushed(discards),
                     (None, Some(flusher)) => flusher,
-                    (None, None) => return self.wrap(engine),
+                    (None, None) => return self.wrap(engine, depth),
                 };
-                return self.wrap(DeviceEngine::new(
-                    engine,
-                    executor,
-                    discards.is_some(),
-                    depth,
-                    &self.usage,
-                )?);
+                let discards = discards.is_some();
+                let engine = DeviceEngine::new(engine, executor, discards, depth, &self.usage)?;
+                return self.wrap(engine, depth);
             }
             Storage::Ram(disk) => {
                 let engine = RamEngine::new(Arc::clone(disk), self.geometry);
-                return self.wrap(Waiting::new(engine, None)?);
+                return self.wrap(Waiting::new(engine, None)?, depth);
             }
             Storage::Store(_) => return Err(io::ErrorKind::Unsupported.into()),
             Storage::Nbd(link) => flushed(link.clone()),
@@ -69,11 +66,22 @@ impl Image {
         };
         let engine = Offload::new(executor, self.geometry, depth, &self.usage)?;
         let completions = engine.completions()?;
-        self.wrap(Waiting::new(engine, Some(completions))?)
+        self.wrap(Waiting::new(engine, Some(completions))?, depth)
     }
 
     /// Wraps an engine with the disk's wrappers.
-    fn wrap<B, E>(&self, engine: E) -> io::Result<DiskEngine<B>>
+    fn wrap<B, E>(&self, engine: E, depth: u32) -> io::Result<DiskEngine<B>>
+    where
+        B: IoBuf + SharedMemory,
+        E: WaitEngine<B> + 'static,
+    {
+        match &self.flusher {
+            Some(flusher) => self.record(Unflushed::new(engine, Arc::clone(flusher), depth)),
+            None => self.record(engine),
+        }
+    }
+
+    fn record<B, E>(&self, engine: E) -> io::Result<DiskEngine<B>>
     where
         B: IoBuf + SharedMemory,
         E: WaitEngine<B> + 'static,

@@ -4,3 +4,4 @@ pub mod faults;
 pub mod record;
 pub mod throttle;
 pub mod trace;
+pub mod unflushed;
