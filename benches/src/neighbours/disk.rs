@@ -1,7 +1,7 @@
 //! A guest that reads beside one that misuses its disk.
 
 use super::machine::{Guest, Machine};
-use super::{SLICE, Side, beside, compare};
+use super::pairs::{SLICE, Side, beside, compare};
 use crate::disk::{CASES, Case, Load, image};
 use crate::pin::pin;
 use crate::row::Row;

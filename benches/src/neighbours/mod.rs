@@ -9,18 +9,12 @@
 
 mod disk;
 mod machine;
+pub(crate) mod pairs;
 
 use crate::net;
-use crate::row::{Row, paired};
+use crate::row::Row;
 use anyhow::Result;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
-/// Duration of a run beside one neighbour.
-pub(crate) const SLICE: Duration = Duration::from_millis(500);
-/// How long a neighbour runs before the measurement begins.
-const LEAD: Duration = Duration::from_millis(100);
 
 /// Measures every case whose name contains `only`, with `runs` pairs each.
 ///
@@ -30,46 +24,4 @@ pub fn run(dir: &Path, runs: usize, only: &str) -> Result<Vec<Row>> {
     let mut rows = disk::run(dir, runs, only)?;
     rows.extend(net::beside::run(dir, runs, only)?);
     Ok(rows)
-}
-
-/// Runs `measured` while `neighbour` runs on another thread, which is told to stop by its argument.
-///
-/// # Errors
-/// Of either.
-pub(crate) fn beside<T>(
-    measured: impl FnOnce() -> Result<T>,
-    neighbour: impl FnOnce(&AtomicBool) -> Result<()> + Send,
-) -> Result<T> {
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| neighbour(&stop));
-        std::thread::sleep(LEAD);
-        let result = measured();
-        stop.store(true, Ordering::Relaxed);
-        let ended =
-            thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the neighbour panicked")));
-        ended.and(result)
-    })
-}
-
-/// Measures a guest beside two neighbours alternately.
-///
-/// # Errors
-/// Of a run.
-pub(crate) fn compare(
-    case: &str,
-    unit: &str,
-    runs: usize,
-    mut rate: impl FnMut(Side) -> Result<f64>,
-) -> Result<Row> {
-    let pairs: Result<Vec<_>> =
-        (0..runs).map(|_| Ok((rate(Side::Hostile)?, rate(Side::Honest)?))).collect();
-    Ok(paired("neighbours", case, "honest neighbour", unit, &pairs?))
-}
-
-/// Which neighbour runs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Side {
-    Hostile,
-    Honest,
 }

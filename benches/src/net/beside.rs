@@ -2,7 +2,7 @@
 
 use super::wire::Link;
 use super::{Attached, CASES, Case};
-use crate::neighbours::{SLICE, Side, beside, compare};
+use crate::neighbours::pairs::{SLICE, Side, beside, compare};
 use crate::pin::pin;
 use crate::row::Row;
 use anyhow::{Context, Result};
