@@ -15,23 +15,23 @@
 //! The socket is created under a temporary name and then renamed. The daemon that starts last
 //! receives the connections, and the name exists at every moment while one daemon replaces another.
 
+mod capture;
 pub mod client;
 mod folder;
 
 pub use folder::default_root;
 
 use crate::failure::{Failure, one_line};
-use crate::served::{Served, SettingsLocation, budgets};
+use crate::served::{Served, budgets};
+use capture::Capture;
 use pvio_confinement::Report;
-use pvio_ports::pcapng::CaptureFile;
-use pvio_ports::wrappers::capture::Reader;
 use pvio_recordfile::{DirError, PrivateDir};
 use pvio_runtime::LogLimit;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use serde_json::json;
 use std::fs::{self, Permissions};
-use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -183,59 +183,16 @@ fn respond(mut stream: &UnixStream, served: &Served, connections: &AtomicUsize) 
                     "error the NIC {name} does not exist\tname one of: {known}"
                 );
             };
-            let SettingsLocation::Local(settings) = settings else {
-                return writeln!(
-                    stream,
-                    "error {name} cannot be captured: its packets are in a process of its own\trun the driver domain with --isolation=thread"
-                );
-            };
-            match settings.probe.open(snaplen) {
-                Err(busy) => writeln!(stream, "error {name}: {busy}"),
-                Ok(reader) => {
+            match Capture::begin(&settings, snaplen) {
+                Err(error) => writeln!(stream, "error {name}: {error}"),
+                Ok(mut capture) => {
                     tracing::info!(nic = name, "capture started");
-                    let done = capture(stream, &reader, name, snaplen, count);
-                    tracing::info!(nic = name, lost = reader.lost(), "capture ended");
+                    let done = capture.send(stream, name, snaplen, count);
+                    tracing::info!(nic = name, lost = capture.lost(), "capture ended");
                     done
                 }
             }
         }
         _ => writeln!(stream, "error unknown request\tuse the same version of pvio"),
-    }
-}
-
-/// Sends a capture file until it has the requested number of packets or the client shuts down its
-/// sending side.
-fn capture(
-    mut stream: &UnixStream,
-    reader: &Reader,
-    name: &str,
-    snaplen: usize,
-    count: u64,
-) -> io::Result<()> {
-    writeln!(stream, "ok")?;
-    let mut file = CaptureFile::begin(BufWriter::new(stream), name, snaplen)?;
-    // The file's header tells the client that the capture is running.
-    file.flush()?;
-    let enough = |packets: u64| count != 0 && packets >= count;
-    while !enough(file.packets()) && is_client_open(stream)? {
-        reader.read(POLL_INTERVAL, |record| {
-            file.add(record)?;
-            Ok(!enough(file.packets()))
-        })?;
-        file.flush()?;
-    }
-    file.end(reader.lost()).map(drop)
-}
-
-/// Returns whether the client has not shut down its sending side.
-fn is_client_open(mut stream: &UnixStream) -> io::Result<bool> {
-    stream.set_nonblocking(true)?;
-    let read = stream.read(&mut [0]);
-    stream.set_nonblocking(false)?;
-    match read {
-        Ok(0) => Ok(false),
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
-        Err(error) => Err(error),
     }
 }

@@ -5,6 +5,7 @@ use crate::descriptors::{Descriptors, open_now};
 use crate::disks::vdev::Vdev;
 use crate::driver::disk::DiskServer;
 use crate::driver::nic::IsolatedNicServer;
+use crate::process::nic::CapturePoint;
 use crate::process::status::ServedBy;
 use pvio_blkback::Vbd;
 use pvio_event_channel::DevicePlatform;
@@ -56,8 +57,8 @@ pub struct DeviceStatus {
 pub enum SettingsLocation {
     /// In this process.
     Local(Arc<RuntimeSettings>),
-    /// In the process of the NIC.
-    Remote,
+    /// In the process of the NIC, which is told about a capture.
+    Remote(CapturePoint),
 }
 
 /// Counts of the rate-limited log events of a device, by name.
@@ -118,7 +119,7 @@ where
         let mut status = DeviceStatus::default();
         let server = self.server();
         if let Some(remote) = server.remote() {
-            status.nic = Some(SettingsLocation::Remote);
+            status.nic = Some(SettingsLocation::Remote(remote.capture().clone()));
             status.served_by = ServedBy::Process(remote.process().clone());
             status.events = remote.events();
             status.queues = remote_queues(remote.counters(), Counters::RemoteNic);

@@ -20,6 +20,7 @@ extern crate std;
 
 pub mod afxdp;
 mod buffers;
+pub mod capture_socket;
 pub mod file;
 pub mod host;
 pub mod options;

@@ -54,6 +54,19 @@ impl CapturedPacket {
         (self.len, self.offload, self.sent) = (frame.len(), offload, sent);
     }
 
+    /// Replaces the contents by a packet that was captured by another process.
+    pub(super) fn set(
+        &mut self,
+        data: &[u8],
+        len: usize,
+        (when, sent): (SystemTime, bool),
+        offload: Offload,
+    ) {
+        self.data.clear();
+        self.data.extend_from_slice(data);
+        (self.len, self.when, self.sent, self.offload) = (len, when, sent, offload);
+    }
+
     /// Returns a description of the packet's unusual properties.
     #[must_use]
     pub fn comment(&self) -> Option<String> {

@@ -84,11 +84,21 @@ fn tshark(file: &Path, args: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn running_nic_is_captured_with_limits_and_errors_are_reported() {
-    if !can_run("running_nic_is_captured_with_limits_and_errors_are_reported") {
-        return;
+fn nic_of_threads_is_captured_with_limits_and_errors_are_reported() {
+    if can_run("nic_of_threads_is_captured_with_limits_and_errors_are_reported") {
+        check_captures("--isolation=thread");
     }
-    let machine = Machine::start(&["--isolation=thread", "--nic-options", "guard=mac"]);
+}
+
+#[test]
+fn nic_of_process_is_captured_with_limits_and_errors_are_reported() {
+    if can_run("nic_of_process_is_captured_with_limits_and_errors_are_reported") {
+        check_captures("--isolation=process");
+    }
+}
+
+fn check_captures(isolation: &str) {
+    let machine = Machine::start(&[isolation, "--nic-options", "guard=mac"]);
     let list = machine.capture(&[]).output().unwrap();
     assert_eq!(text(&list.stdout), "vif2.0\n", "{}", text(&list.stderr));
     let file = machine.dir.path().join("a.pcapng");

@@ -93,6 +93,11 @@ pub trait Session: Send + Sync + 'static {
     /// Returns the settings that have changed since the last call.
     fn changed(&self) -> Vec<Self::Change>;
 
+    /// Returns the descriptors that a process needs for a change.
+    fn descriptors(&self, _change: &Self::Change) -> Vec<OwnedFd> {
+        Vec::new()
+    }
+
     /// Returns what a process needs. Blocks; called on a separate thread, after all I/O of an
     /// earlier process has ended. `fence` is held by the process as long as it does I/O. `io` is how
     /// long the I/O of the process that died may have gone on after its death; `None` if it is
@@ -364,7 +369,10 @@ impl<S: Session> Supervised<S> {
     /// killed, and replaced.
     fn change(&self, change: &S::Change) {
         let Stage::Running(running) = &self.stage else { return };
-        if let Err(error) = running.process.send(&ToDevice::<&S::Serve, _>::Change(change), &[]) {
+        let descriptors = self.session.descriptors(change);
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        let message = ToDevice::<&S::Serve, _>::Change(change);
+        if let Err(error) = running.process.send(&message, &descriptors) {
             let (device, error) = (&self.device, Report(&error).to_string());
             tracing::warn!(device, error, "the device process cannot be told about a change");
             running.process.kill();

@@ -34,6 +34,8 @@ pub enum Received<C> {
 pub struct Control {
     channel: Option<Channel>,
     listen: Option<OwnedFd>,
+    /// The descriptors beside the last change.
+    descriptors: Vec<OwnedFd>,
 }
 
 impl Control {
@@ -68,7 +70,9 @@ impl Control {
                     }
                 }
                 ToDevice::Serve(serve) => {
-                    return Ok((Self { channel: Some(channel), listen }, *serve, found));
+                    let channel = Some(channel);
+                    let this = Self { channel, listen, descriptors: Vec::new() };
+                    return Ok((this, *serve, found));
                 }
                 ToDevice::Change(_) => {}
                 ToDevice::Stop => return Err(Failure::new("stopped before it served", "")),
@@ -98,6 +102,11 @@ impl Control {
         }
     }
 
+    /// Takes the descriptors beside the change that was received last.
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.descriptors)
+    }
+
     /// Returns the next message, if there is one.
     pub fn receive<S, C>(&mut self) -> Option<Received<C>>
     where
@@ -119,7 +128,10 @@ impl Control {
             let received = self.channel.as_ref()?.receive::<ToDevice<S, C>>();
             match received {
                 Ok(None) => return None,
-                Ok(Some((ToDevice::Change(change), _))) => return Some(Received::Change(change)),
+                Ok(Some((ToDevice::Change(change), descriptors))) => {
+                    self.descriptors = descriptors;
+                    return Some(Received::Change(change));
+                }
                 Ok(Some((ToDevice::Stop, _))) => return Some(Received::Stop),
                 // They belong to the start.
                 Ok(Some((ToDevice::Serve(_) | ToDevice::Descriptors(_), _))) => {}

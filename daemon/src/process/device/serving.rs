@@ -30,8 +30,8 @@ pub trait Serving {
     /// Returns the connection to a hypervisor that is a process.
     fn hypervisor(&self) -> Option<&OwnedFd>;
 
-    /// Applies a change of the settings.
-    fn change(&mut self, change: Self::Change);
+    /// Applies a change of the settings, with the descriptors beside it.
+    fn change(&mut self, change: Self::Change, descriptors: Vec<OwnedFd>);
 
     /// Returns whether the threads of all queues wait at the gate. Called again until they do.
     ///
@@ -72,7 +72,7 @@ pub fn serve<S: Serving>(
     loop {
         while let Some(received) = control.receive::<S::Serve, S::Change>() {
             match received {
-                Received::Change(change) => session.change(change),
+                Received::Change(change) => session.change(change, control.take_descriptors()),
                 Received::Stop => stopping = true,
                 Received::NewSupervisor => {
                     (told, new) = (false, true);

@@ -3,13 +3,16 @@
 //! | module | contents |
 //! |---|---|
 //! | `remote` | [`RemoteNic`]: the supervisor's side; opens the link and starts the process |
+//! | `capture` | the capture of its packets |
 //! | `plan` | what a process of a session is started with |
 //! | `process` | the process |
 
+mod capture;
 mod plan;
 mod process;
 mod remote;
 
+pub use capture::{ActiveCapture, CapturePoint};
 pub use plan::NicPlan;
 pub use process::serve;
 pub use remote::RemoteNic;
@@ -50,6 +53,9 @@ pub enum NicChange {
     FilterGroups(bool),
     /// Another headroom before each frame to the guest, in bytes.
     Headroom(u16),
+    /// Send up to this number of bytes of each packet to the socket beside this, until its other end
+    /// is shut down.
+    Capture(usize),
 }
 
 /// What identifies a session, and what a supervisor needs that did not start it. The descriptors of

@@ -3,6 +3,7 @@
 use super::super::messages::{Descriptor, Start};
 use super::super::resources::{copy, open_platform, open_record};
 use super::super::supervised::{Environment, Launch, Session};
+use super::capture::CapturePoint;
 use super::{NicChange, NicIdentity, NicServe};
 use pvio_confinement::ProcessKind;
 use pvio_event_channel::{DevicePlatform, DeviceScope, Port};
@@ -26,6 +27,7 @@ pub struct NicPlan<P> {
     pub(super) link: OpenLink,
     pub(super) counters: OwnedFd,
     pub(super) records: RecordStore,
+    pub(super) capture: CapturePoint,
     pub(super) state: Mutex<PlanState>,
 }
 
@@ -47,6 +49,7 @@ impl<P> NicPlan<P> {
             NicChange::Rate(rate) => state.spec.rate = *rate,
             NicChange::FilterGroups(chosen) => state.spec.filter_groups = *chosen,
             NicChange::Headroom(bytes) => state.spec.headroom = *bytes,
+            NicChange::Capture(_) => {}
         }
         state.changed.push(change);
     }
@@ -89,16 +92,27 @@ where
         let mut state = self.state();
         state.changed.clear();
         let PlanState { spec, settings, .. } = &*state;
-        vec![
+        let mut all = vec![
             NicChange::Settings(Box::new(settings.clone())),
             NicChange::Rate(spec.rate),
             NicChange::FilterGroups(spec.filter_groups),
             NicChange::Headroom(spec.headroom),
-        ]
+        ];
+        all.extend(self.capture.tell(true).map(NicChange::Capture));
+        all
     }
 
     fn changed(&self) -> Vec<NicChange> {
-        std::mem::take(&mut self.state().changed)
+        let mut changed = std::mem::take(&mut self.state().changed);
+        changed.extend(self.capture.tell(false).map(NicChange::Capture));
+        changed
+    }
+
+    fn descriptors(&self, change: &NicChange) -> Vec<OwnedFd> {
+        match change {
+            NicChange::Capture(_) => self.capture.sender().into_iter().collect(),
+            _ => Vec::new(),
+        }
     }
 
     fn launch(

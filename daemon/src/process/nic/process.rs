@@ -5,6 +5,7 @@ use super::super::device::{
     self, Control, Descriptors, Filtered, Handed, resumed_or_new, unusable,
 };
 use super::super::messages::{FromDevice, Start};
+use super::capture;
 use super::{NicChange, NicIdentity, NicServe};
 use crate::failure::Failure;
 use crate::stop::Wakeup;
@@ -22,6 +23,7 @@ use serde::de::DeserializeOwned;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::task::Poll;
 
 type NicSession<P> = Session<P, RecordFile, LinkQueues>;
@@ -30,6 +32,8 @@ type NicSession<P> = Session<P, RecordFile, LinkQueues>;
 struct Serving<P: DevicePlatform<Channel: AsFd> + Send + 'static> {
     session: NicSession<P>,
     settings: Arc<RuntimeSettings>,
+    /// The thread that sends captured packets.
+    captures: Sender<(usize, OwnedFd)>,
     identity: NicIdentity,
     counters: OwnedFd,
     /// Descriptors of the link, for another supervisor.
@@ -84,7 +88,7 @@ where
         self.hypervisor.as_ref()
     }
 
-    fn change(&mut self, change: NicChange) {
+    fn change(&mut self, change: NicChange, descriptors: Vec<OwnedFd>) {
         match change {
             NicChange::Settings(settings) => {
                 // The supervisor has applied them to its own.
@@ -95,6 +99,12 @@ where
             NicChange::Rate(rate) => self.session.set_rate(rate),
             NicChange::FilterGroups(chosen) => self.session.filter_groups(chosen),
             NicChange::Headroom(bytes) => self.session.set_headroom(bytes),
+            NicChange::Capture(snaplen) => {
+                // None if the capture has ended already.
+                for socket in descriptors {
+                    let _ = self.captures.send((snaplen, socket));
+                }
+            }
         }
     }
 
@@ -157,8 +167,9 @@ where
         Start::Resumed | Start::Again => start(Begin::Resumed),
         Start::ResumedOrNew => resumed_or_new(start(Begin::Resumed), || start(Begin::New)),
     }?;
+    let captures = capture::start_thread(settings.probe.clone())?;
     let identity = NicIdentity { spec, link: lasting, settings: serve.settings };
-    Ok(Serving { session, settings, identity, counters, link: kept, hypervisor })
+    Ok(Serving { session, settings, captures, identity, counters, link: kept, hypervisor })
 }
 
 /// Returns the link as another process can use it after this one, and its descriptors: the packets

@@ -5,6 +5,7 @@ use super::super::messages::{FromDevice, Start};
 use super::super::resources::CounterMemory;
 use super::super::status::ProcessStatus;
 use super::super::supervised::{Environment, Message, Supervised};
+use super::capture::CapturePoint;
 use super::plan::{NicPlan, PlanState};
 use super::{NicChange, NicIdentity};
 use pvio_event_channel::DevicePlatform;
@@ -37,6 +38,7 @@ pub struct RemoteNic<P> {
     counters: CounterMemory,
     stats: Vec<Arc<Stats>>,
     process: ProcessStatus,
+    capture: CapturePoint,
     /// What the session in progress is started with.
     plan: Option<Arc<NicPlan<P>>>,
 }
@@ -53,6 +55,7 @@ impl<P> RemoteNic<P> {
         let opener = LinkOpener::new(config, Arc::clone(&wake)).within(shared);
         let queues = opener.max_queues().clamp(1, MAX_QUEUES);
         let records = environment.records.clone();
+        let capture = CapturePoint::new(Arc::clone(&wake));
         Self {
             platform,
             addr,
@@ -64,6 +67,7 @@ impl<P> RemoteNic<P> {
             counters: CounterMemory::default(),
             stats: (0..queues).map(|_| Arc::default()).collect(),
             process: ProcessStatus::default(),
+            capture,
             plan: None,
         }
     }
@@ -92,6 +96,12 @@ impl<P> RemoteNic<P> {
     #[must_use]
     pub const fn process(&self) -> &ProcessStatus {
         &self.process
+    }
+
+    /// Returns the point at which the packets of the NIC are captured.
+    #[must_use]
+    pub const fn capture(&self) -> &CapturePoint {
+        &self.capture
     }
 
     fn device(&self) -> String {
@@ -206,6 +216,7 @@ where
             link,
             counters,
             records: self.records.clone(),
+            capture: self.capture.clone(),
             state: Mutex::new(state),
         });
         self.plan = Some(Arc::clone(&plan));
