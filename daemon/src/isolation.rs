@@ -44,7 +44,7 @@ pub struct IsolationArgs {
 /// Where devices are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum IsolationArg {
-    /// Each in a process of its own; packets of a NIC cannot be captured then
+    /// Each in a process of its own
     Process,
     /// Each disk in a process of its own, NICs by threads
     Disks,
