@@ -2,8 +2,9 @@
 //!
 //! The connection is a pair of `SOCK_SEQPACKET` sockets. A message is a header, and the bytes of one
 //! packet. A message arrives as a whole or not at all, so a sender that is killed leaves no part of
-//! one, and its successor continues on the same socket. The reader ends the capture when it shuts
-//! down its sending side; the sender then sends a last message without a packet.
+//! one, and its successor continues on the same socket. A sender's first message has no packet and
+//! tells that it captures. The reader ends the capture when it shuts down its sending side; the
+//! sender then sends a last message without a packet.
 #![forbid(unsafe_code)]
 
 use crate::pcapng::CapturedPacket;
@@ -21,7 +22,7 @@ use rustix::net::{
 };
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Interval at which a sender without packets checks whether the reader has ended the capture.
@@ -31,6 +32,7 @@ const BATCH: usize = 256;
 
 const END: u8 = 0;
 const PACKET: u8 = 1;
+const BEGIN: u8 = 2;
 
 /// What precedes the bytes of a packet.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -42,7 +44,7 @@ struct Header {
     lost: u64,
     /// Length of the packet before it was truncated.
     len: u32,
-    /// [`PACKET`] or [`END`].
+    /// [`PACKET`], [`BEGIN`] or [`END`].
     kind: u8,
     sent: u8,
     /// 0: unknown, 1: validated, 2: blank.
@@ -79,12 +81,12 @@ impl Header {
         }
     }
 
-    const fn end(lost: u64) -> Self {
+    const fn without_packet(kind: u8, lost: u64) -> Self {
         Self {
             when: 0,
             lost,
             len: 0,
-            kind: END,
+            kind,
             sent: 0,
             checksum: 0,
             gso: 0,
@@ -114,6 +116,7 @@ impl Header {
 /// Another capture is active, or the reader has closed its socket.
 pub fn send_captured(probe: &Probe, snaplen: usize, socket: &OwnedFd) -> io::Result<()> {
     let reader = probe.open(snaplen).map_err(io::Error::other)?;
+    send(socket, &Header::without_packet(BEGIN, 0), &[])?;
     let mut told = 0;
     let mut unsent = || {
         let lost = reader.lost();
@@ -126,7 +129,7 @@ pub fn send_captured(probe: &Probe, snaplen: usize, socket: &OwnedFd) -> io::Res
             Ok(left.next().is_some())
         })?;
     }
-    send(socket, &Header::end(unsent()), &[])
+    send(socket, &Header::without_packet(END, unsent()), &[])
 }
 
 fn send(socket: &OwnedFd, header: &Header, data: &[u8]) -> io::Result<()> {
@@ -159,7 +162,15 @@ pub struct CaptureSocket {
     buffer: Vec<u8>,
     packet: CapturedPacket,
     lost: u64,
+    begun: bool,
     ended: bool,
+}
+
+/// What a message was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Received {
+    Packet,
+    Other,
 }
 
 impl CaptureSocket {
@@ -172,7 +183,21 @@ impl CaptureSocket {
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let buffer = vec![0; size_of::<Header>() + SNAPLEN];
         let packet = CapturedPacket::new(SNAPLEN);
-        Ok((Self { socket, buffer, packet, lost: 0, ended: false }, sender))
+        Ok((Self { socket, buffer, packet, lost: 0, begun: false, ended: false }, sender))
+    }
+
+    /// Waits until packets are captured, for at most `most`, and returns whether they are.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn wait_for_begin(&mut self, most: Duration) -> io::Result<bool> {
+        let begin = Instant::now();
+        while !self.begun && !self.ended && begin.elapsed() < most {
+            self.wait(POLL_INTERVAL)?;
+            // The first message is not a packet.
+            self.receive()?;
+        }
+        Ok(self.begun)
     }
 
     /// Waits for packets, for at most `most`, and calls `each` for every available packet until it
@@ -185,15 +210,12 @@ impl CaptureSocket {
         most: Duration,
         mut each: impl FnMut(&CapturedPacket) -> io::Result<bool>,
     ) -> io::Result<()> {
-        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
-        let timeout = Timespec::try_from(most).map_err(io::Error::other)?;
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        while !self.ended && self.receive()? {
-            if !self.ended && !each(&self.packet)? {
-                break;
+        self.wait(most)?;
+        while !self.ended {
+            match self.receive()? {
+                Some(Received::Packet) if !each(&self.packet)? => break,
+                Some(_) => {}
+                None => break,
             }
         }
         Ok(())
@@ -210,7 +232,7 @@ impl CaptureSocket {
         mut each: impl FnMut(&CapturedPacket) -> io::Result<bool>,
     ) -> io::Result<()> {
         shutdown(&self.socket, Shutdown::Write)?;
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         while !self.ended && begin.elapsed() < most {
             self.read(POLL_INTERVAL, &mut each)?;
         }
@@ -223,30 +245,41 @@ impl CaptureSocket {
         self.lost
     }
 
-    /// Receives a message; returns whether there was one.
-    fn receive(&mut self) -> io::Result<bool> {
+    /// Waits for a message, for at most `most`.
+    fn wait(&self, most: Duration) -> io::Result<()> {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        let timeout = Timespec::try_from(most).map_err(io::Error::other)?;
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Receives a message, if there is one.
+    fn receive(&mut self) -> io::Result<Option<Received>> {
         let len = match recv(&self.socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
             Ok((len, _)) => len,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         if len == 0 {
             self.ended = true;
-            return Ok(false);
+            return Ok(None);
         }
         let message = self.buffer.get(..len).unwrap_or_default();
         let Ok((header, data)) = Header::read_from_prefix(message) else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a captured packet is invalid"));
         };
         self.lost = self.lost.saturating_add(header.lost);
-        if header.kind == END {
-            self.ended = true;
-            return Ok(true);
+        self.begun |= header.kind != END;
+        self.ended |= header.kind == END;
+        if header.kind != PACKET {
+            return Ok(Some(Received::Other));
         }
         let len = usize::try_from(header.len).unwrap_or(usize::MAX).max(data.len());
         let when = SystemTime::UNIX_EPOCH + Duration::from_nanos(header.when);
         self.packet.set(data, len, (when, header.sent != 0), header.offload());
-        Ok(true)
+        Ok(Some(Received::Packet))
     }
 }
 
@@ -291,6 +324,8 @@ mod tests {
             let probe = probe.clone();
             move || send_captured(&probe, SNAPLEN, &sender)
         });
+        assert!(reader.wait_for_begin(Duration::from_secs(60)).unwrap());
+        assert!(probe.open(60).is_err(), "it is being captured");
         reader.end(Duration::from_secs(60), |_| Ok(true)).unwrap();
         assert!(reader.ended);
         serve.join().unwrap().unwrap();

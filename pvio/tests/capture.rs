@@ -181,6 +181,54 @@ fn check_captures(isolation: &str) {
 }
 
 #[test]
+fn capture_goes_on_after_process_of_nic_is_killed() {
+    if !can_run("capture_goes_on_after_process_of_nic_is_killed") {
+        return;
+    }
+    let machine = Machine::start(&["--isolation=process"]);
+    let file = machine.dir.path().join("a.pcapng");
+    let mut capture = machine.capture(&["vif2.0", "-w", file.to_str().unwrap()]).spawn().unwrap();
+    while std::fs::metadata(&file).map_or(0, |file| file.len()) == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let process = || -> Option<i32> {
+        let mut pvio = pvio();
+        let out = pvio.args(["confinement", "--json", "vif2.0", "--state-dir"]);
+        let out = out.arg(machine.dir.path()).output().unwrap();
+        let all: serde_json::Value = serde_json::from_slice(&out.stdout).ok()?;
+        let nic = all.as_array()?.iter().find(|entry| entry["device"] == "vif2.0")?;
+        i32::try_from(nic["pid"].as_u64()?).ok()
+    };
+    let url = |path: &str| format!("http://10.107.0.2/{path}");
+    let fetch = |path: &str| {
+        let fetched = machine.inside(&["curl", "-sf", "-m", "20", &url(path)]);
+        assert!(fetched.status.success(), "{}", text(&fetched.stderr));
+    };
+    fetch("index.html");
+    let killed = process().unwrap();
+    let pid = rustix::process::Pid::from_raw(killed).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    while process().is_none_or(|pid| pid == killed) {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    // The successor may be told about the capture after it has begun to serve.
+    let is_captured = || {
+        let bytes = std::fs::read(&file).unwrap();
+        bytes.windows(10).any(|bytes| bytes == b"/hello.txt")
+    };
+    while !is_captured() {
+        fetch("hello.txt");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_child(&capture);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert!(capture.wait().unwrap().success());
+    let paths = tshark(&file, &["-Y", "http.request", "-T", "fields", "-e", "http.request.uri"]);
+    assert_eq!(paths.first().map(String::as_str), Some("/index.html"));
+    assert_eq!(paths.last().map(String::as_str), Some("/hello.txt"));
+}
+
+#[test]
 fn invalid_nic_arguments_are_rejected_before_start() {
     for (words, why) in [
         (["--nic-options", "guard=perhaps"], "expected guard=off, guard=mac or guard=ip"),

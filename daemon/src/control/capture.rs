@@ -12,6 +12,9 @@ use std::time::Duration;
 /// How long the process of a NIC may take to send the packets that it has captured, at the end.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long the process of a NIC may take to begin. A NIC without a session begins with the next one.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A capture that has begun.
 pub(super) enum Capture {
     /// By threads of this process.
@@ -30,7 +33,11 @@ impl Capture {
             SettingsLocation::Local(settings) => {
                 settings.probe.open(snaplen).map(Self::Local).map_err(io::Error::other)
             }
-            SettingsLocation::Remote(point) => point.open(snaplen).map(Box::new).map(Self::Remote),
+            SettingsLocation::Remote(point) => {
+                let mut capture = Box::new(point.open(snaplen)?);
+                capture.socket.wait_for_begin(BEGIN_TIMEOUT)?;
+                Ok(Self::Remote(capture))
+            }
         }
     }
 
