@@ -181,7 +181,7 @@ impl CaptureSocket {
     pub fn pair() -> io::Result<(Self, OwnedFd)> {
         let (socket, sender) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let buffer = vec![0; size_of::<Header>() + SNAPLEN];
+        let buffer = vec![0; const { size_of::<Header>() + SNAPLEN }];
         let packet = CapturedPacket::new(SNAPLEN);
         Ok((Self { socket, buffer, packet, lost: 0, begun: false, ended: false }, sender))
     }
@@ -277,7 +277,8 @@ impl CaptureSocket {
             return Ok(Some(Received::Other));
         }
         let len = usize::try_from(header.len).unwrap_or(usize::MAX).max(data.len());
-        let when = SystemTime::UNIX_EPOCH + Duration::from_nanos(header.when);
+        let since = Duration::from_nanos(header.when);
+        let when = SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH);
         self.packet.set(data, len, (when, header.sent != 0), header.offload());
         Ok(Some(Received::Packet))
     }

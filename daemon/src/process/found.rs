@@ -128,6 +128,19 @@ pub enum Search<I> {
     Over,
 }
 
+impl<I> Search<I> {
+    /// Takes the process, if it is known; the search is over then.
+    pub fn take_known(&mut self) -> Option<Adoptable<I>> {
+        match std::mem::replace(self, Self::Over) {
+            Self::Known(known) => Some(known),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
+}
+
 impl<I: DeserializeOwned> Search<I> {
     /// Continues the search; ready when it is over, or the process is known.
     pub fn poll(

@@ -1,5 +1,6 @@
 //! The supervisor's side of a NIC.
 
+use super::super::child::Process;
 use super::super::found::Search;
 use super::super::messages::{FromDevice, Start};
 use super::super::resources::CounterMemory;
@@ -15,7 +16,7 @@ use pvio_netback::stats::Stats;
 use pvio_netback::vif::{Attach, VifServer};
 use pvio_ports::host::{LinkOpener, NicConfig, NicSettings};
 use pvio_recordfile::{CounterFile, RecordStore};
-use pvio_runtime::{LogLimit, Notify};
+use pvio_runtime::{LogLimit, Notify, Task};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::common::DeviceAddr;
 use pvio_xenbus::handshake::vif::{MAX_QUEUES, ToolstackBack, VifRate};
@@ -37,6 +38,8 @@ pub struct RemoteNic<P> {
     /// Counters of each queue, over all sessions, where its process writes them.
     counters: CounterMemory,
     stats: Vec<Arc<Stats>>,
+    /// Waits until the process of an earlier supervisor has ended, which was killed.
+    ending: Option<Task<()>>,
     process: ProcessStatus,
     capture: CapturePoint,
     /// What the session in progress is started with.
@@ -66,6 +69,7 @@ impl<P> RemoteNic<P> {
             search: Search::Before,
             counters: CounterMemory::default(),
             stats: (0..queues).map(|_| Arc::default()).collect(),
+            ending: None,
             process: ProcessStatus::default(),
             capture,
             plan: None,
@@ -122,12 +126,32 @@ impl<P> RemoteNic<P> {
         Ok(adopted)
     }
 
-    /// Ends the process of an earlier supervisor.
-    fn end_found(&mut self) {
-        if let Search::Known(known) = std::mem::replace(&mut self.search, Search::Over) {
-            known.process.kill();
-            known.process.wait();
+    /// Looks for the process of an earlier supervisor; ready when there is none, or it is known.
+    fn poll_search(&mut self) -> Poll<()> {
+        let (device, environment) = (self.device(), &self.environment);
+        self.search.poll(&device, &environment.found, &environment.hub, &self.wake)
+    }
+
+    /// Takes the process of an earlier supervisor, after killing it.
+    fn kill_found(&mut self) -> Option<Process> {
+        let found = self.search.take_known()?;
+        found.process.kill();
+        Some(found.process)
+    }
+
+    /// Ends the process of an earlier supervisor; ready when it has ended.
+    fn poll_end_found(&mut self) -> Poll<()> {
+        if let Some(killed) = self.kill_found() {
+            let wake = Arc::clone(&self.wake);
+            // The kernel may take long to end it.
+            let wait = move || _ = killed.wait();
+            self.ending = Task::spawn("end-device-process", wait, move || wake()).ok();
         }
+        if self.ending.as_mut().is_some_and(|ending| ending.poll().is_pending()) {
+            return Poll::Pending;
+        }
+        self.ending = None;
+        Poll::Ready(())
     }
 
     fn change(&self, change: NicChange) {
@@ -166,23 +190,26 @@ where
     }
 
     fn poll_open(&mut self, vif: &ToolstackBack, attach: Attach) -> Result<Poll<()>, Fault> {
-        let (device, environment) = (self.device(), &self.environment);
-        let search = &mut self.search;
-        if search.poll(&device, &environment.found, &environment.hub, &self.wake).is_pending() {
+        if self.poll_search().is_pending() {
             return Ok(Poll::Pending);
         }
         if self.opener.link().is_none() && matches!(self.search, Search::Known(_)) {
             if self.found_open(vif)? {
                 return Ok(Poll::Ready(()));
             }
+            let device = self.device();
             tracing::warn!(device, "the device process serves another NIC: it is replaced");
-            self.end_found();
+        }
+        if self.opener.link().is_none() && self.poll_end_found().is_pending() {
+            return Ok(Poll::Pending);
         }
         self.opener.poll_open(vif, attach)
     }
 
     fn close(&mut self) -> Poll<()> {
-        self.end_found();
+        if self.poll_search().is_pending() || self.poll_end_found().is_pending() {
+            return Poll::Pending;
+        }
         self.plan = None;
         self.opener.close()
     }
@@ -208,7 +235,7 @@ where
         let link = self.opener.link().ok_or_else(none)?.clone();
         let counters = self.counters.for_queues(spec.queues.len())?;
         let settings = self.opener.applied().clone();
-        let state = PlanState { spec: spec.clone(), settings, changed: Vec::new() };
+        let state = PlanState::new(spec.clone(), settings);
         let plan = Arc::new(NicPlan {
             platform: self.platform.clone(),
             environment: self.environment.clone(),
@@ -224,12 +251,12 @@ where
         if let Search::Known(known) = &self.search
             && begin == Begin::Resumed
             && known.session.as_ref().is_some_and(|identity| identity.serves(spec))
-            && let Search::Known(known) = std::mem::replace(&mut self.search, Search::Over)
+            && let Some(known) = self.search.take_known()
         {
             tracing::info!(device, pid = known.process.pid(), "device process found");
             return Supervised::adopt(&device, &self.environment, plan, known.process, wake);
         }
-        self.end_found();
+        plan.state().killed = self.kill_found();
         let start = match begin {
             Begin::New => Start::New,
             Begin::Resumed => Start::Resumed,
