@@ -10,6 +10,8 @@
 //! | `list` | a line for each NIC, its name |
 //! | `stats` | a line of JSON for the process with its budgets, and one for each device with its budgets and counters |
 //! | `confinement` | a line of JSON for the supervisor, and one for each device: the process that serves it, the layers that it reported, and what `/proc` shows |
+//! | `upgrade SECONDS BINARY` | none: the supervisor starts another binary, whose trial may take that long |
+//! | `upgrade-status` | a line of JSON |
 //! | `capture NAME SNAPLEN COUNT` | a pcapng file, until it has COUNT packets (0: no limit) or the client shuts down its sending side |
 //!
 //! The socket is created under a temporary name and then renamed. The daemon that starts last
@@ -23,6 +25,8 @@ pub use folder::default_root;
 
 use crate::failure::{Failure, one_line};
 use crate::served::{Served, budgets};
+use crate::upgrade::stage::Request;
+use crate::upgrade::versions::probe;
 use capture::Capture;
 use pvio_confinement::Report;
 use pvio_recordfile::{DirError, PrivateDir};
@@ -34,7 +38,7 @@ use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -46,6 +50,9 @@ pub const NAME: &str = "control.sock";
 
 /// Maximum number of concurrent connections.
 const MAX_CONNECTIONS: usize = 16;
+/// Maximum length of a request: a path and some words.
+const MAX_LINE: u64 = 5000;
+const NO_UPGRADE: &str = "the supervisor cannot be upgraded: it is starting, or its devices are served by its threads\tuse --isolation=disks or process";
 /// Read and write timeout of a connection.
 const IO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval at which a capture checks whether its client is still connected, and delay after a
@@ -144,7 +151,7 @@ fn respond(mut stream: &UnixStream, served: &Served, connections: &AtomicUsize) 
     stream.set_read_timeout(Some(IO_TIMEOUT))?;
     stream.set_write_timeout(Some(IO_TIMEOUT))?;
     let mut line = String::new();
-    BufReader::new(stream.take(256)).read_line(&mut line)?;
+    BufReader::new(stream.take(MAX_LINE)).read_line(&mut line)?;
     let words: Vec<&str> = line.split_whitespace().collect();
     match words[..] {
         ["list"] => {
@@ -169,6 +176,30 @@ fn respond(mut stream: &UnixStream, served: &Served, connections: &AtomicUsize) 
             writeln!(out, "{}", json!({ "pid": pid, "process": supervisor }))?;
             served.confinement().iter().try_for_each(|device| writeln!(out, "{device}"))?;
             out.flush()
+        }
+        ["upgrade-status"] => match served.upgrade() {
+            Some(upgrade) => writeln!(stream, "ok\n{}", json!(upgrade.status())),
+            None => writeln!(stream, "error {NO_UPGRADE}"),
+        },
+        ["upgrade", timeout, binary] => {
+            let (Some(upgrade), Ok(timeout)) = (served.upgrade(), timeout.parse()) else {
+                return writeln!(stream, "error {NO_UPGRADE}");
+            };
+            let binary = PathBuf::from(binary);
+            if let Err(failure) = probe(&binary) {
+                let (what, remedy) = (one_line(&failure.what), one_line(&failure.remedy));
+                return writeln!(stream, "error {what}\t{remedy}");
+            }
+            tracing::info!(binary = %binary.display(), "upgrade requested");
+            match upgrade.set_request(Request { binary, timeout }) {
+                Ok(()) => {
+                    // The supervisor ends this thread, too. A client that has gone changes nothing.
+                    let told = writeln!(stream, "ok");
+                    upgrade.confirm();
+                    told
+                }
+                Err(why) => writeln!(stream, "error {why}\ttry again later"),
+            }
         }
         ["capture", name, snaplen, count] => {
             let (Ok(snaplen), Ok(count)) = (snaplen.parse(), count.parse()) else {

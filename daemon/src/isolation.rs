@@ -8,6 +8,8 @@ use crate::process::found::FoundProcesses;
 use crate::process::hub::Hub;
 use crate::process::registry::Registry;
 use crate::process::supervised::Environment;
+use crate::upgrade::progress::Upgrade;
+use crate::upgrade::stage::Stage;
 use clap::{Args, ValueEnum};
 use pvio_confinement::{Enforcement, User};
 use pvio_recordfile::RecordDir;
@@ -92,6 +94,7 @@ impl IsolationArgs {
             platform,
             records: Some(records.clone()),
             confinement,
+            upgrade: Upgrade::new(Stage::current(), found.devices()),
             found,
         }))
     }

@@ -10,6 +10,7 @@
 //! | [`served`] | the devices that a driver serves, as the control socket reports them |
 //! | [`control`] | the control socket: server and client |
 //! | [`stats`], [`capture`], [`confinement`] | `pvio stats`, `pvio capture` and `pvio confinement`, clients of that socket |
+//! | [`upgrade`] | `pvio upgrade`: another binary takes the place of the running one |
 //! | [`disks`] | `pvio attach-disk`, `detach-disk`, `set-disk` and `list` |
 //! | [`inspect`] | `pvio inspect`: format, size and chain of an image |
 //! | [`revive`] | `pvio revive`: backend directories of a restored driver domain |
@@ -45,3 +46,4 @@ pub mod startup;
 pub mod stats;
 pub mod stop;
 pub mod units;
+pub mod upgrade;

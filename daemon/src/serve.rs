@@ -10,6 +10,8 @@ use crate::nics::NicArgs;
 use crate::served::Served;
 use crate::startup;
 use crate::stop::{Stop, Wakeup};
+use crate::upgrade::handover;
+use crate::upgrade::progress::Upgrade;
 use clap::{Args, ValueEnum};
 use pvio_blkback::Config;
 use pvio_blkback::path::Policy;
@@ -219,7 +221,11 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let served = Served::default();
     let _control = Control::listen(Path::new(control::FOLDER), &served)?;
     driver::run(me, &mut xs, &options, &served, (&stop, &wakeup), || say!("ready"))
-        .map_err(xenstore_lost)
+        .map_err(xenstore_lost)?;
+    match served.upgrade().and_then(Upgrade::request) {
+        Some(request) => Err(handover::begin(request, Path::new(control::FOLDER))),
+        None => Ok(()),
+    }
 }
 
 /// Returns the failure for a lost connection to xenstore.

@@ -7,6 +7,7 @@ use crate::driver::disk::DiskServer;
 use crate::driver::nic::IsolatedNicServer;
 use crate::process::nic::CapturePoint;
 use crate::process::status::ServedBy;
+use crate::upgrade::progress::Upgrade;
 use pvio_blkback::Vbd;
 use pvio_event_channel::DevicePlatform;
 use pvio_grant_table::policy::MappingBudget;
@@ -33,6 +34,8 @@ pub struct Served {
     devices: Arc<Mutex<BTreeMap<DeviceAddr, DeviceStatus>>>,
     /// Budgets of the process.
     shared: Arc<OnceLock<(Descriptors, MappingBudgets)>>,
+    /// The upgrade that the process is part of.
+    upgrade: Arc<OnceLock<Upgrade>>,
 }
 
 /// The settings, budgets and counters of a device.
@@ -179,6 +182,17 @@ impl Served {
         let (open, most) = open_now();
         all.push(("file-descriptors", open, most));
         budgets(all)
+    }
+
+    /// Sets the upgrade that the process is part of.
+    pub fn set_upgrade(&self, upgrade: &Upgrade) {
+        let _ = self.upgrade.set(upgrade.clone());
+    }
+
+    /// Returns the upgrade that the process is part of, if its devices outlive it.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<&Upgrade> {
+        self.upgrade.get()
     }
 
     /// Adds or replaces a device.

@@ -11,6 +11,7 @@ behaviour = sys.argv[1:]
 channel = socket.socket(fileno=0)
 channel.setblocking(True)
 listen = None
+version = next((int(word[8:]) for word in behaviour if word.startswith("version=")), 1)
 
 
 def send(message):
@@ -32,7 +33,7 @@ def receive():
     return (json.loads(data) if data else None), list(fds)
 
 
-send({"Hello": {"version": 1, "session": None}})
+send({"Hello": {"version": version, "session": None}})
 while True:
     message, fds = receive()
     if message is None:
@@ -59,7 +60,7 @@ while True:
     if message is None:
         channel, _ = listen.accept()
         channel.setblocking(True)
-        send({"Hello": {"version": 1, "session": serve["identity"]}})
+        send({"Hello": {"version": version, "session": serve["identity"]}})
     elif message == "Stop":
         sys.exit(0)
     else:

@@ -4,10 +4,12 @@ use pvio_daemon::process::child::Program;
 use pvio_daemon::process::confine::Confinement;
 use pvio_daemon::process::found::{Adoptable, FoundProcesses, Search};
 use pvio_daemon::process::hub::Hub;
-use pvio_daemon::process::messages::{Descriptor, FromDevice, Start};
+use pvio_daemon::process::messages::{Descriptor, FromDevice, Start, VERSION};
 use pvio_daemon::process::registry::Registry;
 use pvio_daemon::process::supervised::{Environment, Launch, Session, Supervised};
 use pvio_daemon::stop::sleep;
+use pvio_daemon::upgrade::progress::{Outcome, Upgrade};
+use pvio_daemon::upgrade::stage::Stage;
 use pvio_recordfile::RecordDir;
 use pvio_xenbus::driver::Fault;
 use rustix::process::{Pid, Signal, kill_process};
@@ -93,6 +95,7 @@ impl Rig {
             records: Some(RecordDir::open(&dir.path().join("inflight")).unwrap()),
             confinement: Confinement::default(),
             found: FoundProcesses::default(),
+            upgrade: Upgrade::default(),
         };
         let (plan, wakes) = (Arc::default(), Arc::default());
         Self { environment, plan, wakes, changes: Vec::new(), _dir: dir }
@@ -245,4 +248,75 @@ fn next_supervisor_finds_process_and_tells_it_the_settings() {
     rig.until(&mut supervised, |_, _, supervised| (supervised.replaced() == 1).then_some(()));
     rig.ready(&mut supervised);
     stop(&mut supervised);
+}
+
+/// Adopts the process as a supervisor of this upgrade does.
+fn adopt(rig: &mut Rig, upgrade: &Upgrade) -> (Supervised<Plan>, Option<u32>) {
+    let mut before = rig.start();
+    rig.ready(&mut before);
+    let pid = before.pid();
+    before.leave();
+    rig.environment.upgrade = upgrade.clone();
+    let (process, plan, wake) = (rig.find().process, Arc::clone(&rig.plan), rig.wake());
+    (Supervised::adopt(DEVICE, &rig.environment, plan, process, wake).unwrap(), pid)
+}
+
+fn replacing() -> Upgrade {
+    Upgrade::new(Some(Stage::Replace), [DEVICE.to_owned()])
+}
+
+#[test]
+fn adopted_process_is_moved_to_new_binary() {
+    let (mut rig, upgrade) = (Rig::new(&[]), replacing());
+    let (mut supervised, before) = adopt(&mut rig, &upgrade);
+    rig.until(&mut supervised, |polled, _, _| {
+        (polled.as_ref().unwrap().is_ready() && upgrade.status().pending.is_empty()).then_some(())
+    });
+    assert_ne!(supervised.pid(), before);
+    let devices = upgrade.status().devices;
+    assert!(matches!(devices[..], [(_, Outcome::Moved { pause: 1.. })]), "{devices:?}");
+    assert_eq!((rig.starts(), supervised.replaced()), (vec![Start::New, Start::Resumed], 0));
+    stop(&mut supervised);
+}
+
+#[test]
+fn device_that_new_binary_cannot_serve_goes_back_to_old_one() {
+    for wrong in ["/bin/false", "/nonexistent"] {
+        let (mut rig, upgrade) = (Rig::new(&[]), replacing());
+        let mut before = rig.start();
+        rig.ready(&mut before);
+        before.leave();
+        rig.environment.upgrade = upgrade.clone();
+        let (process, plan, wake) = (rig.find().process, Arc::clone(&rig.plan), rig.wake());
+        // The old binary is that of the process: the interpreter, not the program that started it.
+        rig.environment.program.path = wrong.into();
+        rig.environment.program.args.remove(0);
+        let adopted = Supervised::adopt(DEVICE, &rig.environment, plan, process, wake);
+        let mut supervised = adopted.unwrap();
+        rig.until(&mut supervised, |polled, _, _| {
+            (polled.as_ref().unwrap().is_ready() && upgrade.status().pending.is_empty())
+                .then_some(())
+        });
+        let devices = upgrade.status().devices;
+        assert!(matches!(devices[..], [(_, Outcome::Kept(_))]), "{devices:?}");
+        // Its successors are of the old binary, too.
+        kill(supervised.pid());
+        rig.until(&mut supervised, |polled, _, supervised| {
+            (supervised.replaced() > 0 && polled.as_ref().unwrap().is_ready()).then_some(())
+        });
+        stop(&mut supervised);
+    }
+}
+
+#[test]
+fn process_of_previous_version_is_adopted_and_of_other_versions_not() {
+    for (version, is_adopted) in [(VERSION - 1, true), (VERSION, true), (VERSION + 1, false)] {
+        let mut rig = Rig::new(&[&format!("version={version}")]);
+        let mut before = rig.start();
+        rig.ready(&mut before);
+        before.leave();
+        let found = rig.find();
+        assert_eq!(found.session.is_some(), is_adopted, "version {version}");
+        found.process.kill();
+    }
 }

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use pvio_daemon::failure::Failure;
 use pvio_daemon::process::helper;
 use pvio_daemon::process::run::{self, ProcessArgs};
-use pvio_daemon::{capture, confinement, disks, inspect, revive, serve, stats};
+use pvio_daemon::{capture, confinement, disks, inspect, revive, serve, stats, upgrade};
 use pvio_xen_linux::XenDomain;
 
 /// Split-driver paravirtual I/O, wire-compatible with Xen.
@@ -36,6 +36,8 @@ pub enum Command {
     Stats(stats::StatsArgs),
     /// Show the processes of devices and the layers of their confinement
     Confinement(confinement::ConfinementArgs),
+    /// Let another pvio take the place of the running one, without a reconnection of the guests
+    Upgrade(upgrade::command::UpgradeArgs),
     /// Attach a disk to a running guest, on Xen or on a hosted machine
     AttachDisk(Box<disks::args::AttachArgs>),
     /// Detach a disk from a running guest
@@ -85,6 +87,7 @@ pub fn execute(command: Command) -> Result<(), Failure> {
         Command::Capture(args) => capture::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Confinement(args) => confinement::run(&args),
+        Command::Upgrade(args) => upgrade::command::run(&args),
         Command::AttachDisk(args) => disks::attach::attach(&args),
         Command::DetachDisk(args) => disks::attach::detach(&args),
         Command::SetDisk(args) => disks::change::set(&args),
@@ -103,6 +106,10 @@ pub fn execute(command: Command) -> Result<(), Failure> {
 fn process(args: &ProcessArgs) -> Result<(), Failure> {
     match (args.first.as_str(), args.second) {
         (helper::COMMAND, None) => run::image_helper(),
+        (upgrade::versions::COMMAND, None) => {
+            upgrade::versions::print();
+            Ok(())
+        }
         ("xen", Some(kind)) => run::device::<XenDomain>(kind),
         #[cfg(feature = "demo")]
         ("hosted", Some(kind)) => run::device::<pvio_demo::Domain>(kind),

@@ -6,6 +6,7 @@ mod cli;
 
 use clap::Parser;
 use cli::Cli;
+use pvio_daemon::upgrade::handover;
 use pvio_daemon::{dm, script};
 use std::ffi::OsStr;
 use std::io::Write;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         Some(script::NAME) => script::run(args),
         Some(script::NIC_NAME) => script::run_nic(args),
         _ => match Cli::try_parse() {
-            Ok(cli) => cli::execute(cli.command),
+            Ok(cli) => handover::continued().and_then(|()| cli::execute(cli.command)),
             Err(e) if e.use_stderr() => Err(cli::misuse(&e)),
             // Prints help or version.
             Err(e) => e.exit(),

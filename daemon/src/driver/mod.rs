@@ -22,6 +22,7 @@ use crate::process::nic::RemoteNic;
 use crate::process::supervised::Environment;
 use crate::served::Served;
 use crate::stop::{Stop, Wakeup, sleep};
+use crate::upgrade::progress::Upgrade;
 use devices::Devices;
 use disk::DiskServer;
 use nic::IsolatedNicServer;
@@ -107,6 +108,14 @@ impl Isolation {
         }
     }
 
+    /// Returns the upgrade that the supervisor is part of.
+    fn upgrade(&self) -> Option<&Upgrade> {
+        match self {
+            Self::Thread => None,
+            Self::Process(environment) => Some(&environment.upgrade),
+        }
+    }
+
     /// Stops device processes of an earlier supervisor whose devices do not exist any more.
     fn stop_unclaimed(&self) {
         if let Self::Process(environment) = self {
@@ -157,7 +166,8 @@ pub fn records(path: &Path) -> Result<RecordDir, Failure> {
     Ok(dir)
 }
 
-/// Runs the driver domain until it is stopped, then closes every device. `ready` is called once the
+/// Runs the driver domain until it is stopped, then closes every device, or leaves them to another
+/// binary if an upgrade was requested. `ready` is called once the
 /// watches for new devices are registered.
 ///
 /// # Errors
@@ -244,8 +254,13 @@ where
     disks.watch(xs)?;
     nics.watch(xs)?;
     tracing::info!(domain = id.0, kinds = ?options.kinds, within = ?hotplug, "the driver domain is serving");
+    let upgrade = options.isolation.upgrade();
+    if let Some(upgrade) = upgrade {
+        upgrade.begin(wakeup);
+        served.set_upgrade(upgrade);
+    }
     ready();
-    while !stop.is_requested() {
+    while !stop.is_requested() && upgrade.is_none_or(|upgrade| upgrade.request().is_none()) {
         disks.remove_closed(xs)?;
         nics.remove_closed(xs)?;
         disks.check_for_changes(xs)?;
@@ -280,14 +295,15 @@ where
         sleep(&events, time).map_err(|_| XsError::Closed)?;
         wakeup.take();
     }
-    if options.leave {
+    let leave = options.leave || upgrade.is_some_and(Upgrade::leaves_devices);
+    if leave {
         tracing::info!("leaving all devices to the next process");
     } else {
         tracing::info!("closing all devices");
     }
     let by = Instant::now() + SHUTDOWN_TIMEOUT;
     loop {
-        let over = if options.leave {
+        let over = if leave {
             [disks.leave(), nics.leave()]
         } else {
             let (disks, nics) = (disks.shut_down(xs), nics.shut_down(xs));

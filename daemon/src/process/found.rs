@@ -3,7 +3,7 @@
 use super::channel::{Channel, Received};
 use super::child::Process;
 use super::hub::{Hub, HubWatch};
-use super::messages::{FromDevice, ToDevice, VERSION};
+use super::messages::{FromDevice, ToDevice, is_understood};
 use super::registry::Registry;
 use pvio_ring::error::Report;
 use pvio_runtime::Notify;
@@ -45,6 +45,12 @@ impl FoundProcesses {
     pub fn connect(registry: &Registry) -> io::Result<Self> {
         let processes = Mutex::new(registry.processes()?);
         Ok(Self(Arc::new(Found { processes, since: Instant::now() })))
+    }
+
+    /// Returns the devices whose processes were not claimed yet.
+    #[must_use]
+    pub fn devices(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
     }
 
     /// Claims the process of a device, if there is one.
@@ -106,7 +112,7 @@ impl FoundProcess {
                 sender: Some(pid),
             })) => {
                 let Ok(process) = Process::found(pid, self.channel) else { return Ok(None) };
-                let session = session.filter(|_| version == VERSION).map(|session| *session);
+                let session = session.filter(|_| is_understood(version)).map(|session| *session);
                 Ok(Some(Adoptable { process, session, descriptors }))
             }
             _ => Ok(None),

@@ -5,9 +5,18 @@ use pvio_storage::image::HandedRecord;
 use pvio_xenbus::driver::Fault;
 use serde::{Deserialize, Serialize};
 
-/// The version of the messages. A device process of another version is not adopted by a supervisor:
-/// it is replaced.
+/// The version of the messages.
 pub const VERSION: u32 = 1;
+/// The oldest version of a device process that a supervisor adopts: the previous one. One of another
+/// version is replaced. A change that a process of that version would not understand increases
+/// [`VERSION`] twice, in two releases.
+pub const OLDEST_VERSION: u32 = VERSION - 1;
+
+/// Returns whether a supervisor understands a device process of this version.
+#[must_use]
+pub const fn is_understood(version: u32) -> bool {
+    OLDEST_VERSION <= version && version <= VERSION
+}
 
 /// How a session begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

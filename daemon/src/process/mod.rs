@@ -5,7 +5,7 @@
 //! | [`channel`], [`messages`], [`faults`] | what processes tell each other |
 //! | [`child`], [`hub`] | starting a process, and waiting for the events of all of them |
 //! | [`registry`], [`found`] | how a supervisor finds the processes of its predecessor |
-//! | [`supervised`] | a session in a process, which is replaced when it dies |
+//! | [`supervised`], [`deaths`] | a session in a process, which is replaced when it dies |
 //! | [`disk`], [`nic`] | a disk, a NIC in a process of its own |
 //! | [`resources`] | what the supervisor opens for a session of any class |
 //! | [`device`] | the connection of a device process to its supervisor |
@@ -17,6 +17,7 @@
 pub mod channel;
 pub mod child;
 pub mod confine;
+pub mod deaths;
 pub mod device;
 pub mod disk;
 pub mod faults;

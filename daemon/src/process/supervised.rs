@@ -1,21 +1,27 @@
 //! A device's session in a process of its own, which is replaced when it dies.
 
+mod moving;
+
 use super::channel::ChannelError;
 use super::child::{Process, Program};
 use super::confine::Confinement;
+use super::deaths::Deaths;
 use super::faults::reported;
 use super::found::FoundProcesses;
 use super::hub::{Hub, HubWatch};
 use super::messages::{Descriptor, FromDevice, Start, ToDevice};
 use super::registry::Registry;
+use crate::upgrade::progress::{Moving, Outcome, Upgrade};
 use pvio_recordfile::RecordDir;
 use pvio_ring::error::Report;
-use pvio_runtime::{BucketRate, Notify, Task, TokenBucket};
+use pvio_runtime::{Notify, Task};
 use pvio_xenbus::driver::Fault;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -31,15 +37,6 @@ const FENCE_TIMEOUT: Duration = Duration::from_secs(90);
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a process may take to complete the requests in flight.
 const STOP_TIMEOUT: Duration = Duration::from_secs(35);
-/// Delays before a process is replaced that did not serve: the first, and the longest.
-const FIRST_DELAY: Duration = Duration::from_millis(5);
-const MAX_DELAY: Duration = Duration::from_secs(5);
-/// Maximum number of processes in a row that die before they serve.
-const MAX_EARLY: u32 = 8;
-/// Maximum number of processes that die at once after they have served, and the interval at which
-/// another one may.
-const MAX_DEATHS: u64 = 60;
-const DEATH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the processes of all devices are started with.
 #[derive(Debug, Clone)]
@@ -60,6 +57,8 @@ pub struct Environment {
     pub confinement: Confinement,
     /// The processes of an earlier supervisor that were not claimed yet, by device.
     pub found: FoundProcesses,
+    /// The upgrade that the supervisor is part of.
+    pub upgrade: Upgrade,
 }
 
 /// The descriptors and the message with which a session starts.
@@ -126,6 +125,10 @@ pub struct Supervised<S: Session> {
     deaths: Deaths,
     /// Processes that were replaced, over the whole session.
     replaced: u64,
+    /// The replacement of its process by one of another binary.
+    moving: Option<Moving>,
+    /// The binary of its processes, if it is not that of the supervisor.
+    binary: Option<Arc<File>>,
 }
 
 enum Stage {
@@ -140,41 +143,6 @@ struct Running {
     ready: bool,
     since: Instant,
     _watches: [HubWatch; 2],
-}
-
-/// The processes that died, and the delay that they cause.
-#[derive(Debug)]
-struct Deaths {
-    /// Those in a row that died before they served.
-    early: u32,
-    /// Those that had served, over time.
-    served: TokenBucket,
-    since: Instant,
-}
-
-impl Deaths {
-    fn new() -> Self {
-        Self { early: 0, served: TokenBucket::new(), since: Instant::now() }
-    }
-
-    /// Returns the delay before the next process; `None` if there have been too many. A request
-    /// that kills each process that takes it is answered with an error after the second one, so
-    /// that the deaths that it causes end.
-    fn next(&mut self, had_served: bool) -> Option<Duration> {
-        if had_served {
-            self.early = 0;
-            let rate = BucketRate::per_interval(1, DEATH_INTERVAL, MAX_DEATHS);
-            let admitted = self.served.try_take(rate, 1, self.since.elapsed());
-            return admitted.then_some(Duration::ZERO);
-        }
-        self.early += 1;
-        let delay = FIRST_DELAY.saturating_mul(1 << self.early.min(MAX_EARLY)).min(MAX_DELAY);
-        match self.early {
-            1 => Some(Duration::ZERO),
-            early if early <= MAX_EARLY => Some(delay),
-            _ => None,
-        }
-    }
 }
 
 impl<S: Session> Supervised<S> {
@@ -209,6 +177,7 @@ impl<S: Session> Supervised<S> {
         let running = Running { ready: true, ..supervised.watched(process)? };
         supervised.stage = Stage::Running(running);
         supervised.tell_settings(&supervised.session.settings());
+        supervised.adopted();
         Ok(supervised)
     }
 
@@ -221,6 +190,8 @@ impl<S: Session> Supervised<S> {
             stage: Stage::Ended,
             deaths: Deaths::new(),
             replaced: 0,
+            moving: None,
+            binary: None,
         }
     }
 
@@ -257,7 +228,10 @@ impl<S: Session> Supervised<S> {
                 Poll::Ready(started) => {
                     self.stage = Stage::Ended;
                     let failed = |e| Fault::new("device-process", format!("{e}"));
-                    let process = started.map_err(failed).flatten()?;
+                    let process = match started.map_err(failed).flatten() {
+                        Ok(process) => process,
+                        Err(fault) => return self.failed_to_start(fault).map(|()| Poll::Pending),
+                    };
                     self.stage = Stage::Running(self.watched(process)?);
                     // They may have changed since they were read for its start.
                     self.tell_settings(&self.session.settings());
@@ -266,7 +240,11 @@ impl<S: Session> Supervised<S> {
             },
             Stage::Running(_) => {
                 self.tell_settings(&self.session.changed());
-                self.poll_running(on)
+                let polled = self.poll_running(on)?;
+                Ok(if self.moves(polled) { Poll::Pending } else { polled })
+            }
+            Stage::Stopping(..) if self.moving.is_some() => {
+                self.poll_stopping(on).map(|()| Poll::Pending)
             }
             Stage::Stopping(..) | Stage::Ended => Ok(Poll::Pending),
         }
@@ -291,9 +269,12 @@ impl<S: Session> Supervised<S> {
                 Ok(None) => break None,
                 Ok(Some((FromDevice::Ready, _))) => running.ready = true,
                 Ok(Some((FromDevice::Fault(fault), _))) => {
-                    let fault = reported(fault);
+                    let (fault, ready) = (reported(fault), running.ready);
                     self.end();
-                    return Err(fault);
+                    if ready {
+                        return Err(fault);
+                    }
+                    return self.failed_to_start(fault).map(|()| Poll::Pending);
                 }
                 Ok(Some((message, _))) => on(message),
                 Err(error) => break Some(Some(error)),
@@ -304,7 +285,8 @@ impl<S: Session> Supervised<S> {
             None if running.ready => Ok(Poll::Ready(())),
             None if running.since.elapsed() > START_TIMEOUT => {
                 self.end();
-                Err(Fault::new("device-process", "the device process does not begin to serve"))
+                let text = "the device process does not begin to serve";
+                self.failed_to_start(Fault::new("device-process", text)).map(|()| Poll::Pending)
             }
             None => Ok(Poll::Pending),
         }
@@ -329,6 +311,10 @@ impl<S: Session> Supervised<S> {
         };
         tracing::warn!(device, how, error, ?delay, "the device process ended: it is replaced");
         self.replaced += 1;
+        if !running.ready && self.is_moving() {
+            let fault = Fault::new("device-process", format!("the new process ended ({how})"));
+            return self.failed_to_start(fault);
+        }
         let start = if running.ready { Start::Resumed } else { Start::ResumedOrNew };
         self.launch(start, delay, Some(Instant::now()))
     }
@@ -339,10 +325,15 @@ impl<S: Session> Supervised<S> {
         delay: Duration,
         died: Option<Instant>,
     ) -> Result<(), Fault> {
-        let (device, environment) = (self.device.clone(), self.environment.clone());
-        let session = Arc::clone(&self.session);
+        let (device, mut environment) = (self.device.clone(), self.environment.clone());
+        let (session, binary) = (Arc::clone(&self.session), self.binary.clone());
+        if let Some(binary) = &binary {
+            environment.program.path = binary_path(binary);
+        }
         let work = move || {
             std::thread::sleep(delay);
+            // The descriptor of the binary is open until the process has started.
+            let _binary = binary;
             launch(&device, &environment, &*session, (start, died))
         };
         let wake = Arc::clone(&self.wake);
@@ -420,6 +411,7 @@ impl<S: Session> Supervised<S> {
             Stage::Ended => {}
         }
         let _ = self.environment.registry.remove(&self.device);
+        self.environment.upgrade.finish(&self.device, Outcome::Closed);
         Poll::Ready(())
     }
 
@@ -490,6 +482,11 @@ fn pass_fence(records: &RecordDir, name: &str) -> Result<OwnedFd, Fault> {
         return Err(failed(io::ErrorKind::TimedOut.into()));
     }
     fence.hold().map_err(failed)
+}
+
+/// Returns the path at which a child of this process executes an open file.
+fn binary_path(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 fn process_fault(error: &io::Error) -> Fault {

@@ -12,6 +12,7 @@ use pvio_daemon::process::registry::Registry;
 use pvio_daemon::process::supervised::Environment;
 use pvio_daemon::served::Served;
 use pvio_daemon::stop::{Stop, Wakeup};
+use pvio_daemon::upgrade::progress::Upgrade;
 use pvio_grant_table::DomId;
 use pvio_hosted::{Domain, DomainConfig, Hypervisor};
 use pvio_ring::proto::blkif::Status;
@@ -235,6 +236,7 @@ fn supervise(domain: Domain, dir: &TempDir, served: Served) -> JoinHandle<()> {
             ..Confinement::default()
         },
         found: FoundProcesses::default(),
+        upgrade: Upgrade::default(),
     };
     let isolation = Isolation::Process(environment);
     let options = Options { records: Some(records), isolation, ..Options::default() };

@@ -11,6 +11,8 @@ use pvio_daemon::isolation::IsolationArgs;
 use pvio_daemon::nics::NicArgs;
 use pvio_daemon::served::Served;
 use pvio_daemon::stop::{Stop, Wakeup};
+use pvio_daemon::upgrade::handover;
+use pvio_daemon::upgrade::progress::Upgrade;
 use pvio_xenbus::handshake::common::BackendKind;
 
 /// Arguments of `pvio domain driver`.
@@ -59,5 +61,9 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     let mut xs = domain.xenstore().map_err(Failure::of)?;
     let me = (&domain, domain.id());
     driver::run(me, &mut xs, &options, &served, (&stop, &wakeup), || ChildMessage::Ready.send())
-        .map_err(|e| Failure::of(e).context("the connection to the hypervisor was lost"))
+        .map_err(|e| Failure::of(e).context("the connection to the hypervisor was lost"))?;
+    match served.upgrade().and_then(Upgrade::request) {
+        Some(request) => Err(handover::begin(request, &args.join.state_dir)),
+        None => Ok(()),
+    }
 }

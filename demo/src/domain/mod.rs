@@ -23,13 +23,19 @@ pub mod work;
 use crate::machine::home::private;
 use clap::{Args, Subcommand};
 use pvio_daemon::failure::{Failure, one_line};
+use pvio_daemon::upgrade::stage::Stage;
 use pvio_grant_table::DomId;
-use pvio_hosted::Domain;
+use pvio_hosted::{Domain, JoinError};
 use pvio_recordfile::PrivateDir;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::exit;
+use std::time::{Duration, Instant};
+
+/// How long a domain may still be that of a predecessor, and the interval of attempts to join it.
+const TAKEN_TIMEOUT: Duration = Duration::from_secs(3);
+const TAKEN_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The hidden commands that the parent starts.
 #[derive(Debug, Subcommand)]
@@ -117,10 +123,13 @@ pub fn execute(command: DomainCommand) {
         DomainCommand::Guest(args) => (&args.join, "guest"),
         DomainCommand::Check(args) => (&args.join, "check"),
     };
-    // The child must not outlive its parent.
-    let bound = set_parent_process_death_signal(Some(Signal::KILL));
-    if bound.is_err() || getppid().map(Pid::as_raw_pid) != Some(join.parent) {
-        exit(1);
+    // The child must not outlive its parent. The trial of an upgrade is a child of the child, and
+    // bound to it.
+    if Stage::current() != Some(Stage::Trial) {
+        let bound = set_parent_process_death_signal(Some(Signal::KILL));
+        if bound.is_err() || getppid().map(Pid::as_raw_pid) != Some(join.parent) {
+            exit(1);
+        }
     }
     match private(&join.state_dir) {
         Ok(dir) => log_to(&dir, &format!("{name}.log")),
@@ -150,7 +159,16 @@ pub fn execute(command: DomainCommand) {
 /// # Errors
 /// The hypervisor's error.
 pub fn join(args: &JoinArgs) -> Result<Domain, Failure> {
-    Domain::join(&args.state_dir, DomId(args.domid)).map_err(Failure::of)
+    let until = Instant::now() + TAKEN_TIMEOUT;
+    loop {
+        match Domain::join(&args.state_dir, DomId(args.domid)) {
+            // The hypervisor has not noticed the end of its predecessor yet.
+            Err(JoinError::Taken(_)) if Instant::now() < until => {
+                std::thread::sleep(TAKEN_INTERVAL);
+            }
+            joined => return joined.map_err(Failure::of),
+        }
+    }
 }
 
 /// Starts logging to a file; `RUST_LOG` sets the level.

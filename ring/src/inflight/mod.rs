@@ -45,7 +45,7 @@ mod record;
 mod requests;
 
 pub use ordered::{ORDERED_DEATHS_MAX, OrderedLog};
-pub use record::{HEADER_WORDS, Record, SessionKey};
+pub use record::{CURRENT_RECORD, HEADER_WORDS, OLDEST_RECORD, Record, SessionKey};
 pub use requests::{EntryState, RequestLog, Resumed};
 
 /// Why a record cannot be used: its session is not resumed.

@@ -25,6 +25,10 @@ const MAPS_REQUESTS: usize = 32;
 /// The version that this code writes. A reader supports this one and, once there is one, the
 /// previous one.
 const CURRENT: u64 = 1;
+/// The version of the records that this code writes.
+pub const CURRENT_RECORD: u64 = CURRENT;
+/// The oldest version of a record that this code reads.
+pub const OLDEST_RECORD: u64 = CURRENT;
 /// Maximum number of words of a key: bounds the header of an untrusted record.
 const KEY_WORDS_MAX: usize = 1 << 14;
 

@@ -1,0 +1,181 @@
+//! `pvio upgrade` of a hosted machine while its disk is verified.
+#![allow(missing_docs, reason = "tests")]
+
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn pvio() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_pvio"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A running check.
+struct Check {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Check {
+    /// Starts one of this many seconds, and waits until its disk is connected.
+    fn start(seconds: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("scratch.img");
+        fs::File::create(&image).unwrap().set_len(48 << 20).unwrap();
+        let mut pvio = pvio();
+        pvio.args(["check", "--json", "--seconds", &seconds.to_string(), "--disk"]).arg(image);
+        pvio.arg("--state-dir").arg(dir.path().join("state"));
+        let child = pvio.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let check = Self { child, dir };
+        let begin = Instant::now();
+        while check.processes().is_none() || !check.log().contains("to=Connected") {
+            assert!(begin.elapsed() < PATIENCE, "not connected: {}", check.log());
+            sleep(Duration::from_millis(5));
+        }
+        check
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// Returns the supervisor and the process of the disk, if both run.
+    fn processes(&self) -> Option<(u64, u64)> {
+        let mut pvio = pvio();
+        let out = pvio.args(["confinement", "--json", "--state-dir"]).arg(self.state()).output();
+        let all: Vec<Value> = serde_json::from_slice(&out.unwrap().stdout).ok()?;
+        let device = all.iter().find(|entry| entry["device"].is_string())?;
+        Some((all[0]["pid"].as_u64()?, device["pid"].as_u64()?))
+    }
+
+    /// Returns the number of requests that the disk has served.
+    fn requests(&self) -> u64 {
+        let mut pvio = pvio();
+        let out = pvio.args(["stats", "--json", "--state-dir"]).arg(self.state()).output().unwrap();
+        let all: Vec<Value> = serde_json::from_slice(&out.stdout).unwrap();
+        let disk = all.iter().find(|entry| entry["device"].is_string()).unwrap();
+        let queues = disk["queues"].as_array().unwrap();
+        queues.iter().map(|queue| queue["reads"].as_u64().unwrap()).sum()
+    }
+
+    /// Waits until both processes run.
+    fn wait_for_processes(&self) -> (u64, u64) {
+        let begin = Instant::now();
+        loop {
+            if let Some(found) = self.processes() {
+                return found;
+            }
+            assert!(begin.elapsed() < PATIENCE, "no processes: {}", self.log());
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Copies pvio, as the new version.
+    fn new_binary(&self) -> PathBuf {
+        let new = self.dir.path().join("new-pvio");
+        fs::copy(env!("CARGO_BIN_EXE_pvio"), &new).unwrap();
+        new
+    }
+
+    /// Writes a program that prints the versions of pvio, and does something else instead of serving.
+    fn script(&self, does: &str) -> PathBuf {
+        let path = self.dir.path().join("script");
+        let real = env!("CARGO_BIN_EXE_pvio");
+        let probe = format!("#!/bin/sh\n[ \"$1\" = process ] && exec {real} \"$@\"\n{does}\n");
+        fs::write(&path, probe).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    fn upgrade(&self, binary: &Path, timeout: u64) -> Output {
+        let mut pvio = pvio();
+        pvio.arg("upgrade").arg(binary).args(["--timeout", &timeout.to_string(), "--state-dir"]);
+        pvio.arg(self.state()).output().unwrap()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.state().join("driver.log")).unwrap_or_default()
+    }
+
+    /// Waits for the end of the check, which saw one session and no error.
+    fn finish(self) {
+        let (state, dir) = (self.state(), self.dir);
+        let out = self.child.wait_with_output().unwrap();
+        let log = fs::read_to_string(state.join("driver.log")).unwrap_or_default();
+        assert!(out.status.success(), "{}\n{log}", text(&out.stderr));
+        let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(report["ok"], true, "{report}");
+        assert_eq!(
+            (&report["mismatches"], &report["sessions"]),
+            (&0.into(), &1.into()),
+            "{report}"
+        );
+        println!("slowest request {} µs", report["max_us"]);
+        drop(dir);
+    }
+}
+
+fn binary_of(pid: u64) -> PathBuf {
+    fs::read_link(format!("/proc/{pid}/exe")).unwrap()
+}
+
+#[test]
+fn upgrade_replaces_supervisor_and_device_process_under_load() {
+    let check = Check::start(5);
+    let (supervisor, before) = check.processes().unwrap();
+    let (new, requests) = (check.new_binary(), check.requests());
+    assert!(requests > 0);
+    let out = check.upgrade(&new, 15);
+    assert!(out.status.success(), "{}\n{}", text(&out.stderr), check.log());
+    let report = text(&out.stdout);
+    let lines: Vec<&str> = report.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with("vbd-2-51712: "), "{report}");
+    println!("{report}");
+    let (same, after) = check.wait_for_processes();
+    assert_eq!((same, after == before), (supervisor, false));
+    assert_eq!((binary_of(same), binary_of(after)), (new.clone(), new));
+    assert!(check.requests() >= requests, "the counters begin again");
+    check.finish();
+}
+
+#[test]
+fn new_binary_that_ends_or_hangs_is_rolled_back() {
+    let check = Check::start(7);
+    let processes = check.processes().unwrap();
+    let old = binary_of(processes.0);
+    for (does, timeout, reason) in
+        [("exit 3", 15, "it ended (exit status: 3)"), ("exec sleep 60", 1, "it did not serve")]
+    {
+        let out = check.upgrade(&check.script(does), timeout);
+        let why = text(&out.stderr);
+        assert!(!out.status.success() && why.contains(reason), "{does}: {why}\n{}", check.log());
+        assert_eq!(check.wait_for_processes(), processes, "{}", check.log());
+        assert_eq!(binary_of(processes.0), old);
+    }
+    check.finish();
+}
+
+#[test]
+fn binary_of_other_version_is_refused_without_effect() {
+    let check = Check::start(3);
+    let processes = check.processes().unwrap();
+    let versions =
+        r#"{"pvio":"9","messages":{"current":9,"oldest":8},"records":{"current":1,"oldest":1}}"#;
+    let path = check.script("");
+    fs::write(&path, format!("#!/bin/sh\necho '{versions}'\n")).unwrap();
+    let out = check.upgrade(&path, 5);
+    let why = text(&out.stderr);
+    assert!(why.contains("not compatible") && why.contains("8 to 9"), "{why}");
+    assert_eq!(check.processes(), Some(processes));
+    assert!(!check.log().contains("upgrade requested"));
+    check.finish();
+}
