@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -165,6 +166,10 @@ struct Run {
 
 impl Run {
     fn start(state: &Path, image: Option<&str>) -> Option<Self> {
+        Self::start_with(state, image, &[])
+    }
+
+    fn start_with(state: &Path, image: Option<&str>, args: &[&str]) -> Option<Self> {
         // Root of another user namespace, without the permission to create taps in its network
         // namespace, as most users.
         let can =
@@ -181,7 +186,7 @@ impl Run {
         }
         let mut pvio = Command::new("unshare");
         pvio.args(["--user", "--map-root-user", "--net"]).arg(env!("CARGO_BIN_EXE_pvio"));
-        pvio.args(["run", "--nic", "--state-dir"]).arg(state);
+        pvio.args(["run", "--nic", "--state-dir"]).arg(state).args(args);
         pvio.args(image.iter().flat_map(|image| ["--disk", image]));
         let mut child = pvio.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -260,6 +265,54 @@ fn demo_is_served_again_after_driver_domain_is_killed() {
         sleep(Duration::from_millis(20));
     }
     run.stop(&state);
+}
+
+/// Upgrades a machine while files are downloaded.
+fn upgrade_during_downloads(isolation: &str, devices: usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, new) = (dir.path().join("state"), dir.path().join("new-pvio"));
+    fs::copy(env!("CARGO_BIN_EXE_pvio"), &new).unwrap();
+    let Some(run) = Run::start_with(&state, None, &[isolation]) else { return };
+    let supervisor = domain(run.child.id(), "driver").unwrap();
+    let is_over = AtomicBool::new(false);
+    let out = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut rounds = 0;
+            while !is_over.load(Ordering::Relaxed) || rounds == 0 {
+                for file in pvio_demo::image::files() {
+                    assert!(run.curl(&format!("/{}", file.path)) == file.bytes, "{}", file.path);
+                }
+                rounds += 1;
+            }
+            rounds
+        });
+        sleep(Duration::from_millis(300));
+        let out = pvio().arg("upgrade").arg(&new).arg("--state-dir").arg(&state).output().unwrap();
+        sleep(Duration::from_millis(300));
+        is_over.store(true, Ordering::Relaxed);
+        println!("{} rounds of downloads", load.join().unwrap());
+        out
+    });
+    let log = fs::read_to_string(state.join("driver.log")).unwrap();
+    assert!(out.status.success(), "{}\n{log}", text(&out.stderr));
+    print!("{}", text(&out.stdout));
+    assert_eq!(text(&out.stdout).lines().count(), devices + 1, "{log}");
+    assert_eq!(domain(run.child.id(), "driver"), Some(supervisor), "{log}");
+    assert_eq!(fs::read_link(format!("/proc/{supervisor}/exe")).unwrap(), new);
+    let status: Value = serde_json::from_slice(&run.curl("/.pvio/status.json")).unwrap();
+    let goes_on = |d: &Value| d["state"] == "Connected" && d["reattached"] == 0;
+    assert!(status["devices"].as_array().unwrap().iter().all(goes_on), "{status}\n{log}");
+    run.stop(&state);
+}
+
+#[test]
+fn downloads_go_on_during_upgrade_with_nic_of_supervisor() {
+    upgrade_during_downloads("--isolation=disks", 1);
+}
+
+#[test]
+fn downloads_go_on_during_upgrade_with_nic_of_process() {
+    upgrade_during_downloads("--isolation=process", 2);
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub const OLDEST_VERSION: u32 = VERSION - 1;
 /// Returns whether a supervisor understands a device process of this version.
 #[must_use]
 pub const fn is_understood(version: u32) -> bool {
-    OLDEST_VERSION <= version && version <= VERSION
+    matches!(VERSION.checked_sub(version), Some(behind) if behind <= VERSION - OLDEST_VERSION)
 }
 
 /// How a session begins.
