@@ -144,6 +144,10 @@ fn upgrade_replaces_supervisor_and_device_process_under_load() {
     assert_eq!((same, after == before), (supervisor, false));
     assert_eq!((binary_of(same), binary_of(after)), (new.clone(), new));
     assert!(check.requests() >= requests, "the counters begin again");
+    // A second upgrade to the same binary has nothing to replace.
+    let out = check.upgrade(&binary_of(same), 15);
+    assert!(text(&out.stdout).contains("already"), "{}\n{}", text(&out.stderr), check.log());
+    assert_eq!(check.wait_for_processes(), (same, after));
     check.finish();
 }
 

@@ -103,7 +103,7 @@ fn unfinished(status: Option<&Status>) -> Failure {
 
 fn text(outcome: &Outcome) -> String {
     match outcome {
-        Outcome::Adopted => "adopted".into(),
+        Outcome::Adopted => "served by the new pvio already".into(),
         Outcome::Moved { pause } => millis(*pause),
         Outcome::Kept(why) => format!("kept by its process: {why}"),
         Outcome::Closed => "closed".into(),

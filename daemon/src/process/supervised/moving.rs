@@ -6,6 +6,7 @@ use crate::process::messages::{FromDevice, Start, ToDevice};
 use crate::upgrade::progress::{Moving, Outcome, micros};
 use pvio_xenbus::driver::Fault;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ impl<S: Session> Supervised<S> {
     /// Handles that the process of an earlier supervisor is continued.
     pub(super) fn adopted(&mut self) {
         let upgrade = &self.environment.upgrade;
-        if !upgrade.is_replacing() {
+        // An upgrade that was interrupted is continued by a second one.
+        if !upgrade.is_replacing() || self.pid().is_some_and(has_own_binary) {
             upgrade.finish(&self.device, Outcome::Adopted);
         } else if self.environment.records.is_some() && self.session.survives() {
             self.moving = Some(Moving::Waiting);
@@ -105,6 +107,13 @@ impl<S: Session> Supervised<S> {
         self.environment.upgrade.finish(device, Outcome::Kept(why));
         self.launch(Start::Resumed, Duration::ZERO, Some(Instant::now()))
     }
+}
+
+/// Returns whether a process executes the file that this one does.
+fn has_own_binary(pid: u32) -> bool {
+    let file = |who: &str| std::fs::metadata(format!("/proc/{who}/exe"));
+    let (Ok(own), Ok(other)) = (file("self"), file(&pid.to_string())) else { return false };
+    (own.dev(), own.ino()) == (other.dev(), other.ino())
 }
 
 /// Lets a process complete its requests and end. One that does not read its messages is killed.
