@@ -1,6 +1,7 @@
 //! `pvio upgrade` of a hosted machine while its disk is verified.
 #![allow(missing_docs, reason = "tests")]
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -96,6 +97,20 @@ impl Check {
         path
     }
 
+    fn begin_upgrade(&self, binary: &Path) -> Child {
+        let mut pvio = pvio();
+        pvio.arg("upgrade").arg(binary).arg("--state-dir").arg(self.state());
+        pvio.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn wait_until(&self, is: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !is() {
+            assert!(begin.elapsed() < PATIENCE, "nothing happens: {}", self.log());
+            sleep(Duration::from_millis(1));
+        }
+    }
+
     fn upgrade(&self, binary: &Path, timeout: u64) -> Output {
         let mut pvio = pvio();
         pvio.arg("upgrade").arg(binary).args(["--timeout", &timeout.to_string(), "--state-dir"]);
@@ -125,7 +140,28 @@ impl Check {
 }
 
 fn binary_of(pid: u64) -> PathBuf {
-    fs::read_link(format!("/proc/{pid}/exe")).unwrap()
+    fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default()
+}
+
+fn kill(pid: u64) {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    // One that has ended by itself is the same to its successor.
+    let _ = kill_process(pid, Signal::KILL);
+}
+
+/// Kills a process if it executes that file.
+fn kills(pid: u64, binary: &Path) -> bool {
+    let is_that = binary_of(pid) == binary;
+    if is_that {
+        kill(pid);
+    }
+    is_that
+}
+
+/// Returns the youngest child of a process with one thread.
+fn child_of(pid: u64) -> Option<u64> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().last()?.parse().ok()
 }
 
 #[test]
@@ -165,6 +201,48 @@ fn new_binary_that_ends_or_hangs_is_rolled_back() {
         assert_eq!(check.wait_for_processes(), processes, "{}", check.log());
         assert_eq!(binary_of(processes.0), old);
     }
+    check.finish();
+}
+
+#[test]
+fn upgrade_that_is_killed_at_a_step_leaves_sessions_intact() {
+    let check = Check::start(8);
+    // The process that waits for the trial.
+    let (supervisor, device) = check.processes().unwrap();
+    let client = check.begin_upgrade(&check.script("exec sleep 5"));
+    check.wait_until(|| check.log().contains("upgrade requested"));
+    sleep(Duration::from_millis(300));
+    kill(supervisor);
+    let why = text(&client.wait_with_output().unwrap().stderr);
+    assert!(why.contains("interrupted"), "{why}");
+    let (supervisor, same) = check.wait_for_processes();
+    assert_eq!(same, device);
+
+    // The new supervisor, as soon as it is executed.
+    let new = check.new_binary();
+    let client = check.begin_upgrade(&new);
+    check.wait_until(|| binary_of(supervisor) == new);
+    kill(supervisor);
+    let why = text(&client.wait_with_output().unwrap().stderr);
+    assert!(why.contains("interrupted"), "{why}");
+    check.wait_for_processes();
+
+    // The trial, which adopts the device.
+    let (supervisor, device) = check.wait_for_processes();
+    let client = check.begin_upgrade(&new);
+    check.wait_until(|| child_of(supervisor).is_some_and(|trial| kills(trial, &new)));
+    let out = client.wait_with_output().unwrap();
+    assert!(text(&out.stderr).contains("signal: 9"), "{}\n{}", text(&out.stderr), check.log());
+    assert_eq!(check.wait_for_processes(), (supervisor, device));
+
+    // The old device process, while the upgrade is running.
+    let client = check.begin_upgrade(&new);
+    check.wait_until(|| binary_of(supervisor) == new);
+    kill(device);
+    let out = client.wait_with_output().unwrap();
+    assert!(out.status.success(), "{}\n{}", text(&out.stderr), check.log());
+    let (_, device) = check.wait_for_processes();
+    assert_eq!((binary_of(supervisor), binary_of(device)), (new.clone(), new));
     check.finish();
 }
 

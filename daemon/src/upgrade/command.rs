@@ -65,7 +65,13 @@ pub fn run(args: &UpgradeArgs) -> Result<(), Failure> {
                 return Err(Failure::new(what, "see the log of the supervisor"));
             }
             Some(Stage::Replace) => {}
-            _ => {
+            // One that was part of the upgrade has ended, and another one was started.
+            None => {
+                let what =
+                    "the upgrade was interrupted: the supervisor was killed and started again";
+                return Err(Failure::new(what, "see its log, and upgrade again"));
+            }
+            Some(Stage::HandOver { .. } | Stage::Trial) => {
                 std::thread::sleep(POLL_INTERVAL);
                 continue;
             }
@@ -105,7 +111,7 @@ fn text(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Adopted => "served by the new pvio already".into(),
         Outcome::Moved { pause } => millis(*pause),
-        Outcome::Kept(why) => format!("kept by its process: {why}"),
+        Outcome::Kept(why) => format!("still served by the previous pvio: {why}"),
         Outcome::Closed => "closed".into(),
     }
 }
