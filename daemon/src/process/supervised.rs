@@ -97,6 +97,9 @@ pub trait Session: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Notes that the process has ended after it had completed all requests.
+    fn drained(&self) {}
+
     /// Returns what a process needs. Blocks; called on a separate thread, after all I/O of an
     /// earlier process has ended. `fence` is held by the process as long as it does I/O. `io` is how
     /// long the I/O of the process that died may have gone on after its death; `None` if it is

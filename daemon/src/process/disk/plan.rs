@@ -138,6 +138,12 @@ where
         std::mem::take(&mut self.state().changed)
     }
 
+    fn drained(&self) {
+        // A request's pages are unmapped before its response.
+        let mut state = self.state();
+        (state.mapped_before, state.unmapping) = (false, Duration::ZERO);
+    }
+
     fn launch(
         &self,
         start: Start,

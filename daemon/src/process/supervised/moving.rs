@@ -1,7 +1,7 @@
 //! The replacement of a process by one of another binary, in order.
 
 use super::{Message, STOP_TIMEOUT, Session, Stage, Supervised};
-use crate::process::child::Process;
+use crate::process::child::{End, Process};
 use crate::process::messages::{FromDevice, Start, ToDevice};
 use crate::upgrade::progress::{Moving, Outcome, micros};
 use pvio_xenbus::driver::Fault;
@@ -10,6 +10,10 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
+
+/// A process that ends within this time after it was told to stop has completed its requests: its
+/// queues give up waiting for them only after 30 s.
+const DRAINED_WITHIN: Duration = Duration::from_secs(20);
 
 impl<S: Session> Supervised<S> {
     /// Handles that the process of an earlier supervisor is continued.
@@ -79,7 +83,9 @@ impl<S: Session> Supervised<S> {
         let Stage::Stopping(running, until) = &self.stage else { return Ok(()) };
         while let Ok(Some((message, _))) = running.process.receive::<Message<S>>() {
             match message {
-                FromDevice::Ready | FromDevice::Fault(_) => {}
+                FromDevice::Ready => {}
+                // Its queues may have ended with requests in flight.
+                FromDevice::Fault(_) => running.process.kill(),
                 message => on(message),
             }
         }
@@ -89,8 +95,12 @@ impl<S: Session> Supervised<S> {
             }
             return Ok(());
         }
-        running.process.wait();
+        let end = running.process.wait();
+        let begun = *until - STOP_TIMEOUT;
         self.stage = Stage::Ended;
+        if end == Some(End::Exited(0)) && begun.elapsed() < DRAINED_WITHIN {
+            self.session.drained();
+        }
         self.launch(Start::Resumed, Duration::ZERO, Some(Instant::now()))
     }
 
