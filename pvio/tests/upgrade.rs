@@ -145,7 +145,7 @@ fn binary_of(pid: u64) -> PathBuf {
 
 fn kill(pid: u64) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    // One that has ended by itself is the same to its successor.
+    // A process that has just ended has the same effect.
     let _ = kill_process(pid, Signal::KILL);
 }
 
@@ -218,7 +218,7 @@ fn upgrade_that_is_killed_at_a_step_leaves_sessions_intact() {
     let (supervisor, same) = check.wait_for_processes();
     assert_eq!(same, device);
 
-    // The new supervisor, as soon as it is executed.
+    // The new supervisor, right after its start.
     let new = check.new_binary();
     let client = check.begin_upgrade(&new);
     check.wait_until(|| binary_of(supervisor) == new);
