@@ -60,7 +60,7 @@ pub struct DeviceStatus {
 pub enum SettingsLocation {
     /// In this process.
     Local(Arc<RuntimeSettings>),
-    /// In the process of the NIC, which is told about a capture.
+    /// In the process of the NIC. A capture is sent to it.
     Remote(CapturePoint),
 }
 

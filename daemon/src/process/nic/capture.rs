@@ -35,8 +35,8 @@ pub struct ActiveCapture {
 }
 
 impl CapturePoint {
-    /// Returns a capture point without a capture. `wake` is called, on any thread, when the process
-    /// must be told about one.
+    /// Returns a capture point without a capture. `wake` is called, on any thread, when one
+    /// must be sent to the process.
     #[must_use]
     pub fn new(wake: Notify) -> Self {
         Self { active: Arc::default(), wake }
