@@ -68,7 +68,7 @@ pub enum Step {
     /// Only if named: formatting, layers, clippy and unit tests of what has changed since the merge
     /// base.
     Quick,
-    /// Only if named: each fuzz target for 10 minutes.
+    /// Only if named: more than 500 kills of processes of disks, and each fuzz target for 10 minutes.
     Long,
 }
 
@@ -107,13 +107,13 @@ impl Step {
             Self::E2e => e2e::run(),
             Self::Lab => lab::check(install),
             Self::Quick => quick::run(),
-            Self::Long => fuzz::run(fuzz::LONG),
+            Self::Long => Ok(steps::kills()?.and(fuzz::run(fuzz::LONG)?)),
         }
     }
 
     /// Returns whether the step runs programs of Debian packages.
     fn needs_tools(self) -> bool {
-        matches!(self, Self::Clippy | Self::Unit | Self::Doc | Self::E2e)
+        matches!(self, Self::Clippy | Self::Unit | Self::Doc | Self::E2e | Self::Long)
     }
 
     fn name(self) -> String {

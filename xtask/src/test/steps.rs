@@ -103,6 +103,16 @@ pub fn loom() -> Result<Report> {
     Ok(report)
 }
 
+/// Rounds of about 20 kills in the long checks.
+const KILL_ROUNDS: &str = "28";
+
+/// Kills processes of disks at random moments, more than 500 in all, while their data is verified.
+pub fn kills() -> Result<Report> {
+    let mut test = exec::cargo();
+    test.args(["test", "--package", "pvio", "--all-features", "--test", "kills"]);
+    tests(test.env("PVIO_KILL_ROUNDS", KILL_ROUNDS), &["--nocapture"])
+}
+
 /// Runs a command that counts as one test.
 fn plain(command: &mut Command) -> Result<Report> {
     let ran = exec::run(command, DEADLINE)?;
