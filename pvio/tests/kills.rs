@@ -64,9 +64,6 @@ const KINDS: [Kind; 4] = [
     Kind { qcow2: true, policy: "persistent-or-map" },
     Kind { qcow2: true, policy: "map" },
 ];
-/// How many of them a run of one round chooses from. The others fail: a killed process of a qcow2 image
-/// loses completed writes (docs/recovery.md, "Known faults"). Runs of several rounds include them.
-const OF_ONE_ROUND: usize = 2;
 
 impl Kind {
     /// Creates the image. Returns its path and the string of the disk, or `None` if there is no program
@@ -229,12 +226,11 @@ fn session_goes_on_while_device_process_and_supervisor_are_killed() {
     let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
     println!("seed {start}");
     let (mut random, mut all, mut count) = (Random(u64::from(start)), Vec::new(), 0);
-    let kinds = if rounds == 1 { &KINDS[..OF_ONE_ROUND] } else { &KINDS };
     // A single round takes another kind each time.
-    let first = usize::try_from(random.below(kinds.len() as u64)).unwrap();
+    let first = usize::try_from(random.below(KINDS.len() as u64)).unwrap();
     for round in 0..rounds {
         let dir = tempfile::tempdir().unwrap();
-        let kind = kinds[(first + round) % kinds.len()];
+        let kind = KINDS[(first + round) % KINDS.len()];
         let Some((image, disk)) = kind.create(dir.path()) else {
             eprintln!("SKIPPED: {kind:?}: qemu-img is not there; install qemu-utils");
             continue;

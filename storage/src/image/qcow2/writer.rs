@@ -96,7 +96,7 @@ impl Writer {
     /// their own use no space; with `must`, the image's metadata is changed to make them read as
     /// zeroes.
     fn clear(&self, at: u64, len: u64, must: bool) -> io::Result<()> {
-        let mut compressed = false;
+        let (mut compressed, mut changed) = (false, false);
         self.library.shared(|image| {
             each(image, at, len, |at, len, mapping| match mapping {
                 ShallowMapping::Raw { offset, writable: true, .. } => self.order.punch(offset, len),
@@ -105,9 +105,14 @@ impl Writer {
                     compressed = true;
                     Ok(())
                 }
-                _ if must => image.write_zeroes(at, len),
+                _ if must => {
+                    changed = true;
+                    image.write_zeroes(at, len)
+                }
                 _ => Ok(()),
-            })
+            })?;
+            // As in `write`.
+            if changed { image.flush() } else { Ok(()) }
         })?;
         if !must || !compressed {
             return Ok(());
@@ -148,15 +153,22 @@ impl Store for Writer {
 
     fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
         let compressed = self.library.shared(|image| {
-            let mut compressed = false;
+            let (mut compressed, mut allocates) = (false, false);
             each(image, at, from.len() as u64, |_, _, mapping| {
                 compressed |= matches!(mapping, ShallowMapping::Special { .. });
+                allocates |= !matches!(mapping, ShallowMapping::Raw { writable: true, .. });
                 Ok(())
             })?;
-            match compressed {
-                true => Ok(true),
-                false => image.write(from, at).map(|()| false),
+            if compressed {
+                return Ok(true);
             }
+            image.write(from, at)?;
+            if allocates {
+                // The tables must not be in this process's memory only when the write completes: a
+                // successor of a killed process would not find the data.
+                image.flush()?;
+            }
+            Ok(false)
         })?;
         if !compressed {
             return Ok(());
