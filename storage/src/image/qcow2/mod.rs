@@ -5,6 +5,7 @@
 //! named format is rejected, because its content may have been written by a guest as a raw disk.
 
 pub mod chain;
+mod changes;
 pub mod header;
 mod layout;
 mod refcounts;

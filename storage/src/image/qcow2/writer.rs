@@ -15,6 +15,7 @@ use super::super::library::{Library, LibraryImage, flush};
 use super::super::metadata::{ContentError, Meter};
 use super::super::{Format, ImageError};
 use super::chain::Layer;
+use super::changes::TableChanges;
 use super::header::Header;
 use super::write_order::WriteOrder;
 use super::{open_layer, refcounts};
@@ -30,6 +31,7 @@ pub(super) struct Writer {
     /// Declared before the mark, so that it is dropped first.
     library: Library,
     order: Arc<WriteOrder>,
+    changes: TableChanges,
     mark: Option<Mark>,
     cluster: u64,
 }
@@ -71,7 +73,7 @@ impl Writer {
             refcounts::set_dirty(&file, features, true).map_err(other)?;
             mark = Some(Mark { file, features, closed: false });
         }
-        Ok(Self { library, order, mark, cluster })
+        Ok(Self { library, order, changes: TableChanges::default(), mark, cluster })
     }
 
     /// Checks the tables that are only read when an image is opened for writing.
@@ -96,7 +98,7 @@ impl Writer {
     /// their own use no space; with `must`, the image's metadata is changed to make them read as
     /// zeroes.
     fn clear(&self, at: u64, len: u64, must: bool) -> io::Result<()> {
-        let (mut compressed, mut changed) = (false, false);
+        let mut compressed = false;
         self.library.shared(|image| {
             each(image, at, len, |at, len, mapping| match mapping {
                 ShallowMapping::Raw { offset, writable: true, .. } => self.order.punch(offset, len),
@@ -106,13 +108,11 @@ impl Writer {
                     Ok(())
                 }
                 _ if must => {
-                    changed = true;
-                    image.write_zeroes(at, len)
+                    let zero = || image.write_zeroes(at, len);
+                    self.changes.write(true, zero, || image.flush())
                 }
                 _ => Ok(()),
-            })?;
-            // As in `write`.
-            if changed { image.flush() } else { Ok(()) }
+            })
         })?;
         if !must || !compressed {
             return Ok(());
@@ -162,12 +162,8 @@ impl Store for Writer {
             if compressed {
                 return Ok(true);
             }
-            image.write(from, at)?;
-            if allocates {
-                // The tables must not be in this process's memory only when the write completes: a
-                // successor of a killed process would not find the data.
-                image.flush()?;
-            }
+            let write = || image.write(from, at);
+            self.changes.write(allocates, write, || image.flush())?;
             Ok(false)
         })?;
         if !compressed {
