@@ -46,7 +46,7 @@ pub struct IsolationArgs {
 /// Where devices are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum IsolationArg {
-    /// Each in a process of its own
+    /// Each in a separate process
     Process,
     /// Each disk in a process of its own, NICs by threads
     Disks,

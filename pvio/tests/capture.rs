@@ -211,7 +211,7 @@ fn capture_goes_on_after_process_of_nic_is_killed() {
     while process().is_none_or(|pid| pid == killed) {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    // The successor may be told about the capture after it has begun to serve.
+    // The successor may receive the capture after it serves.
     let is_captured = || {
         let bytes = std::fs::read(&file).unwrap();
         bytes.windows(10).any(|bytes| bytes == b"/hello.txt")

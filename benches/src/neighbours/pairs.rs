@@ -10,7 +10,7 @@ pub const SLICE: Duration = Duration::from_millis(500);
 /// How long a neighbour runs before the measurement begins.
 const LEAD: Duration = Duration::from_millis(100);
 
-/// Runs `measured` while `neighbour` runs on another thread, which is told to stop by its argument.
+/// Runs `measured` while `neighbour` runs on another thread, until its argument is set.
 ///
 /// # Errors
 /// Of either.

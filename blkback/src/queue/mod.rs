@@ -367,7 +367,7 @@ where
         if io == Io::Flush && self.parts.disk.flush_state().has_failed() {
             return self.finish(tag, Err(FLUSH_FAILED));
         }
-        // A flush for which there is nothing to do must not slow down the host's other disks.
+        // The guest has written nothing. A flush of the host's device would slow down other disks.
         if io == Io::Flush && self.parts.disk.geometry().read_only {
             return self.finish(tag, Ok(()));
         }

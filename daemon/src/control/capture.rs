@@ -15,7 +15,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the process of a NIC may take to begin. A NIC without a session begins with the next one.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A capture that has begun.
+/// A running capture.
 pub(super) enum Capture {
     /// By threads of this process.
     Local(Reader),

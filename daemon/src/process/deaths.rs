@@ -8,8 +8,8 @@ const FIRST_DELAY: Duration = Duration::from_millis(5);
 const MAX_DELAY: Duration = Duration::from_secs(5);
 /// Maximum number of processes in a row that die before they serve.
 const MAX_EARLY: u32 = 8;
-/// Maximum number of processes that die at once after they have served, and the interval at which
-/// another one may.
+/// Maximum number of processes that die without a pause after they have served, and the interval at
+/// which another one may.
 const MAX_DEATHS: u64 = 60;
 const DEATH_INTERVAL: Duration = Duration::from_secs(1);
 

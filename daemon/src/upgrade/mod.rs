@@ -3,9 +3,9 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`stage`] | what a process of an upgrade is told by the one before it |
+//! | [`stage`] | the stage at which a process of an upgrade begins |
 //! | [`versions`] | the versions that two binaries must have in common |
-//! | [`progress`] | the request, and what has become of each device |
+//! | [`progress`] | the request, and the outcome for each device |
 //! | [`handover`] | the trial of the new binary, and its start in place of the old one |
 //! | [`command`] | the client |
 

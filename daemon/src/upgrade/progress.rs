@@ -9,7 +9,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What has become of a device.
+/// The outcome for a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
@@ -79,7 +79,7 @@ impl std::fmt::Debug for State {
 pub enum Moving {
     /// Until it is this device's turn.
     Waiting,
-    /// Since the process was told to stop.
+    /// The process was requested to stop.
     Begun {
         /// When that was.
         since: Instant,
@@ -162,7 +162,7 @@ impl Upgrade {
         true
     }
 
-    /// Notes what has become of a device.
+    /// Records the outcome for a device.
     pub fn finish(&self, device: &str, outcome: Outcome) {
         let waiting = {
             let mut state = self.lock();

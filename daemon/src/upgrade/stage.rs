@@ -1,4 +1,4 @@
-//! What a process of an upgrade is told by the one before it, in its environment.
+//! The stage at which a process of an upgrade begins, in its environment.
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

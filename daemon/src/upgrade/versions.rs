@@ -54,7 +54,7 @@ impl Versions {
         }
     }
 
-    /// Checks whether a binary of these versions can continue what one of `old` has begun.
+    /// Checks whether a binary of these versions can continue the work of one of `old`.
     ///
     /// # Errors
     /// The reason.

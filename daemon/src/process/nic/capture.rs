@@ -22,7 +22,7 @@ struct Active {
     snaplen: usize,
     /// The end of the process, which its successor uses as well.
     sender: OwnedFd,
-    /// Whether the process that runs was told.
+    /// Whether the running process has this end.
     told: bool,
 }
 

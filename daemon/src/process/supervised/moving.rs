@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-/// A process that ends within this time after it was told to stop has completed its requests: its
+/// A process that ends within this time after the request to stop has completed its requests: its
 /// queues give up waiting for them only after 30 s.
 const DRAINED_WITHIN: Duration = Duration::from_secs(20);
 
@@ -35,7 +35,7 @@ impl<S: Session> Supervised<S> {
         matches!(self.moving, Some(Moving::Begun { .. }))
     }
 
-    /// Continues the replacement while a process runs. Returns whether that has been told to stop.
+    /// Continues the replacement while a process runs. Returns whether it was requested to stop.
     pub(super) fn moves(&mut self, polled: Poll<()>) -> bool {
         if polled.is_pending() {
             return false;
