@@ -17,7 +17,7 @@ version = next((int(word[8:]) for word in behaviour if word.startswith("version=
 def send(message):
     try:
         channel.send(json.dumps(message).encode())
-    except BrokenPipeError:
+    except (BrokenPipeError, ConnectionResetError):
         # The supervisor left; the next one connects.
         pass
 

@@ -121,6 +121,8 @@ impl Rig {
     ) -> T {
         let begin = Instant::now();
         loop {
+            // Before the poll: a wake-up during it may announce what it has not seen.
+            let seen = self.wakes.load(Ordering::Relaxed);
             let changes = &mut self.changes;
             let polled = supervised.poll(&mut |message| {
                 // The process reports the changes that it gets as layers that it lacks.
@@ -135,7 +137,6 @@ impl Rig {
                 return value;
             }
             let _ = polled.unwrap();
-            let seen = self.wakes.load(Ordering::Relaxed);
             // The thread that starts a process wakes without the hub.
             while self.wakes.load(Ordering::Relaxed) == seen {
                 assert!(begin.elapsed() < PATIENCE, "nothing happened");
