@@ -67,7 +67,9 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
         port: &mut N,
         most: usize,
     ) -> Result<usize, Fault> {
-        let taken = self.gather(context, port, most.min(BATCH))?;
+        // Buffers of packets that were gathered before a fault go back to the port.
+        let gathered = self.gather(context, port, most.min(BATCH));
+        let taken = gathered.inspect_err(|_| self.abandon(port))?;
         if !self.batch.is_empty() {
             self.copy(&context.pages, context.peer);
             self.deliver(context, port);
@@ -137,7 +139,6 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Tx<M, B, R> {
                 Ok(taken) => taken,
                 Err(fault) => {
                     port.unreserve(buf);
-                    self.abandon(port);
                     return Err(fault);
                 }
             };

@@ -161,16 +161,21 @@ impl<M: SharedMemory, B: PacketBuf, R: SharedMemory> Rx<M, B, R> {
         (self.backlog.len(), self.backlog_bytes)
     }
 
-    /// Drops all waiting packets and returns their buffers.
+    /// Drops all waiting packets and returns their buffers, also of those that a fault left in the
+    /// batch.
     pub fn drop_backlog<N: NetPort<Buf = B>>(
         &mut self,
         port: &mut N,
         link: Option<&Link<B>>,
         stats: &Stats,
     ) {
-        while let Some(Waiting { arrival, .. }) = self.pop_waiting() {
+        let mut drop_one = |Waiting { arrival, .. }: Waiting<B>| {
             stats.drop_one(DropReason::RxNoBuffers);
             return_buffer(port, link, arrival.owner, arrival.packet.buf);
+        };
+        self.batch.drain(..).for_each(&mut drop_one);
+        while let Some(waiting) = self.pop_waiting() {
+            drop_one(waiting);
         }
         self.starved = None;
     }
