@@ -37,7 +37,8 @@ struct Sector {
     stable: Vec<u64>,
     /// Time of the last write to it, as far as the guest knows.
     touched: u64,
-    /// Time at which that write was submitted.
+    /// Time at which the last write was submitted that has certainly been executed. Data that is read
+    /// after others may be older.
     begun: u64,
     readers: u32,
     writer: bool,
@@ -69,8 +70,8 @@ pub struct Model {
     /// older than the last loss.
     cuts: u64,
     cut_session: u32,
-    /// Time of the last flush that failed. Data of earlier writes is durable only once it is written
-    /// again.
+    /// Time of the last flush that failed, or may have failed. Data of earlier writes is durable only
+    /// once it is written again.
     failed: u64,
 }
 
@@ -167,10 +168,9 @@ impl Model {
             }
             Kind::Write(number) => {
                 for s in self.range(&pending.sectors) {
-                    s.writer = false;
-                    (s.touched, s.begun) = (clock, pending.begun);
+                    (s.writer, s.touched) = (false, clock);
                     if ok && !cut {
-                        s.now = vec![number];
+                        (s.now, s.begun) = (vec![number], pending.begun);
                     }
                 }
             }
@@ -188,10 +188,15 @@ impl Model {
     pub fn abandon(&mut self, pending: Pending) {
         self.clock += 1;
         let clock = self.clock;
+        if matches!(pending.kind, Kind::Flush) {
+            // It may have failed, and the kernel may have forgotten the data that it did not write. A
+            // flush after the disk was opened again does not report that.
+            self.failed = clock;
+        }
         for s in self.range(&pending.sectors) {
             match pending.kind {
                 Kind::Read(_) => s.readers -= 1,
-                _ => (s.writer, s.touched, s.begun) = (false, clock, pending.begun),
+                _ => (s.writer, s.touched) = (false, clock),
             }
         }
     }
