@@ -6,11 +6,13 @@ mod common;
 use common::{ALL, Guest, Setup, pattern, setup, setup_at, tcp};
 use pvio_grant_table::GrantRef;
 use pvio_netback::fault::{DropReason, Fault, QueueError};
-use pvio_netback::port::{NetPort, Offload};
+use pvio_netback::port::memory::MemoryPort;
+use pvio_netback::port::{NetPort, Offload, Packet, PortError, WouldBlock};
 use pvio_netback::queue::SEGMENT_MIN;
 use pvio_ring::RingFault;
 use pvio_ring::proto::netif::{ExtraFault, TxFlags, rsp};
 use pvio_ring::shm::Region;
+use pvio_sim::local::memory::LocalPages;
 use std::sync::atomic::Ordering;
 
 /// One rule of Linux's netback: the guest's action and its effect.
@@ -362,6 +364,54 @@ fn tx_producer_overflow_ends_vif() {
         assert_eq!(s.stats.ended(fault), 1);
         assert_stays_dead(&mut s, fault);
     }
+}
+
+/// A port during whose calls the guest overwrites its producer index.
+struct Overwriting<'a> {
+    port: &'a mut MemoryPort,
+    tx_page: &'a LocalPages,
+    prod: u32,
+}
+
+impl NetPort for Overwriting<'_> {
+    type Buf = Box<[u8]>;
+    const HEADROOM: usize = MemoryPort::HEADROOM;
+
+    fn reserve(&mut self) -> Result<Self::Buf, WouldBlock> {
+        self.tx_page.store_u32(0, self.prod, Ordering::SeqCst);
+        self.port.reserve()
+    }
+
+    fn unreserve(&mut self, buf: Self::Buf) {
+        self.port.unreserve(buf);
+    }
+
+    fn send(&mut self, packet: Packet<Self::Buf>) -> Result<(), PortError> {
+        self.port.send(packet)
+    }
+
+    fn receive(&mut self) -> Option<Packet<Self::Buf>> {
+        self.port.receive()
+    }
+
+    fn recycle(&mut self, buf: Self::Buf) {
+        self.port.recycle(buf);
+    }
+
+    fn flush(&mut self) {
+        self.port.flush();
+    }
+}
+
+#[test]
+fn tx_producer_overflow_after_gathered_packet_returns_its_buffer() {
+    let mut s = setup(ALL);
+    let slot = s.guest.slot(0, 0, &pattern(60, 0));
+    s.guest.send(&[slot]);
+    let fault = Fault::TxRing(RingFault::ProducerOverflow { prod: 300, ahead: 299, most: 255 });
+    let mut port = Overwriting { port: &mut s.port, tx_page: &s.guest.tx_page, prod: 300 };
+    assert_eq!(s.queue.poll(&mut port, 64), Err(QueueError::Fault(fault)));
+    assert_stays_dead(&mut s, fault);
 }
 
 /// Checks that no more requests are read, no responses written, no packets sent, and that every
