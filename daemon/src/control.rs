@@ -52,7 +52,7 @@ pub const NAME: &str = "control.sock";
 const MAX_CONNECTIONS: usize = 16;
 /// Maximum length of a request: a path and some words.
 const MAX_LINE: u64 = 5000;
-const NO_UPGRADE: &str = "the supervisor cannot be upgraded: it is starting, or its devices are served by its threads\tuse --isolation=disks or process";
+const NO_UPGRADE: &str = "the supervisor cannot be upgraded: it is starting, or its devices are served by its threads\tuse --isolation=process";
 /// Read and write timeout of a connection.
 const IO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval at which a capture checks whether its client is still connected, and delay after a

@@ -27,9 +27,9 @@ const NOBODY: User = User { uid: 65_534, gid: 65_534 };
 /// Options of the processes that serve devices.
 #[derive(Debug, Clone, Args)]
 pub struct IsolationArgs {
-    /// Where devices are served: each in a process of its own without rights, only disks in such
-    /// processes, or all by threads of one process
-    #[arg(long = "isolation", value_name = "HOW", default_value = "disks")]
+    /// Where devices are served: each in a process of its own without rights, or all by threads of
+    /// one process
+    #[arg(long = "isolation", value_name = "HOW", default_value = "process")]
     how: IsolationArg,
     /// User of the device processes, a name or UID:GID; pvio if there is one, else nobody
     #[arg(long = "device-user", value_name = "USER")]
@@ -48,8 +48,6 @@ pub struct IsolationArgs {
 enum IsolationArg {
     /// Each in a separate process
     Process,
-    /// Each disk in a process of its own, NICs by threads
-    Disks,
     /// By threads of one process
     Thread,
 }
@@ -87,7 +85,6 @@ impl IsolationArgs {
         let registry = Registry::open(registry).map_err(|e| Failure::of(e).as_input())?;
         let found = FoundProcesses::connect(&registry).map_err(Failure::foreign)?;
         Ok(Isolation::Process(Environment {
-            nics: self.how == IsolationArg::Process,
             hub: Hub::new().map_err(Failure::foreign)?,
             registry,
             program: Program::current([COMMAND]),
@@ -111,7 +108,6 @@ impl IsolationArgs {
     pub fn args(&self) -> Vec<OsString> {
         let how = match self.how {
             IsolationArg::Process => "process",
-            IsolationArg::Disks => "disks",
             IsolationArg::Thread => "thread",
         };
         let seccomp = match self.seccomp {

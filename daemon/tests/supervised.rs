@@ -90,7 +90,6 @@ impl Rig {
                 path: "/usr/bin/env".into(),
                 args: [vec!["python3".into()], args].concat(),
             },
-            nics: true,
             platform: "test",
             records: Some(RecordDir::open(&dir.path().join("inflight")).unwrap()),
             confinement: Confinement::default(),

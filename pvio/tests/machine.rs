@@ -254,8 +254,7 @@ fn demo_is_served_again_after_driver_domain_is_killed() {
     let begin = Instant::now();
     loop {
         let status = status(&run);
-        // Both sessions go on: that of the disk in its process, that of the NIC in the next driver
-        // domain.
+        // Both sessions go on in their processes.
         let is_back = |d: &Value| d["state"] == "Connected" && d["reattached"] == 0;
         let is_restarted = domain(run.child.id(), "driver").is_some_and(|pid| pid != killed);
         if is_restarted && status["devices"].as_array().unwrap().iter().all(is_back) {
@@ -268,11 +267,11 @@ fn demo_is_served_again_after_driver_domain_is_killed() {
 }
 
 /// Upgrades a machine while files are downloaded.
-fn upgrade_during_downloads(isolation: &str, devices: usize) {
+fn upgrade_during_downloads(args: &[&str], devices: usize) {
     let dir = tempfile::tempdir().unwrap();
     let (state, new) = (dir.path().join("state"), dir.path().join("new-pvio"));
     fs::copy(env!("CARGO_BIN_EXE_pvio"), &new).unwrap();
-    let Some(run) = Run::start_with(&state, None, &[isolation]) else { return };
+    let Some(run) = Run::start_with(&state, None, args) else { return };
     let supervisor = domain(run.child.id(), "driver").unwrap();
     let is_over = AtomicBool::new(false);
     let out = std::thread::scope(|scope| {
@@ -307,12 +306,12 @@ fn upgrade_during_downloads(isolation: &str, devices: usize) {
 
 #[test]
 fn downloads_go_on_during_upgrade_with_nic_of_supervisor() {
-    upgrade_during_downloads("--isolation=disks", 1);
+    upgrade_during_downloads(&["--nic-share", "uplink=1G", "--nic-options", "share=uplink"], 1);
 }
 
 #[test]
 fn downloads_go_on_during_upgrade_with_nic_of_process() {
-    upgrade_during_downloads("--isolation=process", 2);
+    upgrade_during_downloads(&[], 2);
 }
 
 #[test]

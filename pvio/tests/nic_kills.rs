@@ -68,7 +68,7 @@ impl Machine {
     fn start(state: PathBuf) -> Self {
         // `unshare` executes the program, so the process id stays the same.
         let mut run = Command::new("unshare");
-        run.args(["-n", env!("CARGO_BIN_EXE_pvio"), "run", "--nic", "--isolation=process"]);
+        run.args(["-n", env!("CARGO_BIN_EXE_pvio"), "run", "--nic"]);
         let mut child = run.arg("--state-dir").arg(&state).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         assert!(lines.any(|line| line.starts_with("ready")), "pvio exited: {:?}", child.wait());

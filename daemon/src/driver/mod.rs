@@ -230,7 +230,6 @@ where
         };
         let process = match &chosen.isolation {
             Isolation::Thread => None,
-            Isolation::Process(environment) if !environment.nics => None,
             Isolation::Process(environment) => Some(RemoteNic::new(
                 shared.clone(),
                 addr,

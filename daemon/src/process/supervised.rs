@@ -47,8 +47,6 @@ pub struct Environment {
     pub registry: Registry,
     /// The program of new processes, to which the command of a kind of process is added.
     pub program: Program,
-    /// Whether NICs have processes, too.
-    pub nics: bool,
     /// The name of the platform in the commands of device processes.
     pub platform: &'static str,
     /// In-flight records and fences; without them, a process that dies ends its session.

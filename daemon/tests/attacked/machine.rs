@@ -228,7 +228,6 @@ fn supervise(domain: Domain, dir: &TempDir, served: Served) -> JoinHandle<()> {
         hub: Hub::new().unwrap(),
         registry: Registry::open(&dir.path().join("devices")).unwrap(),
         program: Program { path: "/proc/self/exe".into(), args: args.into() },
-        nics: false,
         platform: "hosted",
         records: Some(records.clone()),
         confinement: Confinement {
