@@ -268,7 +268,11 @@ impl<S: Session> Supervised<S> {
             match running.process.receive::<Message<S>>() {
                 Ok(None) if running.process.has_ended() => break Some(None),
                 Ok(None) => break None,
-                Ok(Some((FromDevice::Ready, _))) => running.ready = true,
+                Ok(Some((FromDevice::Ready, _))) => {
+                    running.ready = true;
+                    let (pid, start) = (running.process.pid(), running.since.elapsed());
+                    tracing::info!(device = self.device, pid, ?start, "the device process serves");
+                }
                 Ok(Some((FromDevice::Fault(fault), _))) => {
                     let (fault, ready) = (reported(fault), running.ready);
                     self.end();

@@ -133,7 +133,11 @@ pub fn attach_nic(guest: &mut Guest, more: &str) -> Result<()> {
     attach.extend(more.split_whitespace());
     sys::succeed(&attach, SHORT)?;
     let up = json!({ "name": "eth2", "address": "10.0.2.2/24" });
-    guest.ask("nic-up", up, SHORT).map(drop)
+    guest.ask("nic-up", up, SHORT)?;
+    // Linux's frontend has a carrier before its backend is connected.
+    let back = xs::read(&format!("/local/domain/{domain}/device/vif/2/backend"))?;
+    let back = back.context("the NIC has no backend")?;
+    xs::wait_for(&format!("{back}/state"), &["4"], SHORT).context("backend enters Connected")
 }
 
 /// Detaches it.
