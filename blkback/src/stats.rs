@@ -1,3 +1,4 @@
+use crate::engine::Pauses;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pvio_ring::proto::blkif::RefusalReason;
@@ -44,6 +45,12 @@ pub struct Stats {
     request_pages: Counter,
     /// 0 while the queue does not exist.
     limits: Limits,
+    /// Number of pauses because the storage was full.
+    pauses: Counter,
+    /// Total time of pauses in milliseconds.
+    paused_time: Counter,
+    /// 1 during a pause.
+    paused: Counter,
 }
 
 /// Limits of a queue.
@@ -90,12 +97,21 @@ impl Stats {
         self.request_pages.set(request_pages as u64);
     }
 
+    /// Adds the pauses of an engine since `before`.
+    pub(crate) fn add_pauses(&self, before: Pauses, now: Pauses) {
+        self.pauses.add(now.count.saturating_sub(before.count));
+        let millis = |pauses: Pauses| u64::try_from(pauses.time.as_millis()).unwrap_or(u64::MAX);
+        self.paused_time.add(millis(now).saturating_sub(millis(before)));
+        self.paused.set(now.is_paused.into());
+    }
+
     /// Sets all levels and limits to 0: the queue is dropped.
     pub(crate) fn vacate(&self) {
         self.limit([0; 4]);
         self.occupy(0, 0);
         self.cached_mappings.set(0);
         self.registered_pages.set(0);
+        self.paused.set(0);
     }
 
     /// Returns usage and limit of each budget, by name.
@@ -124,9 +140,10 @@ impl Stats {
     }
 
     /// Returns every counter except those of [`refused`](Self::refused), with its name.
-    /// `kept-pages` and `registered-pages` are levels; the others only grow.
+    /// `kept-pages`, `registered-pages` and `paused` are levels; the others only grow.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        self.table().into_iter().map(|(name, counter)| (name, counter.get()))
+        let all = self.table().into_iter().chain(self.later_table());
+        all.map(|(name, counter)| (name, counter.get()))
     }
 
     /// Returns all counters, levels and limits, always in the same order, for a process that
@@ -148,7 +165,14 @@ impl Stats {
         let limits = [in_flight, request_pages, cached_mappings, registered_pages];
         let used = [&self.in_flight, &self.request_pages];
         let all = self.table().into_iter().map(|(_, counter)| counter).chain(&self.refused);
-        all.chain(used).chain(limits)
+        let later = self.later_table().into_iter().map(|(_, counter)| counter);
+        all.chain(used).chain(limits).chain(later)
+    }
+
+    /// Returns the counters that were added after the order of [`words`](Self::words) was fixed.
+    fn later_table(&self) -> [(&'static str, &Counter); 3] {
+        let Self { pauses, paused_time, paused, .. } = self;
+        [("pauses", pauses), ("paused-ms", paused_time), ("paused", paused)]
     }
 
     fn table(&self) -> [(&'static str, &Counter); 16] {
@@ -174,6 +198,9 @@ impl Stats {
             in_flight: _,
             request_pages: _,
             limits: _,
+            pauses: _,
+            paused_time: _,
+            paused: _,
         } = self;
         [
             ("reads", reads),

@@ -33,6 +33,8 @@ pub struct Vbd<S: VbdServer> {
     disk: Option<(ToolstackBack, Geometry)>,
     /// Whether the error node reports that the image is in use elsewhere.
     busy_reported: bool,
+    /// Whether the error node reports that operations are held.
+    pause_reported: bool,
     /// A media change in progress.
     change: Option<Change>,
     /// The fault of a media change that failed.
@@ -51,6 +53,8 @@ pub struct Vbd<S: VbdServer> {
     sessions: Arc<pvio_runtime::LogLimit>,
     #[cfg(feature = "std")]
     resizes: Arc<pvio_runtime::LogLimit>,
+    #[cfg(feature = "std")]
+    pauses: Arc<pvio_runtime::LogLimit>,
 }
 
 impl<S: VbdServer> Vbd<S> {
@@ -67,6 +71,7 @@ impl<S: VbdServer> Vbd<S> {
             config: config.bounded(),
             disk: None,
             busy_reported: false,
+            pause_reported: false,
             change: None,
             failed: None,
             warned: false,
@@ -78,6 +83,8 @@ impl<S: VbdServer> Vbd<S> {
             sessions: Arc::default(),
             #[cfg(feature = "std")]
             resizes: Arc::default(),
+            #[cfg(feature = "std")]
+            pauses: Arc::default(),
         }
     }
 
@@ -88,8 +95,12 @@ impl<S: VbdServer> Vbd<S> {
 
     /// Returns the rate-limited log events of the disk, by name.
     #[cfg(feature = "std")]
-    pub fn events(&self) -> [(&'static str, Arc<pvio_runtime::LogLimit>); 2] {
-        [("sessions", Arc::clone(&self.sessions)), ("resizes", Arc::clone(&self.resizes))]
+    pub fn events(&self) -> [(&'static str, Arc<pvio_runtime::LogLimit>); 3] {
+        [
+            ("sessions", Arc::clone(&self.sessions)),
+            ("resizes", Arc::clone(&self.resizes)),
+            ("pauses", Arc::clone(&self.pauses)),
+        ]
     }
 
     /// Returns the negotiated features of this session; `None` without a session.
@@ -214,6 +225,32 @@ impl<S: VbdServer> Vbd<S> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Reports in the `error` node that operations are held, or that they are not any more.
+    fn report_pause(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        context: &BackendContext,
+    ) -> Result<(), Fault> {
+        let paused = self.server.is_paused();
+        if core::mem::replace(&mut self.pause_reported, paused) == paused {
+            return Ok(());
+        }
+        if !paused {
+            // A failed flush is reported again.
+            self.warned = false;
+            return Ok(clear_error(xs, &context.back)?);
+        }
+        let text = "the storage is full: the disk is paused";
+        let remedy = "free space on the file system of its image, or enlarge it: the disk then \
+                      resumes";
+        let fault = Fault::new("storage-full", text).with_remedy(remedy);
+        #[cfg(feature = "std")]
+        if let Some(unlogged) = self.pauses.admit() {
+            tracing::warn!(device = context.back, %fault, remedy, unlogged, "requests are held");
+        }
+        Err(fault)
     }
 
     /// Begins a session with the features that the frontend requests.
@@ -341,6 +378,7 @@ impl<S: VbdServer> BackendClass for Vbd<S> {
 
     fn proceed(&mut self, xs: &mut dyn Xenstore, context: &BackendContext) -> Result<(), Fault> {
         self.continue_change(xs, context)?;
+        self.report_pause(xs, context)?;
         Ok(self.announce_size(xs, context)?)
     }
 
@@ -377,6 +415,9 @@ impl<S: VbdServer> BackendClass for Vbd<S> {
     }
 
     fn disconnect(&mut self) -> Poll<()> {
+        if let Some(session) = &mut self.session {
+            self.server.abandon(session);
+        }
         if self.stop().is_pending() {
             return Poll::Pending;
         }

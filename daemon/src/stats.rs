@@ -33,7 +33,7 @@ pub struct StatsArgs {
 type Counters = BTreeMap<String, u64>;
 
 /// The counters that are gauges, so that they have no rate.
-const GAUGES: &[&str] = &["kept-pages", "registered-pages"];
+const GAUGES: &[&str] = &["kept-pages", "registered-pages", "paused"];
 
 /// Runs the command.
 ///

@@ -23,6 +23,9 @@ const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 const POLLS_PER_TICK: u32 = 1024;
 /// Maximum time that a stopping worker waits for requests in flight.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum time that a stopping worker waits for space while its disk is paused. Then its requests are
+/// left to a later process or, if there will be none, complete with an error.
+const PAUSED_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval of the drain's checks of its timeout.
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -110,7 +113,7 @@ where
     event: Watch,
     spurious: SpuriousEvents,
     publish: Option<Publish>,
-    _image: Arc<Image>,
+    image: Arc<Image>,
 }
 
 impl<P, C, R> Serving<P, C, R>
@@ -133,7 +136,7 @@ where
         let event = engine.watch(event)?;
         engine.watch(stopped)?;
         let queue = Queue::new(parts, engine);
-        Ok(Self { queue, event, spurious: SpuriousEvents::default(), publish, _image: image })
+        Ok(Self { queue, event, spurious: SpuriousEvents::default(), publish, image })
     }
 
     fn serve(&mut self, stop: &StopFlag) -> Result<(), QueueFault> {
@@ -206,6 +209,13 @@ where
         queue.drain();
         let begin = Instant::now();
         while !queue.is_drained() && begin.elapsed() < DRAIN_TIMEOUT {
+            if queue.is_paused() && begin.elapsed() >= PAUSED_DRAIN_TIMEOUT {
+                let pauses = self.image.pauses();
+                if !pauses.is_abandoned() {
+                    break;
+                }
+                pauses.set_holds(false);
+            }
             queue.engine_mut().wait_due(Some(DRAIN_CHECK_INTERVAL)).map_err(os_error)?;
             queue.poll(0)?;
         }

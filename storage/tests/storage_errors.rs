@@ -141,10 +141,15 @@ impl Drop for Mounted {
 
 /// Executes one operation; writes are pages of sevens.
 fn one(engine: &mut DiskEngine<HeapMemory>, io: Io) -> Result<(), EngineError> {
+    let page = HeapMemory::pages(1);
+    page.fill(0, 4096, 7).unwrap();
+    with(engine, io, page)
+}
+
+/// Executes one operation with a page of data.
+fn with(engine: &mut DiskEngine<HeapMemory>, io: Io, page: HeapMemory) -> Result<(), EngineError> {
     let mut segments = Vec::new();
-    if matches!(io, Io::Write { .. }) {
-        let page = HeapMemory::pages(1);
-        page.fill(0, 4096, 7).unwrap();
+    if matches!(io, Io::Write { .. } | Io::Read { .. }) {
         segments.push(IoSeg { buf: page, offset: 0, len: 4096 });
     }
     engine.submit(0, io, &mut segments).unwrap();
@@ -290,4 +295,87 @@ fn failed_flush_inside_write_fails_later_flushes() {
     assert_eq!(one(&mut engine, Io::Write { sector: 8 }), Err(EngineError::Os(EIO)));
     assert!(image.flush_failed(), "failure is recorded before the next flush");
     assert_eq!(one(&mut engine, Io::Flush), Err(EngineError::Os(EIO)));
+}
+
+/// A sequence of writes to parts of a disk that are far from each other.
+const WRITES: u8 = 40;
+const STRIDE: u64 = 330;
+
+fn write(engine: &mut DiskEngine<HeapMemory>, number: u8) -> Result<(), EngineError> {
+    let page = HeapMemory::pages(1);
+    page.fill(0, 4096, number).unwrap();
+    with(engine, Io::Write { sector: u64::from(number) * STRIDE }, page)
+}
+
+/// Checks that an image contains the writes below `end`, and is consistent.
+fn check_writes(dir: &Path, format: &str, bytes: &[u8], end: u8, what: &str) {
+    let path = dir.join("copy");
+    std::fs::write(&path, bytes).unwrap();
+    let image = Image::open_as(&format!("{format}:{}", text(&path)).parse().unwrap()).unwrap();
+    let mut engine = image.engine::<HeapMemory>(8).unwrap();
+    for number in 0..end {
+        let page = HeapMemory::pages(1);
+        let sector = u64::from(number) * STRIDE;
+        with(&mut engine, Io::Read { sector }, page.clone()).unwrap();
+        let mut found = [0; 4096];
+        page.read_bytes(0, &mut found).unwrap();
+        assert!(found == [number; 4096], "{what}: write {number} of {end} is lost");
+    }
+    drop((engine, image));
+    if format == "qcow2" {
+        let mut check = std::process::Command::new("qemu-img");
+        let status = check.args(["check", "-q", text(&path)]).output().unwrap().status.code();
+        // Leaked clusters are allowed.
+        assert!(matches!(status, Some(0 | 3)), "{what}: qemu-img check returns {status:?}");
+    }
+}
+
+#[test]
+fn full_storage_at_any_write_loses_nothing_that_was_completed() {
+    const ENOSPC: i32 = 28;
+    if !has("qemu-img", "qemu-utils") {
+        return;
+    }
+    // Every one takes minutes.
+    let step = std::env::var("PVIO_FULL_STEP").map_or(61, |step| step.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let formats: [(&str, &[&str]); 3] = [
+        ("qcow2", &["-f", "qcow2", "-o", "cluster_size=512"]),
+        ("qcow2", &["-f", "qcow2", "-o", "cluster_size=4096"]),
+        ("vhd", &["-f", "vpc", "-o", "force_size=on"]),
+    ];
+    for (format, arguments) in formats {
+        let empty = made(dir.path(), arguments);
+        let (mut first, mut end) = (0, usize::MAX);
+        while first < end {
+            let Some(mounted) = Mounted::new(empty.clone()) else { return };
+            let what = format!("{arguments:?}, full from call {first}");
+            let image = mounted.open(format);
+            image.pauses().set_holds(false);
+            let mut engine = image.engine::<HeapMemory>(8).unwrap();
+            mounted.log();
+            // Several attempts fail.
+            let errors = std::iter::repeat_n(0, first).chain([ENOSPC; 3]);
+            mounted.host(|host| host.write = errors.rev().collect());
+            for number in 0..WRITES {
+                while let Err(error) = write(&mut engine, number) {
+                    assert_eq!(error, EngineError::Os(ENOSPC), "{what}");
+                    // The process might be killed now.
+                    let bytes = mounted.host(|host| host.bytes.clone());
+                    check_writes(dir.path(), format, &bytes, number, &what);
+                    let flush = one(&mut engine, Io::Flush);
+                    let full = Err(EngineError::StorageFull(ENOSPC));
+                    assert!(flush == Ok(()) || flush == full, "{what}: {flush:?}");
+                }
+            }
+            assert!(!image.flush_failed(), "{what}");
+            let bytes = mounted.host(|host| host.bytes.clone());
+            check_writes(dir.path(), format, &bytes, WRITES, &what);
+            end = mounted.log().iter().filter(|(what, _)| *what == "write").count();
+            drop((engine, image));
+            let bytes = mounted.host(|host| host.bytes.clone());
+            check_writes(dir.path(), format, &bytes, WRITES, &what);
+            first += step;
+        }
+    }
 }

@@ -12,6 +12,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 #[cfg(feature = "std")]
 use {
+    super::EngineError,
     alloc::boxed::Box,
     pvio_runtime::retry,
     std::io,
@@ -71,13 +72,19 @@ impl FlushState {
     /// open file is not flushed twice at a time: only one of the two flushes would see an error.
     ///
     /// # Errors
-    /// The error of `sync`, which is recorded; `EIO` if an earlier flush failed.
+    /// The error of `sync`, which is recorded unless it is [`EngineError::StorageFull`]; `EIO` if an
+    /// earlier flush failed.
     pub fn flush(&self, sync: impl FnMut() -> io::Result<()>) -> io::Result<()> {
         const EIO: i32 = 5;
         if self.has_failed() {
             return Err(io::Error::from_raw_os_error(EIO));
         }
-        retry::blocking(sync).inspect_err(|_| self.mark_failed())
+        retry::blocking(sync).inspect_err(|error| {
+            let own = error.get_ref().and_then(|inner| inner.downcast_ref());
+            if !matches!(own, Some(EngineError::StorageFull(_))) {
+                self.mark_failed();
+            }
+        })
     }
 
     /// Flushes like [`flush`](Self::flush) for callers that do not coordinate with each other: one
@@ -118,6 +125,14 @@ mod tests {
         assert_eq!((later.raw_os_error(), state.has_failed()), (Some(5), true));
         state.mark_failed();
         assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn flush_that_lost_nothing_because_storage_is_full_is_not_a_failure() {
+        let state = FlushState::default();
+        let full = || Err(io::Error::other(EngineError::StorageFull(28)));
+        assert!(state.flush(full).is_err() && !state.has_failed());
+        state.flush(|| Ok(())).unwrap();
     }
 
     #[test]

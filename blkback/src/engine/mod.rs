@@ -131,6 +131,10 @@ pub enum EngineError {
     /// The engine does not support the operation.
     #[error("the operation is not supported by this image")]
     Unsupported,
+    /// The storage has no space for metadata that the operation has to write; with the error of the
+    /// operating system. Nothing was lost, and the operation can be repeated.
+    #[error("the storage is full: error {0} of the operating system")]
+    StorageFull(i32),
     /// The thread that carries out operations has ended because of a bug. No operation can complete
     /// any more.
     #[error("the disk's I/O thread has ended")]
@@ -165,9 +169,25 @@ pub trait BlockEngine<B> {
         None
     }
 
+    /// Returns how often and how long operations were held because the storage was full.
+    fn pauses(&self) -> Pauses {
+        Pauses::default()
+    }
+
     /// Reports each completed operation once, by tag, and returns its segments as they were
     /// submitted. Segments that the callback leaves in the list are dropped.
     fn reap(&mut self, done: &mut Done<'_, B>);
+}
+
+/// How often and how long an engine held operations because the storage was full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Pauses {
+    /// Whether operations are being held.
+    pub is_paused: bool,
+    /// Number of times that operations began to be held.
+    pub count: u64,
+    /// Total time during which operations were held.
+    pub time: Duration,
 }
 
 /// A callback for completed operations: tag, outcome, segments.
@@ -195,6 +215,10 @@ impl<B, E: BlockEngine<B> + ?Sized> BlockEngine<B> for Box<E> {
 
     fn deadline(&self) -> Option<Duration> {
         (**self).deadline()
+    }
+
+    fn pauses(&self) -> Pauses {
+        (**self).pauses()
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {

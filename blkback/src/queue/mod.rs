@@ -20,7 +20,7 @@ mod take;
 pub use record::{DEATHS_MAX, QueueRecord};
 
 use crate::disk_state::DiskState;
-use crate::engine::{BlockEngine, EngineError, Geometry, Io, Segments};
+use crate::engine::{BlockEngine, EngineError, Geometry, Io, Pauses, Segments};
 use crate::pages::{Buf, Context, Pages, StepError};
 use crate::path::DataPath;
 use crate::stats::Stats;
@@ -174,6 +174,8 @@ pub struct Queue<P: GrantMapper, C, E, R = HeapMemory> {
     /// Whether the engine reported [`EngineError::Lost`], which is permanent.
     engine_lost: bool,
     levels: Levels,
+    /// The engine's pauses, as of the last update of the counters.
+    pauses: Pauses,
 }
 
 /// The queue's levels in its statistics. Dropping it sets them to 0.
@@ -253,6 +255,7 @@ where
             draining: false,
             engine_lost: false,
             levels,
+            pauses: Pauses::default(),
         }
     }
 
@@ -310,6 +313,24 @@ where
     pub fn tick(&mut self, now: Duration) {
         self.pages.tick(now);
         self.parts.stats.cached_mappings.set(self.pages.cached() as u64);
+        self.note_pauses();
+    }
+
+    /// Updates the counters of pauses. A process that ends during a pause does not end because of
+    /// the requests in flight: they are not charged for it. Returns whether operations are held.
+    fn note_pauses(&mut self) -> bool {
+        let pauses = self.engine.pauses();
+        self.parts.stats.add_pauses(core::mem::replace(&mut self.pauses, pauses), pauses);
+        if pauses.is_paused {
+            self.parts.record.spare_requests();
+        }
+        pauses.is_paused
+    }
+
+    /// Returns whether the engine holds operations because the storage is full. If the queue is
+    /// dropped then, their requests are left to a later process.
+    pub fn is_paused(&mut self) -> bool {
+        self.note_pauses()
     }
 
     /// Returns the number of cached mappings. While it is not 0, a worker calls

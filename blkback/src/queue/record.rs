@@ -3,7 +3,7 @@
 use super::QueueFault;
 use alloc::vec::Vec;
 use pvio_ring::BackRing;
-use pvio_ring::inflight::{Record, RecordError, RequestLog, SessionKey};
+use pvio_ring::inflight::{EntryState, Record, RecordError, RequestLog, SessionKey};
 use pvio_ring::proto::blkif::Abi;
 use pvio_ring::shm::{HeapMemory, PAGE_SIZE, Part, SharedMemory};
 
@@ -75,6 +75,15 @@ impl<R: SharedMemory + Clone> QueueRecord<R> {
     pub fn given_up(&self) -> usize {
         let inherited = self.inherited.iter().flatten();
         inherited.filter(|entry| self.log.deaths(**entry) >= DEATHS_MAX).count()
+    }
+
+    /// Makes the requests in flight not count towards [`DEATHS_MAX`] when this process ends.
+    pub(super) fn spare_requests(&mut self) {
+        for entry in 0..self.log.entries() {
+            if self.log.state(entry) == Some(EntryState::InFlight) {
+                self.log.spare(entry);
+            }
+        }
     }
 
     /// Returns the number of inherited requests.

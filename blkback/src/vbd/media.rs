@@ -49,8 +49,14 @@ impl<S: VbdServer> Vbd<S> {
         xs: &mut dyn Xenstore,
         context: &BackendContext,
     ) -> Result<(), Fault> {
-        // Every taken request is completed before the media is removed.
-        if self.change.is_none() || self.stop().is_pending() {
+        if self.change.is_none() {
+            return Ok(());
+        }
+        // Every taken request is completed before the media is removed: none is left for the next one.
+        if let Some(session) = &mut self.session {
+            self.server.abandon(session);
+        }
+        if self.stop().is_pending() {
             return Ok(());
         }
         let Some(change) = self.change.take() else { return Ok(()) };

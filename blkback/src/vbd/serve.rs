@@ -78,6 +78,12 @@ pub trait VbdServer {
         false
     }
 
+    /// Returns whether operations of the open disk are held because its storage is full. When that
+    /// changes, the server wakes the device's driver.
+    fn is_paused(&self) -> bool {
+        false
+    }
+
     /// Starts to look up the current disk size, which may have changed since the disk was opened.
     /// Called periodically while the disk is served; does not block. If the size changed, the
     /// server wakes the device's driver.
@@ -123,6 +129,11 @@ pub trait VbdServer {
 
     /// Sets the size of the disk in sectors of 512 bytes, for all queues of a session.
     fn resize(&mut self, session: &mut Self::Session, sectors: u64);
+
+    /// Notes that requests must not be left to a later process by the next [`stop`](Self::stop):
+    /// the session ends, or the media is changed. Those that are held because the storage is full
+    /// complete with an error after a short time.
+    fn abandon(&mut self, _session: &mut Self::Session) {}
 
     /// Stops serving a session: it takes no new requests and completes those in flight. Called
     /// again until it is ready; dropping the session does not block then.

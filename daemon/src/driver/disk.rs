@@ -169,6 +169,13 @@ where
         }
     }
 
+    fn is_paused(&self) -> bool {
+        match self.remote() {
+            Some(remote) => remote.is_paused(),
+            None => self.thread.is_paused(),
+        }
+    }
+
     fn look_up_size(&mut self) {
         server!(self, server => server.look_up_size());
     }
@@ -224,6 +231,14 @@ where
             (DiskSession::Process(session), Some(process)) => process.resize(session, sectors),
             (DiskSession::Process(_), None) => {}
             (DiskSession::Thread(session), _) => self.thread.resize(session, sectors),
+        }
+    }
+
+    fn abandon(&mut self, session: &mut Self::Session) {
+        match (session, &mut self.process) {
+            (DiskSession::Process(session), Some(process)) => process.abandon(session),
+            (DiskSession::Process(_), None) => {}
+            (DiskSession::Thread(session), _) => self.thread.abandon(session),
         }
     }
 

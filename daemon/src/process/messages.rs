@@ -84,6 +84,8 @@ pub enum FromDevice<I> {
     Fault(Fault),
     /// A flush has failed.
     FlushFailed,
+    /// Whether requests are held because the storage of the disk is full; sent when it changes.
+    Paused(bool),
     /// A connection to the image's server is needed again.
     Redial,
 }

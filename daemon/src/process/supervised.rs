@@ -378,6 +378,7 @@ impl<S: Session> Supervised<S> {
     /// Lets the process complete the requests in flight and end; its session can be resumed. Called
     /// again until it is ready.
     pub fn stop(&mut self) -> Poll<()> {
+        self.tell_settings(&self.session.changed());
         match std::mem::replace(&mut self.stage, Stage::Ended) {
             Stage::Starting(mut task) => match task.poll() {
                 Poll::Pending => {

@@ -19,7 +19,7 @@
 //!         self.0.lock().unwrap().push((change.at, change.len));
 //!         Ok(())
 //!     }
-//!     fn after(&self, _: u64, _: u64) -> io::Result<()> {
+//!     fn after(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
 //!         Ok(())
 //!     }
 //!     fn sync(&self) -> io::Result<()> {
@@ -89,11 +89,12 @@ pub trait WriteOrdering: fmt::Debug + Send + Sync {
     /// Any I/O error; the change is then not made.
     fn before(&self, change: &Change<'_>) -> io::Result<()>;
 
-    /// Called after a change at this offset and of this length was made or has failed.
+    /// Called after a change at this offset and of this length was `made` or has failed. After a
+    /// failure, a part of it may have been written.
     ///
     /// # Errors
     /// Any I/O error; the change then fails with it.
-    fn after(&self, at: u64, len: u64) -> io::Result<()>;
+    fn after(&self, at: u64, len: u64, made: bool) -> io::Result<()>;
 
     /// Flushes every finished change to the storage device.
     ///
@@ -181,8 +182,7 @@ impl ImageFile {
         let Some(order) = &self.order else { return make() };
         order.before(&change)?;
         let made = make();
-        // Also after a failure: a part may have been written.
-        let after = order.after(change.at, change.len);
+        let after = order.after(change.at, change.len, made.is_ok());
         made.and(after)
     }
 }
@@ -254,8 +254,8 @@ impl Storage for ImageFile {
         }
         // SAFETY: as for reading.
         let made = unsafe { self.file.pure_writev(bufv, offset) };
-        // Also after a failure: a part may have been written.
-        made.and(order.map_or(Ok(()), |order| order.after(offset, len)))
+        let after = order.map_or(Ok(()), |order| order.after(offset, len, made.is_ok()));
+        made.and(after)
     }
 
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {

@@ -21,6 +21,9 @@ const RESPONSE: usize = 24;
 const RESPONSE_MAX: usize = 16;
 const SLOT: usize = RESPONSE + RESPONSE_MAX;
 
+/// Flag in `DEATHS`: the next end of a process is not charged.
+const SPARED: u64 = 1 << 63;
+
 /// Exclusive bound of sequence and response numbers; a larger one in a record is malformed.
 const NUMBER_MAX: u64 = 1 << 62;
 
@@ -239,12 +242,19 @@ impl<M: SharedMemory> RequestLog<M> {
     /// Returns the number of processes that ended while the request of this entry was in flight.
     #[must_use]
     pub fn deaths(&self, entry: u32) -> u64 {
-        self.load(entry, DEATHS)
+        self.load(entry, DEATHS) & !SPARED
+    }
+
+    /// Makes the next [`charge_death`](Self::charge_death) of this entry have no effect: its request
+    /// waits for the host, and cannot be the reason for the end of the process.
+    pub fn spare(&mut self, entry: u32) {
+        self.store(entry, DEATHS, self.deaths(entry) | SPARED, Release);
     }
 
     /// Records that a process has ended while the request of this entry was in flight.
     pub fn charge_death(&mut self, entry: u32) {
-        self.store(entry, DEATHS, self.deaths(entry).saturating_add(1), Release);
+        let charged = self.load(entry, DEATHS) & SPARED == 0;
+        self.store(entry, DEATHS, self.deaths(entry).saturating_add(charged.into()), Release);
     }
 
     /// Completes a request: its data is in the guest's memory, and none of its memory is in use.

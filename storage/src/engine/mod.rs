@@ -13,6 +13,7 @@
 //! | wrapper | function |
 //! |---|---|
 //! | [`throttle::Throttle`] | limits operations and bytes per second; the limits can be changed at runtime |
+//! | [`pause::Pausing`] | holds operations while the storage is full |
 //! | [`faults::Faults`] | delays operations and makes some of them fail, by a seed |
 //! | [`trace::Traced`] | writes a trace of the operations that fio can replay |
 //! | [`record::Recorded`] | records all writes, to determine the state of the disk after a power loss |
@@ -31,7 +32,7 @@ mod wrappers;
 
 pub use pvio_blkback::engine::clock;
 pub use pvio_blkback::engine::{
-    BlockEngine, Discard, Done, EngineError, FlushState, Full, Geometry, Io, Segments,
+    BlockEngine, Discard, Done, EngineError, FlushState, Full, Geometry, Io, Pauses, Segments,
 };
 pub use uring::IoMode;
-pub use wrappers::{faults, record, throttle, trace, unflushed};
+pub use wrappers::{faults, pause, record, throttle, trace, unflushed};

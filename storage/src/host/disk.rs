@@ -12,6 +12,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use pvio_runtime::{LogLimit, Notify};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// The parts of an [`OpenDisk`].
@@ -39,6 +40,8 @@ pub struct OpenDisk {
     faults: Arc<FaultSwitch>,
     /// The configured faults. While a session stops, none are injected.
     plan: Mutex<FaultPlan>,
+    /// Whether operations are held while the storage is full.
+    pauses: AtomicBool,
 }
 
 impl OpenDisk {
@@ -69,7 +72,8 @@ impl OpenDisk {
         let grows = matches!(disk.storage_spec(), Spec::File { format: Format::Raw, .. });
         let size = ImageSize::new(unsized_images);
         let plan = Mutex::new(plan);
-        Ok(Self { image: Arc::new(image), grows, size, share, faults, plan })
+        let pauses = AtomicBool::new(options.pause_when_full.unwrap_or(true));
+        Ok(Self { image: Arc::new(image), grows, size, share, faults, plan, pauses })
     }
 
     /// Returns the geometry of the image.
@@ -114,6 +118,9 @@ impl OpenDisk {
         let plan = options.faults();
         *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
         self.faults.set(plan);
+        let pauses = options.pause_when_full.unwrap_or(true);
+        self.pauses.store(pauses, Ordering::Relaxed);
+        self.image.pauses().set_holds(pauses);
         // Delayed operations may be due now.
         self.share.wake();
     }
@@ -138,9 +145,16 @@ impl OpenDisk {
         Some(self.size.bytes()? / unit * (unit / 512))
     }
 
+    /// Notes that no later process will complete the operations of the session.
+    pub fn abandon(&self) {
+        self.image.pauses().set_abandoned(true);
+    }
+
     /// Applies limits and faults, before a queue starts.
     pub(super) fn restrain(&self) {
         self.share.lift(false);
+        self.image.pauses().set_holds(self.pauses.load(Ordering::Relaxed));
+        self.image.pauses().set_abandoned(false);
         self.faults.set(*self.plan.lock().unwrap_or_else(PoisonError::into_inner));
     }
 

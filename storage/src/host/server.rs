@@ -162,6 +162,8 @@ impl<P> ImageServer<P> {
         let geometry = open.geometry();
         let wake = Arc::clone(&self.wake);
         open.flush_state().on_failure(move || wake());
+        let wake = Arc::clone(&self.wake);
+        open.image().pauses().on_change(move || wake());
         let budget = self.budgets.guest(told.frontend_id);
         (self.disk, self.open) = (Some(disk), Some((Arc::new(open), budget)));
         // An image that is opened later was not open in the earlier process.
@@ -247,6 +249,10 @@ impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> VbdServer for ImageServ
         self.open_disk().is_some_and(|open| open.flush_state().has_failed())
     }
 
+    fn is_paused(&self) -> bool {
+        self.open_disk().is_some_and(|open| open.image().pauses().is_paused())
+    }
+
     fn look_up_size(&mut self) {
         if let Some(open) = self.open_disk() {
             open.look_up_size(Arc::clone(&self.wake));
@@ -297,6 +303,10 @@ impl<P: BackendPlatform<Channel: AsFd> + Send + 'static> VbdServer for ImageServ
 
     fn resize(&mut self, session: &mut Self::Session, sectors: u64) {
         session.resize(sectors);
+    }
+
+    fn abandon(&mut self, _: &mut Self::Session) {
+        self.open_disk().into_iter().for_each(|open| open.abandon());
     }
 
     fn stop(&mut self, session: &mut Self::Session) -> Poll<()> {

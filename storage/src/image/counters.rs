@@ -12,7 +12,7 @@ use pvio_runtime::LogLimit;
 impl Image {
     /// Returns the counters of rate-limited log lines, by name.
     pub fn events(&self) -> Vec<(&'static str, Arc<LogLimit>)> {
-        let mut events = Vec::new();
+        let mut events = Vec::from([("paused", Arc::clone(self.pauses.logged()))]);
         match &self.storage {
             Storage::File { discards, .. } => {
                 events.push(("buffers-unregistered", Arc::clone(&self.unregistered)));

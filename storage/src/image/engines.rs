@@ -3,9 +3,10 @@
 use super::Image;
 use super::storage::Storage;
 use crate::engine::device::DeviceEngine;
-use crate::engine::faults::{FaultSwitch, Faults};
+use crate::engine::faults::Faults;
 use crate::engine::flusher::Flushed;
 use crate::engine::offload::{Executor, Offload};
+use crate::engine::pause::Pausing;
 use crate::engine::ram::RamEngine;
 use crate::engine::record::Recorded;
 use crate::engine::throttle::Throttle;
@@ -15,7 +16,7 @@ use crate::engine::uring::UringEngine;
 use crate::engine::wait::{DiskEngine, WaitEngine, Waiting};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use pvio_ring::shm::SharedMemory;
 use pvio_runtime::IoBuf;
 use std::io;
@@ -93,25 +94,37 @@ impl Image {
         self.tune(engine)
     }
 
-    /// Throttling and faults are generic over the engine's type, so that they cost almost nothing
-    /// when idle.
+    /// Throttling, faults and pauses are generic over the engine's type, so that they cost almost
+    /// nothing when idle.
     fn tune<B, E>(&self, engine: E) -> io::Result<DiskEngine<B>>
     where
         B: IoBuf + SharedMemory,
         E: WaitEngine<B> + 'static,
     {
-        let faulty = |engine, (switch, seed): &(Arc<FaultSwitch>, AtomicU64)| {
-            let seed = seed.fetch_add(1, Ordering::Relaxed);
-            Faults::new(engine, switch, seed, self.clock)
-        };
-        let engine: DiskEngine<B> = match (&self.faults, &self.share) {
-            (None, None) => Box::new(engine),
-            (Some(faults), None) => Box::new(faulty(engine, faults)),
-            (None, Some(share)) => Box::new(Throttle::new(engine, share.clone(), self.clock)?),
-            (Some(faults), Some(share)) => {
-                let engine = faulty(engine, faults);
-                Box::new(Throttle::new(engine, share.clone(), self.clock)?)
-            }
+        let Some((switch, seed)) = &self.faults else { return self.pause(engine) };
+        let seed = seed.fetch_add(1, Ordering::Relaxed);
+        self.pause(Faults::new(engine, switch, seed, self.clock))
+    }
+
+    fn pause<B, E>(&self, engine: E) -> io::Result<DiskEngine<B>>
+    where
+        B: IoBuf + SharedMemory,
+        E: WaitEngine<B> + 'static,
+    {
+        if self.geometry.read_only {
+            return self.limit(engine);
+        }
+        self.limit(Pausing::new(engine, Arc::clone(&self.pauses), self.clock))
+    }
+
+    fn limit<B, E>(&self, engine: E) -> io::Result<DiskEngine<B>>
+    where
+        B: IoBuf + SharedMemory,
+        E: WaitEngine<B> + 'static,
+    {
+        let engine: DiskEngine<B> = match &self.share {
+            Some(share) => Box::new(Throttle::new(engine, share.clone(), self.clock)?),
+            None => Box::new(engine),
         };
         Ok(match &self.trace {
             Some(trace) => Box::new(Traced::new(engine, Arc::clone(trace), self.clock)),

@@ -42,12 +42,12 @@ impl Library {
         Ok(Self { image: RwLock::new(image), write, broken: AtomicBool::new(false) })
     }
 
-    /// Flushes the library's caches. Returns whether the image is consistent then.
-    pub fn close(&self) -> bool {
+    /// Flushes the library's caches with `flush`. Returns whether the image is consistent then.
+    pub fn close(&self, flush: impl FnOnce() -> io::Result<()>) -> bool {
         if self.broken.load(Ordering::Acquire) {
             return false;
         }
-        match self.flush() {
+        match flush() {
             Ok(()) => true,
             Err(error) => {
                 tracing::error!(%error, "the cached metadata of a disk image cannot be written");

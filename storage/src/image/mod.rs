@@ -57,6 +57,7 @@ use crate::engine::clock::Monotonic;
 use crate::engine::faults::FaultSwitch;
 use crate::engine::flusher::Flusher;
 use crate::engine::offload::{Blocking, BudgetUsage, ThreadPool};
+use crate::engine::pause::PauseState;
 use crate::engine::record::Record;
 use crate::engine::store::Store;
 use crate::engine::throttle::SharedLimit;
@@ -106,6 +107,7 @@ pub struct Image {
     faults: Option<(Arc<FaultSwitch>, AtomicU64)>,
     trace: Option<Arc<Trace>>,
     record: Option<Arc<Record>>,
+    pauses: Arc<PauseState>,
     io: IoMode,
     /// Limits of polled transfers, if there are any.
     limits: TransferLimits,
@@ -173,6 +175,7 @@ impl Image {
             faults: None,
             trace: None,
             record: None,
+            pauses: Arc::new(PauseState::new(format!("{spec}"))),
             io: IoMode::Normal,
             limits: TransferLimits::default(),
             fence: None,
@@ -301,6 +304,12 @@ impl Image {
     #[must_use]
     pub fn flush_state(&self) -> &Arc<FlushState> {
         &self.flushes
+    }
+
+    /// Returns the state of pauses while the storage is full, which all its engines share.
+    #[must_use]
+    pub fn pauses(&self) -> &Arc<PauseState> {
+        &self.pauses
     }
 
     /// Returns another descriptor of the file or block device, if it is served directly.

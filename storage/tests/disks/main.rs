@@ -9,6 +9,7 @@ mod direct;
 mod formats;
 mod media;
 mod nbd;
+mod pause;
 mod qcow2;
 mod ram;
 mod recovery;

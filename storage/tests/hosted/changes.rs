@@ -55,7 +55,7 @@ fn resized(config: Config) {
     session.read_at(0, &mut [0; 4096]).unwrap();
     assert_eq!(session.device().sessions(), 1, "frontend keeps its session");
     let counted = driver.events.each_ref().map(|(name, log)| (*name, log.seen()));
-    assert_eq!(counted, [("sessions", 1), ("resizes", 2)]);
+    assert_eq!(counted, [("sessions", 1), ("resizes", 2), ("pauses", 0)]);
     session.close().unwrap();
     driver.end();
 }

@@ -123,7 +123,7 @@ pub struct Driver {
     /// Counters of the first queue.
     pub stats: Arc<Stats>,
     /// Rate-limited log events.
-    pub events: [(&'static str, Arc<LogLimit>); 2],
+    pub events: [(&'static str, Arc<LogLimit>); 3],
     /// Reason codes of rejected changes by the toolstack.
     pub faults: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,

@@ -54,6 +54,8 @@ pub enum DiskChange {
     Options(Box<DiskOptions>),
     /// Another size, in sectors of 512 bytes.
     Resize(u64),
+    /// Requests must not be left to a later process.
+    Abandoned,
 }
 
 /// What identifies a session, and what a supervisor needs that did not start it.

@@ -63,15 +63,17 @@ where
             return Ok(());
         }
     };
-    let (mut confined, mut ready, mut flush_failed, mut stopping) = (false, false, false, false);
+    let (mut confined, mut ready, mut stopping) = (false, false, false);
+    let (mut flush_failed, mut paused) = (false, false);
     loop {
         while let Some(received) = control.receive::<DiskServe<P::Description>, DiskChange>() {
             match received {
                 Received::Change(DiskChange::Options(options)) => serving.disk.refresh(&options),
                 Received::Change(DiskChange::Resize(sectors)) => serving.session.resize(sectors),
+                Received::Change(DiskChange::Abandoned) => serving.disk.abandon(),
                 Received::Stop => stopping = true,
                 Received::NewSupervisor => {
-                    (ready, flush_failed) = (false, false);
+                    (ready, flush_failed, paused) = (false, false, false);
                     control.hello(Some(serving.identity.clone()), &[serving.counters.0.as_fd()]);
                 }
             }
@@ -103,6 +105,10 @@ where
         if !flush_failed && serving.flush_state.has_failed() {
             flush_failed = true;
             control.send::<DiskIdentity>(&FromDevice::FlushFailed);
+        }
+        let now = serving.disk.image().pauses().is_paused();
+        if now != std::mem::replace(&mut paused, now) {
+            control.send::<DiskIdentity>(&FromDevice::Paused(now));
         }
         control.wait_also_for(&wakeup, serving.hypervisor.as_ref().map(AsFd::as_fd))?;
         if serving.hypervisor.as_ref().is_some_and(has_ended) {
@@ -173,6 +179,8 @@ where
     }
     let failure = wakeup.clone();
     flush_state.on_failure(move || failure.wake());
+    let change = wakeup.clone();
+    disk.image().pauses().on_change(move || change.wake());
     let spec = serve.spec;
     let missing = |what| Fault::new("device-process", format!("the supervisor sent no {what}"));
     let queues = spec.identity.queues.len();

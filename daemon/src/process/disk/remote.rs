@@ -68,6 +68,7 @@ pub struct RemoteDisk<P> {
     /// What the session in progress is started with.
     plan: Option<Arc<DiskPlan<P>>>,
     flush_failed: bool,
+    paused: bool,
     process: ProcessStatus,
 }
 
@@ -94,6 +95,7 @@ impl<P: Send + Sync + 'static> RemoteDisk<P> {
             unsized_images,
             plan: None,
             flush_failed: false,
+            paused: false,
             process: ProcessStatus::default(),
         }
     }
@@ -305,6 +307,10 @@ where
         self.flush_failed
     }
 
+    fn is_paused(&self) -> bool {
+        self.paused
+    }
+
     fn look_up_size(&mut self) {
         if !self.is_raw() {
             return;
@@ -388,9 +394,15 @@ where
     fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault> {
         let device = self.device();
         let (flush_failed, process) = (&mut self.flush_failed, &mut self.process);
+        let paused = &mut self.paused;
         let polled = session.poll(&mut |message: Message<DiskPlan<P>>| match message {
             FromDevice::FlushFailed => *flush_failed = true,
-            FromDevice::Confined(applied) => process.set_applied(&device, applied),
+            FromDevice::Paused(now) => *paused = now,
+            FromDevice::Confined(applied) => {
+                // The first message of a process, which then reports whether it is paused.
+                *paused = false;
+                process.set_applied(&device, applied);
+            }
             _ => {}
         });
         self.process.set_process(session.pid(), session.replaced());
@@ -412,6 +424,13 @@ where
         state.changed.push(DiskChange::Resize(sectors));
         drop(state);
         (self.wake)();
+    }
+
+    fn abandon(&mut self, session: &mut Self::Session) {
+        let mut state = session.session().state();
+        if !state.changed.contains(&DiskChange::Abandoned) {
+            state.changed.push(DiskChange::Abandoned);
+        }
     }
 
     fn stop(&mut self, session: &mut Self::Session) -> Poll<()> {

@@ -47,7 +47,9 @@ impl Blocking {
             Err(EngineError::Os(errno)) => Err(io::Error::from_raw_os_error(errno)),
             Err(EngineError::Short) => Err(io::ErrorKind::UnexpectedEof.into()),
             Err(EngineError::Unsupported) => Err(io::ErrorKind::Unsupported.into()),
-            Err(EngineError::Lost) => Err(io::Error::other(EngineError::Lost)),
+            Err(error @ (EngineError::Lost | EngineError::StorageFull(_))) => {
+                Err(io::Error::other(error))
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! in microseconds since the start of the trace. The operations of all queues are in one trace.
 
 use crate::engine::clock::Clock;
-use crate::engine::{BlockEngine, Done, Full, Geometry, Io, Segments};
+use crate::engine::{BlockEngine, Done, Full, Geometry, Io, Pauses, Segments};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -118,6 +118,10 @@ impl<B, E: BlockEngine<B>, C: Clock> BlockEngine<B> for Traced<E, C> {
 
     fn deadline(&self) -> Option<Duration> {
         self.engine.deadline()
+    }
+
+    fn pauses(&self) -> Pauses {
+        self.engine.pauses()
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {

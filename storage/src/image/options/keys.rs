@@ -6,7 +6,7 @@ use alloc::string::String;
 use pvio_ring::error::Remedy;
 
 /// All options, with the form of their values and their meaning.
-pub const KEYS: [(&str, &str, &str); 35] = [
+pub const KEYS: [(&str, &str, &str); 36] = [
     ("ro", "", "read-only for the guest"),
     ("rw", "", "writable, if the toolstack allows it"),
     ("direct", "", "bypasses the host's page cache (O_DIRECT)"),
@@ -39,6 +39,7 @@ pub const KEYS: [(&str, &str, &str); 35] = [
     ("fail-flushes", "N", "failing flushes per million"),
     ("errno", "N", "errno of the failures, 1 to 4095; default 5 (EIO)"),
     ("seed", "N", "seed of latencies and failures, to repeat them"),
+    ("on-full", "pause|error", "what happens when the storage is full; default pause"),
     ("trace", "PATH", "log of all requests for fio --read_iolog: a new file, or a directory"),
     ("busy-timeout", "TIME", "timeout for an image that is in use elsewhere; default 30s"),
     ("image-root", "DIR", "also opens files below it that the image's header names; repeatable"),

@@ -95,6 +95,8 @@ options! {
     errno: i32,
     /// `seed`
     seed: u64,
+    /// `on-full`: pause
+    pause_when_full: bool,
     /// `trace`
     trace: PathBuf,
     /// `busy-timeout`
@@ -177,12 +179,13 @@ impl DiskOptions {
         }
     }
 
-    /// Returns only the options that can be changed while the disk is served: limits, delays and
-    /// failures.
+    /// Returns only the options that can be changed while the disk is served: limits, delays,
+    /// failures and `on-full`.
     #[must_use]
     pub fn live(&self) -> Self {
         let Self { iops, bps, read_iops, read_bps, write_iops, write_bps, .. } = *self;
         let Self { latency, jitter, fail_reads, fail_writes, fail_flushes, errno, .. } = *self;
+        let Self { pause_when_full, .. } = *self;
         Self {
             iops,
             bps,
@@ -196,6 +199,7 @@ impl DiskOptions {
             fail_writes,
             fail_flushes,
             errno,
+            pause_when_full,
             ..Self::default()
         }
     }
@@ -217,6 +221,7 @@ impl DiskOptions {
             fail_writes: none.fail_writes,
             fail_flushes: none.fail_flushes,
             errno: none.errno,
+            pause_when_full: none.pause_when_full,
             ..self.clone()
         }
     }

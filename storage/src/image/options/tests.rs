@@ -7,7 +7,7 @@ const ALL: &str = "ro,direct,overlay=on,sector=4096,physical=4096,discard=off,io
                    policy=map,answers=as-done,queues=2,ring-order=3,indirect=64,iops=100/200,\
                    bps=1048576/104857,read-iops=none,read-bps=1/1,write-iops=5/9,\
                    write-bps=7/8,group=g,latency=5ms,jitter=0,fail-reads=1,\
-                   fail-writes=2,fail-flushes=3,errno=28,seed=9,trace=/t,image-root=/r,\
+                   fail-writes=2,fail-flushes=3,errno=28,seed=9,on-full=error,trace=/t,image-root=/r,\
                    image-root=/s,write-extents=any,busy-timeout=9s,trusted=off,removable=on,\
                    cdrom=off";
 
@@ -26,7 +26,7 @@ fn options_with_every_key_round_trip_and_split_into_live_and_fixed() {
     assert_eq!(options.live().or(options.fixed()), options);
     let live = "iops=100/200,bps=1048576/104857,read-iops=none,read-bps=1/1,write-iops=5/9,\
                 write-bps=7/8,latency=5ms,jitter=0,fail-reads=1,fail-writes=2,\
-                fail-flushes=3,errno=28";
+                fail-flushes=3,errno=28,on-full=error";
     assert_eq!(options.live().to_string(), live);
     assert_eq!(options.fixed().live(), DiskOptions::default());
 }

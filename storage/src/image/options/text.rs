@@ -100,6 +100,13 @@ impl DiskOptions {
             "fail-flushes" => self.fail_flushes = Some(number(value, 0, 1_000_000)?),
             "errno" => self.errno = Some(i32::try_from(number(value, 1, 4095)?).ok()?),
             "seed" => self.seed = Some(value.parse().ok()?),
+            "on-full" => {
+                self.pause_when_full = Some(match value {
+                    "pause" => true,
+                    "error" => false,
+                    _ => return None,
+                });
+            }
             "busy-timeout" => self.busy_timeout = Some(time(value)?),
             "write-extents" => {
                 self.write_any_extent = Some(match value {
@@ -163,6 +170,7 @@ impl DiskOptions {
         put("fail-flushes", text(self.fail_flushes));
         put("errno", self.errno.map(|n| n.to_string()));
         put("seed", self.seed.map(|n| n.to_string()));
+        put("on-full", flag(self.pause_when_full, ["pause", "error"]).map(String::from));
         put("trace", self.trace.as_deref().map(escaped));
         for root in self.image_roots.iter().flatten() {
             put("image-root", Some(escaped(root)));

@@ -29,7 +29,8 @@ use pvio_imagefile::Change;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use zerocopy::FromBytes;
 
 /// The write order of one file.
@@ -46,6 +47,17 @@ pub(super) struct WriteOrder {
     synced: Mutex<(u64, u64)>,
     /// Records failed flushes: it is unknown which writes they lost.
     flushes: Arc<FlushState>,
+    /// Changes of entries that are being made or have failed, in order.
+    entries: Mutex<Vec<EntryChange>>,
+}
+
+/// A change of entries of the first-level table or of the reference count table. The library has made
+/// it in memory, and does not repeat it if it fails.
+#[derive(Debug)]
+struct EntryChange {
+    at: u64,
+    bytes: Vec<u8>,
+    failed: bool,
 }
 
 #[derive(Debug)]
@@ -94,6 +106,7 @@ impl WriteOrder {
             data: AtomicU64::new(0),
             synced: Mutex::default(),
             flushes: Arc::default(),
+            entries: Mutex::default(),
         };
         let tables = this.tables.get_mut().unwrap_or_else(PoisonError::into_inner);
         tables.read(&FileContent::new(&this.file, meter)?, header)?;
@@ -140,6 +153,28 @@ impl WriteOrder {
         self.all.fetch_add(1, Ordering::SeqCst);
     }
 
+    fn entries(&self) -> MutexGuard<'_, Vec<EntryChange>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the changes of entries that have failed. Until then, the file lacks references to tables
+    /// that the library uses.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn repeat_failed(&self) -> io::Result<()> {
+        let mut entries = self.entries();
+        while let Some(place) = entries.iter().position(|change| change.failed) {
+            let Some(EntryChange { at, bytes, .. }) = entries.get(place) else { break };
+            self.barrier(true)?;
+            let made = self.file.write_all_at(bytes, *at);
+            self.changed(Part::Entry);
+            made?;
+            entries.remove(place);
+        }
+        Ok(())
+    }
+
     /// Makes completed changes durable: all of them, or at least those of data.
     fn barrier(&self, all: bool) -> io::Result<()> {
         // A concurrent caller waits for the flush in progress, which may already cover its changes.
@@ -163,14 +198,29 @@ impl pvio_imagefile::WriteOrdering for WriteOrder {
             Part::Entry => {
                 let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
                 tables.add_references(change, self.cluster_bits);
+                drop(tables);
+                let ready = self.repeat_failed().and_then(|()| self.barrier(true));
+                let (at, bytes, failed) = (change.at, change.bytes(), ready.is_err());
+                self.entries().push(EntryChange { at, bytes, failed });
+                return ready;
             }
         }
         self.barrier(true)
     }
 
-    fn after(&self, at: u64, len: u64) -> io::Result<()> {
+    fn after(&self, at: u64, len: u64, made: bool) -> io::Result<()> {
         let part = self.part(at, len);
         self.changed(part);
+        if part == Part::Entry {
+            let mut entries = self.entries();
+            let begun = |change: &EntryChange| change.at == at && !change.failed;
+            if let Some(place) = entries.iter().position(begun) {
+                match (made, entries.get_mut(place)) {
+                    (false, Some(change)) => change.failed = true,
+                    _ => drop(entries.remove(place)),
+                }
+            }
+        }
         if part != Part::Header {
             return Ok(());
         }
@@ -299,11 +349,11 @@ mod tests {
         let synced = || *order.synced.lock().unwrap();
         // Data, then the table.
         order.before(&zeroes(6 << 12, 4096)).unwrap();
-        order.after(6 << 12, 4096).unwrap();
+        order.after(6 << 12, 4096, true).unwrap();
         assert_eq!(synced(), (0, 0));
         order.before(&zeroes(5 << 12, 4096)).unwrap();
         assert_eq!(synced(), (1, 1));
-        order.after(5 << 12, 4096).unwrap();
+        order.after(5 << 12, 4096, true).unwrap();
         // No data was written since.
         order.before(&zeroes(5 << 12, 4096)).unwrap();
         assert_eq!(synced(), (1, 1));
@@ -312,7 +362,7 @@ mod tests {
         let vector = entry.as_slice().into();
         order.before(&Change::of(2 << 12, &vector)).unwrap();
         assert_eq!(synced(), (2, 1));
-        order.after(2 << 12, 8).unwrap();
+        order.after(2 << 12, 8, true).unwrap();
         order.sync().unwrap();
         assert_eq!(synced(), (3, 2));
         // A hole counts as a change of data.
@@ -321,8 +371,32 @@ mod tests {
         assert_eq!(synced(), (4, 3));
         // The header is durable before anything else is written.
         order.before(&zeroes(80, 8)).unwrap();
-        order.after(80, 8).unwrap();
+        order.after(80, 8, true).unwrap();
         assert_eq!(synced(), (5, 4));
+    }
+
+    #[test]
+    fn failed_change_of_entries_is_made_before_any_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let order = order(dir.path());
+        let entry = |cluster: u64| (cluster << 12 | 1 << 63).to_be_bytes();
+        let read = |at: u64| {
+            let mut bytes = [0; 8];
+            order.file.read_exact_at(&mut bytes, at).unwrap();
+            bytes
+        };
+        let (first, second) = (entry(8), entry(9));
+        order.before(&Change::of(2 << 12, &first.as_slice().into())).unwrap();
+        order.after(2 << 12, 8, false).unwrap();
+        assert_ne!(read(2 << 12), first);
+        // The library writes the next entry, and not the first one.
+        order.before(&Change::of((2 << 12) + 8, &second.as_slice().into())).unwrap();
+        assert_eq!(read(2 << 12), first);
+        assert_eq!(order.entries().len(), 1, "the one being made");
+        order.after((2 << 12) + 8, 8, true).unwrap();
+        order.repeat_failed().unwrap();
+        assert!(order.entries().is_empty());
+        assert_ne!(read((2 << 12) + 8), second, "a change that was made is not repeated");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! is made until the new tables are durable.
 
 use super::super::file::Access;
-use super::super::library::{Library, LibraryImage, flush};
+use super::super::library::{Library, LibraryImage};
 use super::super::metadata::{ContentError, Meter};
 use super::super::{Format, ImageError};
 use super::chain::Layer;
@@ -19,12 +19,16 @@ use super::changes::TableChanges;
 use super::header::Header;
 use super::write_order::WriteOrder;
 use super::{open_layer, refcounts};
-use crate::engine::FlushState;
 use crate::engine::store::Store;
+use crate::engine::{EngineError, FlushState};
 use alloc::sync::Arc;
 use imago::ShallowMapping;
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const ENOSPC: i32 = 28;
+const EDQUOT: i32 = 122;
 
 /// An image that is open for writing, and marked as not closed (version 2 has no such mark).
 pub(super) struct Writer {
@@ -32,6 +36,8 @@ pub(super) struct Writer {
     library: Library,
     order: Arc<WriteOrder>,
     changes: TableChanges,
+    /// Whether compressed clusters may have been freed, and the new tables are not durable.
+    unsynced: AtomicBool,
     mark: Option<Mark>,
     cluster: u64,
 }
@@ -73,7 +79,14 @@ impl Writer {
             refcounts::set_dirty(&file, features, true).map_err(other)?;
             mark = Some(Mark { file, features, closed: false });
         }
-        Ok(Self { library, order, changes: TableChanges::default(), mark, cluster })
+        Ok(Self {
+            library,
+            order,
+            changes: TableChanges::default(),
+            unsynced: AtomicBool::new(false),
+            mark,
+            cluster,
+        })
     }
 
     /// Checks the tables that are only read when an image is opened for writing.
@@ -98,8 +111,8 @@ impl Writer {
     /// their own use no space; with `must`, the image's metadata is changed to make them read as
     /// zeroes.
     fn clear(&self, at: u64, len: u64, must: bool) -> io::Result<()> {
-        let mut compressed = false;
-        self.library.shared(|image| {
+        let compressed = self.shared(|image| {
+            let mut compressed = false;
             each(image, at, len, |at, len, mapping| match mapping {
                 ShallowMapping::Raw { offset, writable: true, .. } => self.order.punch(offset, len),
                 ShallowMapping::Zero { .. } => Ok(()),
@@ -109,22 +122,73 @@ impl Writer {
                 }
                 _ if must => {
                     let zero = || image.write_zeroes(at, len);
-                    self.changes.write(true, zero, || image.flush())
+                    self.changes.write(true, zero, || self.write_tables(image))
                 }
                 _ => Ok(()),
-            })
+            })?;
+            Ok(compressed)
         })?;
         if !must || !compressed {
             return Ok(());
         }
         self.library.alone(|image| {
+            self.sync_freed(image)?;
             each(image, at, len, |at, len, mapping| match mapping {
                 ShallowMapping::Special { .. } => {
-                    image.write_zeroes(at, len).and_then(|()| flush(image))
+                    self.unsynced.store(true, Ordering::SeqCst);
+                    image.write_zeroes(at, len).and_then(|()| self.sync_freed(image))
                 }
                 _ => Ok(()),
             })
         })
+    }
+
+    /// Calls the library, concurrently with other calls, unless clusters were freed.
+    fn shared<T>(&self, call: impl Fn(&LibraryImage) -> io::Result<T>) -> io::Result<T> {
+        loop {
+            let result =
+                self.library.shared(|image| match self.unsynced.load(Ordering::SeqCst) {
+                    true => Ok(None),
+                    false => call(image).map(Some),
+                })?;
+            if let Some(result) = result {
+                return Ok(result);
+            }
+            self.library.alone(|image| self.sync_freed(image))?;
+        }
+    }
+
+    /// Makes the tables durable if clusters were freed. No other call is made at this time.
+    fn sync_freed(&self, image: &LibraryImage) -> io::Result<()> {
+        if self.unsynced.load(Ordering::SeqCst) {
+            self.write_tables(image)?;
+            image.sync()?;
+            self.unsynced.store(false, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Writes changed tables to the file. An error leaves them in memory, to be written again.
+    fn write_tables(&self, image: &LibraryImage) -> io::Result<()> {
+        self.order.repeat_failed()?;
+        image.flush()?;
+        self.order.repeat_failed()
+    }
+
+    /// Makes all writes durable.
+    fn make_durable(&self) -> io::Result<()> {
+        self.shared(|image| {
+            self.write_tables(image).map_err(repeatable)?;
+            image.sync()
+        })
+    }
+}
+
+/// Marks the error of writing tables if the storage is full: nothing was lost.
+fn repeatable(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(errno @ (ENOSPC | EDQUOT)) => io::Error::other(EngineError::StorageFull(errno)),
+        _ => error,
     }
 }
 
@@ -152,7 +216,7 @@ impl Store for Writer {
     }
 
     fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
-        let compressed = self.library.shared(|image| {
+        let compressed = self.shared(|image| {
             let (mut compressed, mut allocates) = (false, false);
             each(image, at, from.len() as u64, |_, _, mapping| {
                 compressed |= matches!(mapping, ShallowMapping::Special { .. });
@@ -163,22 +227,27 @@ impl Store for Writer {
                 return Ok(true);
             }
             let write = || image.write(from, at);
-            self.changes.write(allocates, write, || image.flush())?;
+            self.changes.write(allocates, write, || self.write_tables(image))?;
             Ok(false)
         })?;
         if !compressed {
             return Ok(());
         }
         self.library.alone(|image| {
+            self.sync_freed(image)?;
             let (mut at, mut from) = (at, from);
             while !from.is_empty() {
                 let n = from.len().min((self.cluster - at % self.cluster) as usize);
                 let (part, rest) = from.split_at(n);
                 let (mapping, _) = image.get_shallow_mapping(at, n as u64)?;
                 let compressed = matches!(mapping, ShallowMapping::Special { .. });
-                image.write(part, at)?;
                 if compressed {
-                    flush(image)?;
+                    self.unsynced.store(true, Ordering::SeqCst);
+                    image.write(part, at)?;
+                    self.sync_freed(image)?;
+                } else {
+                    let write = || image.write(part, at);
+                    self.changes.write(true, write, || self.write_tables(image))?;
                 }
                 (at, from) = (at + n as u64, rest);
             }
@@ -187,7 +256,7 @@ impl Store for Writer {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.library.flush()
+        self.make_durable()
     }
 
     fn flush_state(&self) -> Option<Arc<FlushState>> {
@@ -205,7 +274,7 @@ impl Store for Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let closed = self.library.close();
+        let closed = self.library.close(|| self.make_durable());
         if let Some(mark) = &mut self.mark {
             mark.closed = closed;
         }

@@ -18,7 +18,7 @@ pub use share::{SharedLimit, Throttles};
 use crate::engine::clock::{Clock, sooner};
 use crate::engine::lists::SpareLists;
 use crate::engine::wait::WaitEngine;
-use crate::engine::{BlockEngine, Done, Full, Geometry, Io, Segments};
+use crate::engine::{BlockEngine, Done, Full, Geometry, Io, Pauses, Segments};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use limits::Lane;
@@ -161,6 +161,10 @@ impl<B, E: WaitEngine<B>, C: Clock> BlockEngine<B> for Throttle<B, E, C> {
             .next
             .map(|(then, wait)| wait.saturating_sub(self.clock.now().saturating_sub(then)));
         sooner(own, self.engine.deadline())
+    }
+
+    fn pauses(&self) -> Pauses {
+        self.engine.pauses()
     }
 
     fn reap(&mut self, done: &mut Done<'_, B>) {
