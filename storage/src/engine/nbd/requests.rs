@@ -7,6 +7,7 @@ use crate::engine::offload::Job;
 use crate::engine::{EngineError, Io};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
+use rangemap::RangeSet;
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -37,7 +38,6 @@ struct Active {
     error: Option<EngineError>,
 }
 
-#[derive(Clone, Copy)]
 struct Part {
     job: usize,
     command: u16,
@@ -45,8 +45,8 @@ struct Part {
     len: u32,
     /// Offset of the data in the job's buffer; `None` for zeroes and for requests without data.
     data: Option<usize>,
-    /// Received bytes of a read.
-    filled: u32,
+    /// What was received of a read's data, or is announced by the chunk that is being received.
+    received: RangeSet<u32>,
     error: Option<EngineError>,
 }
 
@@ -62,6 +62,9 @@ enum Reading {
         done: bool,
     },
 }
+
+/// A range exceeds its request.
+const TOO_MUCH: Lost = Lost("it sends more data than requested");
 
 /// The server violated the protocol or announced its shutdown: the connection is no longer usable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,7 +134,7 @@ impl Requests {
                 offset: offset + done,
                 len: n as u32,
                 data: moves_data.then_some(done as usize),
-                filled: 0,
+                received: RangeSet::new(),
                 error: None,
             };
             let cookie = self.next;
@@ -151,7 +154,7 @@ impl Requests {
         self.out.clear();
         self.unsent.clear();
         for (_, mut part) in core::mem::take(&mut self.parts) {
-            (part.filled, part.error) = (0, None);
+            (part.received, part.error) = (RangeSet::new(), None);
             let cookie = self.next;
             self.next += 1;
             self.parts.insert(cookie, part);
@@ -301,34 +304,23 @@ impl Requests {
     fn expect(&mut self, cookie: u64, into: u64, len: Option<u32>, done: bool) -> Result<(), Lost> {
         let part = self.part(cookie)?;
         let len = len.unwrap_or(part.len);
-        if !part.contains(into, len) {
-            return Err(Lost("it sends more data than requested"));
-        }
-        // The sum cannot overflow: the buffer is in memory.
-        let at = part.data.unwrap_or_default() + into as usize;
+        let at = part.receive(into, len)?;
         self.reading = Reading::Data { cookie, at, left: len as usize, done };
         Ok(())
     }
 
     fn put(&mut self, cookie: u64, at: usize, bytes: &[u8]) -> Result<(), Lost> {
-        let part = self.part(cookie)?;
-        part.filled = part.filled.saturating_add(bytes.len() as u32);
-        let job = part.job;
+        let job = self.part(cookie)?.job;
         let job = self.jobs.get_mut(job).and_then(Option::as_mut);
         let room = job.and_then(|active| active.job.data.get_mut(at..at + bytes.len()));
-        room.ok_or(Lost("it sends more data than requested"))?.copy_from_slice(bytes);
+        room.ok_or(TOO_MUCH)?.copy_from_slice(bytes);
         Ok(())
     }
 
     fn hole(&mut self, cookie: u64, offset: u64, len: u32) -> Result<(), Lost> {
-        const TOO_MUCH: Lost = Lost("it sends more data than requested");
         let part = self.part(cookie)?;
         let into = offset.checked_sub(part.offset).ok_or(TOO_MUCH)?;
-        if !part.contains(into, len) {
-            return Err(TOO_MUCH);
-        }
-        part.filled = part.filled.saturating_add(len);
-        let (job, at) = (part.job, part.data.unwrap_or_default() + into as usize);
+        let (job, at) = (part.job, part.receive(into, len)?);
         let job = self.jobs.get_mut(job).and_then(Option::as_mut);
         let room = job.and_then(|active| active.job.data.get_mut(at..at + len as usize));
         room.ok_or(TOO_MUCH)?.fill(0);
@@ -338,7 +330,7 @@ impl Requests {
     /// Completes a part and, with the last part, its job.
     fn complete_part(&mut self, cookie: u64) -> Result<(), Lost> {
         let part = self.parts.remove(&cookie).ok_or(Lost("it sends a reply without a request"))?;
-        if part.command == cmd::READ && part.error.is_none() && part.filled != part.len {
+        if part.command == cmd::READ && part.error.is_none() && !part.is_received() {
             self.parts.insert(cookie, part);
             return Err(Lost("it sends less data than requested"));
         }
@@ -357,10 +349,27 @@ impl Requests {
 }
 
 impl Part {
-    /// Returns whether `len` bytes at distance `into` are a part of its data. The server chooses
-    /// both.
-    fn contains(&self, into: u64, len: u32) -> bool {
-        into.checked_add(len.into()).is_some_and(|end| end <= self.len.into())
+    /// Notes that `len` bytes at distance `into` of its data are received next. Returns their offset
+    /// in the job's buffer. The server chooses both values; the protocol permits any order of the
+    /// ranges, but none that overlap.
+    fn receive(&mut self, into: u64, len: u32) -> Result<usize, Lost> {
+        let end = into.checked_add(len.into()).filter(|end| *end <= self.len.into());
+        let (Ok(begin), Some(end)) = (u32::try_from(into), end) else { return Err(TOO_MUCH) };
+        let range = begin..end as u32;
+        if range.is_empty() {
+            return Err(Lost("it sends an invalid chunk"));
+        }
+        if self.received.overlaps(&range) {
+            return Err(Lost("it sends the same data twice"));
+        }
+        self.received.insert(range);
+        // The sum cannot overflow: the buffer is in memory.
+        Ok(self.data.unwrap_or_default() + begin as usize)
+    }
+
+    /// Returns whether all data of a read was received.
+    fn is_received(&self) -> bool {
+        self.received.gaps(&(0..self.len)).next().is_none()
     }
 }
 

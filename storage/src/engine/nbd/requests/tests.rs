@@ -160,6 +160,41 @@ fn reply_whose_range_overflows_loses_connection() {
 }
 
 #[test]
+fn range_that_is_sent_twice_loses_connection() {
+    // Both chunks together are as long as the read, but a part of its buffer has no data.
+    let data = |at: u64| [&at.to_be_bytes()[..], &[1; 4096]].concat();
+    let hole = |at: u64| [&at.to_be_bytes()[..], &4096_u32.to_be_bytes()].concat();
+    for (first, second) in [
+        ((chunk::OFFSET_DATA, data(0)), (chunk::OFFSET_DATA, data(0))),
+        ((chunk::OFFSET_DATA, data(0)), (chunk::OFFSET_DATA, data(4095))),
+        ((chunk::OFFSET_DATA, data(4096)), (chunk::OFFSET_DATA, data(1))),
+        ((chunk::OFFSET_HOLE, hole(0)), (chunk::OFFSET_DATA, data(0))),
+        ((chunk::OFFSET_DATA, data(2048)), (chunk::OFFSET_HOLE, hole(0))),
+        ((chunk::OFFSET_HOLE, hole(4096)), (chunk::OFFSET_HOLE, hole(4096))),
+    ] {
+        let mut rig = Rig::new(EXPORT, &[(Io::Read { sector: 0 }, 8192)]);
+        let cookie = rig.sent()[0].1;
+        rig.requests.incoming(&chunk(0, first.0, cookie, &first.1)).unwrap();
+        let lost = Lost("it sends the same data twice");
+        let reply = chunk(chunk::DONE, second.0, cookie, &second.1);
+        assert_eq!(rig.requests.incoming(&reply), Err(lost));
+        assert!(rig.done().is_empty());
+        rig.requests.fail(EngineError::Os(5));
+    }
+}
+
+#[test]
+fn read_without_all_of_its_data_loses_connection() {
+    let mut rig = Rig::new(EXPORT, &[(Io::Read { sector: 0 }, 8192)]);
+    let cookie = rig.sent()[0].1;
+    let data = [&1_u64.to_be_bytes()[..], &[1; 8191]].concat();
+    let reply = chunk(chunk::DONE, chunk::OFFSET_DATA, cookie, &data);
+    assert_eq!(rig.requests.incoming(&reply), Err(Lost("it sends less data than requested")));
+    assert!(rig.done().is_empty());
+    rig.requests.fail(EngineError::Os(5));
+}
+
+#[test]
 fn reconnect_resends_only_requests_without_reply_in_order() {
     let ios = [
         (Io::Write { sector: 0 }, 4096),
