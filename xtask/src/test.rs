@@ -3,6 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`steps`] | steps that consist of one cargo command |
+//! | [`units`] | the unit and integration tests, several programs at a time |
 //! | [`examples`] | runs the examples of the libraries |
 //! | [`package`] | checks that the crates can be published |
 //! | [`policy`] | licences and sources of dependencies; compatibility with the last release |
@@ -21,6 +22,7 @@ mod policy;
 mod quick;
 mod steps;
 mod tally;
+mod units;
 
 pub use layers::write_tables;
 
@@ -94,7 +96,7 @@ impl Step {
         match self {
             Self::Fmt => steps::fmt(),
             Self::Clippy => steps::clippy(),
-            Self::Unit => steps::unit(),
+            Self::Unit => units::unit(),
             Self::Doc => steps::doc(),
             Self::Nostd => nostd::run(),
             Self::Loom => steps::loom(),

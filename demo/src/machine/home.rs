@@ -93,11 +93,12 @@ pub struct Sweep {
 
 impl Sweep {
     /// Removes the files. The hypervisor removes its sockets itself, except when the process exits
-    /// immediately.
+    /// immediately; the driver domain removes its own, except when it is killed.
     pub fn now(&self, with_sockets: bool) {
         let remove = |name: &str| drop(self.dir.remove(name));
+        remove(pvio_daemon::control::NAME);
         if with_sockets {
-            ["hypervisor.sock", "xenstore.sock", "control.sock"].into_iter().for_each(remove);
+            ["hypervisor.sock", "xenstore.sock"].into_iter().for_each(remove);
         }
         if self.is_temporary.load(Ordering::Acquire) {
             ["driver.log", "guest.log", "check.log", "demo.img"].into_iter().for_each(remove);
@@ -113,5 +114,24 @@ impl Sweep {
 impl Drop for Home {
     fn drop(&mut self) {
         self.sweep().now(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn socket_of_killed_driver_domain_is_removed_and_logs_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let (home, hypervisor) = Home::claim(Some(dir.path()), "test").unwrap();
+        for name in ["control.sock", "driver.log"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        drop(hypervisor);
+        drop(home);
+        let left = std::fs::read_dir(dir.path()).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["driver.log"]);
     }
 }

@@ -6,13 +6,10 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{Report, examples, tally};
-use crate::{exec, samples};
+use crate::exec;
 
 /// Timeout of a step, for tests that hang; on two cores no step takes half of it.
-const DEADLINE: Duration = Duration::from_secs(20 * 60);
-
-/// The test that replaces the model in builds without loom; [`loom`] builds and runs the model.
-const LOOM_NOT_BUILT: &str = "model_checking_was_not_built";
+pub const DEADLINE: Duration = Duration::from_secs(20 * 60);
 
 /// Runs `cargo fmt --check`; one example and the fuzz targets are not part of the workspace.
 pub fn fmt() -> Result<Report> {
@@ -53,18 +50,6 @@ pub fn units_of(packages: &[String]) -> Result<Report> {
     let mut test = exec::cargo();
     test.args(["test", "--all-features", "--lib", "--bins", "--no-fail-fast"]);
     tests(test.args(packages.iter().flat_map(|name| ["--package", name])), &[])
-}
-
-/// Runs all unit and integration tests of the workspace.
-pub fn unit() -> Result<Report> {
-    let mut test = exec::cargo();
-    test.args(["test", "--workspace", "--all-features", "--lib", "--bins", "--tests"]);
-    match samples::fetch() {
-        Ok(dir) => drop(test.env("PVIO_QEMU_SAMPLES", dir)),
-        // The test that needs the images reports that it was skipped.
-        Err(error) => println!("    QEMU's sample images: {error:#}"),
-    }
-    tests(test.args(["--examples", "--no-fail-fast"]), &["--skip", LOOM_NOT_BUILT])
 }
 
 /// Builds the documentation, runs its examples and those of the libraries.
@@ -114,7 +99,7 @@ pub fn kills() -> Result<Report> {
 }
 
 /// Runs a command that counts as one test.
-fn plain(command: &mut Command) -> Result<Report> {
+pub fn plain(command: &mut Command) -> Result<Report> {
     let ran = exec::run(command, DEADLINE)?;
     if ran.status.success() {
         return Ok(Report::passed());
@@ -124,19 +109,26 @@ fn plain(command: &mut Command) -> Result<Report> {
 
 /// Runs a `cargo test` whose tests are counted individually.
 fn tests(command: &mut Command, more: &[&str]) -> Result<Report> {
-    let ran = exec::run(command.args(["--", "--show-output"]).args(more), DEADLINE)?;
+    let mut report = counted(command.args(["--", "--show-output"]).args(more))?;
+    if report.counts.passed + report.counts.failed == 0 {
+        report.counts.failed = 1;
+        report.trouble += "no test passed: that is no success\n";
+    }
+    Ok(report)
+}
+
+/// Runs a command that prints the results of tests as their harness does.
+pub fn counted(command: &mut Command) -> Result<Report> {
+    let ran = exec::run(command, DEADLINE)?;
     let tally = tally::read(&ran.output);
     let mut report = Report { counts: tally.counts, notes: tally.skipped, ..Report::default() };
     if !ran.status.success() {
         // A build error or a crash of a test program is not in the counts of the output.
         report.counts.failed = report.counts.failed.max(1);
-    } else if report.counts.passed == 0 {
-        report.counts.failed = 1;
-        report.trouble = "no test passed: that is no success\n".to_owned();
     }
     if report.counts.failed > 0 {
         let output = tally::without_successes(&ran.output);
-        report.trouble += &format!("{}: {}\n{output}", exec::shown(command), ran.status);
+        report.trouble = format!("{}: {}\n{output}", exec::shown(command), ran.status);
     }
     Ok(report)
 }
