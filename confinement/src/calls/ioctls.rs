@@ -65,4 +65,5 @@ pub const NIC: &[u32] = &[
 
 /// Requests of the image helper. Whether a block device can discard is found out by a discard with an
 /// invalid range. Only the disk's own image is open for writing.
-pub const IMAGE_HELPER: &[u32] = &[BLKGETSIZE64, BLKSSZGET, BLKPBSZGET, BLKDISCARD, BLKSECDISCARD];
+pub const IMAGE_HELPER: &[u32] =
+    &[BLKGETSIZE64, BLKSSZGET, BLKPBSZGET, BLKDISCARD, BLKSECDISCARD, FIONBIO];

@@ -128,8 +128,8 @@ pub const CALLS: &[Call] = calls! {
     fallocate SYS_fallocate Any, DISK, "discard, write zeroes, growing an image";
     ftruncate SYS_ftruncate Any, DISK, "growing an image";
     eventfd2 SYS_eventfd2 Any, DISK, "flushing an image format: its completion";
-    setsockopt SYS_setsockopt Both((1, SOL_SOCKET), (2, TIMEOUTS)), DISK, "NBD: handshake";
-    setsockopt SYS_setsockopt Both((1, TCP), (2, NODELAY)), DISK, "NBD: handshake";
+    setsockopt SYS_setsockopt Both((1, SOL_SOCKET), (2, TIMEOUTS)), FILES, "NBD: handshake";
+    setsockopt SYS_setsockopt Both((1, TCP), (2, NODELAY)), FILES, "NBD: handshake";
     getsockopt SYS_getsockopt Both((1, SOL_SOCKET), (2, SO_ERROR)), DISK, "NBD: lost connection";
 
     // Recording and replaying packets: files that were handed over.

@@ -9,7 +9,7 @@ use pvio_blkback::{Config, Stats};
 use pvio_event_channel::DevicePlatform;
 use pvio_recordfile::RecordFile;
 use pvio_storage::host::{ImageQueues, ImageServer, definition};
-use pvio_storage::image::{Disk, DiskOptions, Spec};
+use pvio_storage::image::{Disk, DiskOptions};
 use pvio_xenbus::driver::Fault;
 use pvio_xenbus::handshake::common::DeviceAddr;
 use pvio_xenbus::handshake::vbd::ToolstackBack;
@@ -90,16 +90,6 @@ impl<P> DiskServer<P> {
 
 /// Returns what a disk shares with this process, so that it cannot be served by another one.
 fn shared(disk: &Disk) -> Option<&'static str> {
-    fn connects(spec: &Spec) -> bool {
-        match spec {
-            Spec::Nbd(_) => true,
-            Spec::Overlay(below) => connects(below),
-            _ => false,
-        }
-    }
-    if connects(&disk.storage_spec()) {
-        return Some("it connects to a server again when the connection is lost");
-    }
     if disk.options.group.is_some() {
         return Some("it shares the limits of a group");
     }

@@ -214,7 +214,8 @@ impl Image {
             let path = disk.spec.path().unwrap_or(Path::new("")).into();
             return Err(ImageError::Changed { path, what: "its geometry is another one" });
         }
-        Ok(Self { _handed: Some(files), ..image })
+        // Its connection has an owner, which closes it when it is lost.
+        Ok(Self { _handed: Some(files.lasting()), ..image })
     }
 
     fn open_as_from(disk: &Disk, files: &dyn DiskFiles) -> Result<Self, ImageError> {

@@ -6,7 +6,7 @@ use super::overlay::Overlay;
 use super::provider::{DiskFiles, ImageFiles};
 use super::storage::{Opened, Storage};
 use super::{Format, ImageOptions, Spec, qcow2, raw, vhd, vmdk};
-use crate::engine::nbd::{Export, NbdOptions, Network, negotiate};
+use crate::engine::nbd::{Dial, Export, NbdOptions, negotiate};
 use crate::engine::ram::RamDisk;
 use crate::engine::{Discard, Geometry};
 use alloc::format;
@@ -58,6 +58,7 @@ pub(super) fn resolve(
     spec: &Spec,
     options: ImageOptions,
     files: &dyn ImageFiles,
+    dial: &dyn Dial,
     meter: &Meter,
 ) -> Result<Found, ImageError> {
     let store = |geometry| Found { geometry, is_file: false, server: None };
@@ -78,12 +79,12 @@ pub(super) fn resolve(
         }
         Spec::Ram { bytes } => store(RamDisk::geometry_of(*bytes, options.read_only)),
         Spec::Nbd(nbd) => {
-            let (stream, export) = negotiate(nbd, nbd_options(options), &Network)?;
+            let (stream, export) = negotiate(nbd, nbd_options(options), dial)?;
             let server = Some((stream.into(), export));
             Found { server, ..store(export.geometry(options.read_only)) }
         }
         Spec::Overlay(below) => {
-            let found = resolve(below, ImageOptions::BELOW_OVERLAY, files, meter)?;
+            let found = resolve(below, ImageOptions::BELOW_OVERLAY, files, dial, meter)?;
             Found { geometry: overlaid(found.geometry, options), is_file: false, ..found }
         }
     })

@@ -224,6 +224,16 @@ impl Spec {
         }
     }
 
+    /// Returns the server, if the disk has one.
+    #[must_use]
+    pub fn server(&self) -> Option<&NbdSpec> {
+        match self {
+            Self::Nbd(spec) => Some(spec),
+            Self::Overlay(below) => below.server(),
+            Self::File { .. } | Self::Ram { .. } => None,
+        }
+    }
+
     /// Makes the path of the file absolute.
     ///
     /// # Errors

@@ -6,11 +6,12 @@ use crate::resolved;
 use crate::support::{has, text};
 use pvio_storage::engine::nbd::{Dial, Network};
 use pvio_storage::image::spec::{NbdServer, Spec};
-use pvio_storage::image::{Disk, HandedRecord};
+use pvio_storage::image::{Disk, HandedFiles, HandedRecord, Image, resolve};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A server of one disk for one client at a time.
@@ -81,4 +82,33 @@ fn nbd_disk_is_served_over_handed_connection() {
     let disk: Disk = format!("[ro]nbd+unix:///disk?socket={}", text(&socket)).parse().unwrap();
     // The server accepts one client: the connection is the same.
     assert!(crate::formats::served(&disk).before == vec![9; 2 << 20]);
+}
+
+#[test]
+fn connection_of_supervisor_is_used_for_handshake_and_not_by_successor() {
+    if !has("qemu-nbd", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (image, socket) = (dir.path().join("a.img"), dir.path().join("s"));
+    let data = vec![7; 2 << 20];
+    std::fs::write(&image, &data).unwrap();
+    let server = Server::start(&socket, &image);
+    let disk: Disk = format!("[ro]nbd+unix:///disk?socket={}", text(&socket)).parse().unwrap();
+    let named = HandedFiles::open_named(&disk).unwrap().connected(&disk, &Network).unwrap();
+    assert_eq!(named.records(), [HandedRecord::Connection]);
+    // The helper cannot connect: there is nothing at this path any more.
+    std::fs::remove_file(&socket).unwrap();
+    let resolved = resolve(&disk, &named).unwrap();
+    let export = resolved.files.export();
+    assert_eq!(export.unwrap().size, 2 << 20);
+    let lasting = named.with(resolved.files).lasting();
+    assert!(lasting.records().is_empty());
+    assert_eq!(lasting.export(), export);
+    drop(server);
+
+    let _server = Server::start(&socket, &image);
+    let successor = HandedFiles::default().exporting(export).redialing(Arc::new(Network));
+    let opened = Image::open_handed(&disk, successor, &resolved.geometry).unwrap();
+    assert_eq!(crate::confined::read_all(&mut opened.engine(4).unwrap()), data);
 }

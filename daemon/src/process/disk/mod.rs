@@ -3,9 +3,11 @@
 //! | module | contents |
 //! |---|---|
 //! | `remote` | [`RemoteDisk`]: the supervisor's side; opens the image and starts the process |
+//! | `dial` | connections to the server of a disk |
 //! | `plan` | what a process of a session is started with |
 //! | `process` | the process |
 
+mod dial;
 mod plan;
 mod process;
 mod remote;
@@ -56,6 +58,9 @@ pub enum DiskChange {
     Resize(u64),
     /// Requests must not be left to a later process.
     Abandoned,
+    /// The answer to a request for a connection to the server: the descriptor beside this message,
+    /// or the reason why there is none.
+    Connection(Option<String>),
 }
 
 /// What identifies a session, and what a supervisor needs that did not start it.

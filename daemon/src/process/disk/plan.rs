@@ -9,6 +9,7 @@ use pvio_blkback::session::{SessionSpec, record_name};
 use pvio_confinement::ProcessKind;
 use pvio_event_channel::{DeviceDescriptors, DevicePlatform, DeviceScope, Port};
 use pvio_recordfile::{CounterFile, RecordError, RecordStore};
+use pvio_storage::engine::nbd::Network;
 use pvio_storage::host::{TraceFile, UNMAPPING, fence_name};
 use pvio_storage::image::{Disk, DiskDescription, DiskOptions, HandedFiles, Spec};
 use pvio_xenbus::driver::Fault;
@@ -45,7 +46,7 @@ pub struct OpenFiles {
 
 impl OpenFiles {
     /// Opens the files of a disk: those that the operator names here, the others by a confined
-    /// helper. Blocks.
+    /// helper. Connects to its server, with which the helper speaks. Blocks.
     ///
     /// # Errors
     /// Any of opening an image.
@@ -53,12 +54,12 @@ impl OpenFiles {
         environment: &Environment,
         disk: Disk,
     ) -> Result<Self, pvio_storage::host::OpenFailure> {
-        let named = HandedFiles::open_named(&disk)?;
+        let named = HandedFiles::open_named(&disk)?.connected(&disk, &Network)?;
         let program = environment.program.with_command(helper::COMMAND);
         let resolved = helper::resolve_confined(&program, &environment.confinement, &disk, &named)?;
         let geometry = resolved.geometry;
-        let files = named.with(resolved.files);
-        let image = DiskDescription { geometry, files: Vec::new() };
+        let files = named.lasting().with(resolved.files);
+        let image = DiskDescription { geometry, files: Vec::new(), export: files.export() };
         Ok(Self { disk, image, files: Some(files) })
     }
 
@@ -99,6 +100,8 @@ pub(super) struct PlanState {
     pub flush_failed: bool,
     /// Changes that the process does not know.
     pub changed: Vec<DiskChange>,
+    /// The connection of [`DiskChange::Connection`].
+    pub connection: Option<OwnedFd>,
 }
 
 impl<P> DiskPlan<P> {
@@ -128,6 +131,8 @@ where
     fn settings(&self) -> Vec<DiskChange> {
         let mut state = self.state();
         state.changed.clear();
+        // An earlier process asked for it.
+        state.connection = None;
         vec![
             DiskChange::Options(Box::new(state.options.clone())),
             DiskChange::Resize(state.sectors),
@@ -136,6 +141,13 @@ where
 
     fn changed(&self) -> Vec<DiskChange> {
         std::mem::take(&mut self.state().changed)
+    }
+
+    fn descriptors(&self, change: &DiskChange) -> Vec<OwnedFd> {
+        match change {
+            DiskChange::Connection(_) => self.state().connection.take().into_iter().collect(),
+            _ => Vec::new(),
+        }
     }
 
     fn drained(&self) {
@@ -151,7 +163,9 @@ where
         io: Option<Duration>,
     ) -> Result<Launch<Self::Serve>, Fault> {
         let mut open = self.state().open.clone();
-        if open.files.is_none() {
+        // A process without a connection to its server asks for one.
+        let needs_files = open.image.export.is_none() || open.is_volatile();
+        if open.files.is_none() && needs_files {
             open = OpenFiles::open(&self.environment, open.disk).map_err(|failed| failed.fault)?;
             self.state().open = open.clone();
         }
@@ -199,7 +213,13 @@ where
         descriptors.extend(fds.into_iter().map(|fd| (Descriptor::Platform, fd)));
         let files = open.files.unwrap_or_default();
         // Replies to an earlier process arrive on its connections.
-        let files = if start == Start::New { files } else { files.lasting() };
+        let files = if start == Start::New {
+            // A connection is closed when the process closes it.
+            self.state().open.files = Some(files.lasting());
+            files
+        } else {
+            files.lasting()
+        };
         for (record, fd) in files.records().into_iter().zip(files.descriptors()) {
             descriptors.push((Descriptor::Image(record), copy(&fd)?));
         }

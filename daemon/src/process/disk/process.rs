@@ -3,6 +3,7 @@
 use super::super::channel::Channel;
 use super::super::device::{Control, Received};
 use super::super::messages::{Descriptor, FromDevice, Start};
+use super::dial::SupervisorDial;
 use super::{DiskChange, DiskIdentity, DiskServe};
 use crate::failure::Failure;
 use crate::stop::Wakeup;
@@ -34,6 +35,7 @@ struct Serving<P: DevicePlatform<Channel: AsFd> + Send + 'static> {
     session: DiskSession<P>,
     disk: Arc<OpenDisk>,
     flush_state: Arc<FlushState>,
+    dial: Arc<SupervisorDial>,
     identity: DiskIdentity,
     counters: (OwnedFd, CounterFile),
     /// The connection to a hypervisor that is a process.
@@ -71,8 +73,13 @@ where
                 Received::Change(DiskChange::Options(options)) => serving.disk.refresh(&options),
                 Received::Change(DiskChange::Resize(sectors)) => serving.session.resize(sectors),
                 Received::Change(DiskChange::Abandoned) => serving.disk.abandon(),
+                Received::Change(DiskChange::Connection(error)) => {
+                    let missing = || io::Error::other(error.unwrap_or_default());
+                    serving.dial.answer(control.take_descriptors().pop().ok_or_else(missing));
+                }
                 Received::Stop => stopping = true,
                 Received::NewSupervisor => {
+                    serving.dial.set_unsent();
                     (ready, flush_failed, paused) = (false, false, false);
                     control.hello(Some(serving.identity.clone()), &[serving.counters.0.as_fd()]);
                 }
@@ -109,6 +116,9 @@ where
         let now = serving.disk.image().pauses().is_paused();
         if now != std::mem::replace(&mut paused, now) {
             control.send::<DiskIdentity>(&FromDevice::Paused(now));
+        }
+        if serving.dial.take_request() {
+            control.send::<DiskIdentity>(&FromDevice::Redial);
         }
         control.wait_also_for(&wakeup, serving.hypervisor.as_ref().map(AsFd::as_fd))?;
         if serving.hypervisor.as_ref().is_some_and(has_ended) {
@@ -156,6 +166,8 @@ where
     let platform = platform.map_err(|e| Fault::of("device-platform", &e))?;
     let (records, files) = std::mem::take(&mut found.image).into_iter().unzip();
     let files = HandedFiles::new(records, files).map_err(failed)?;
+    let dial = Arc::new(SupervisorDial::new(wakeup.clone()));
+    let files = files.exporting(serve.image.export).redialing(Arc::<SupervisorDial>::clone(&dial));
     let image = Image::open_handed(&serve.disk, files, &serve.image.geometry);
     let image = image.map_err(|e| Fault::of(e.code(), &e))?;
     let trace = match (serve.trace, found.trace.take()) {
@@ -225,6 +237,7 @@ where
         session,
         disk,
         flush_state,
+        dial,
         identity,
         counters: (counters, published),
         hypervisor,

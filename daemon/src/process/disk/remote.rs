@@ -4,6 +4,7 @@ use super::super::found::Search;
 use super::super::messages::{FromDevice, Start};
 use super::super::status::ProcessStatus;
 use super::super::supervised::{Environment, Message, Supervised};
+use super::dial::Dialing;
 use super::plan::{DiskPlan, OpenFiles, PlanState};
 use super::{DiskChange, DiskIdentity};
 use pvio_blkback::engine::Geometry;
@@ -70,6 +71,8 @@ pub struct RemoteDisk<P> {
     flush_failed: bool,
     paused: bool,
     process: ProcessStatus,
+    /// A connection to its server that the process asked for.
+    dialing: Dialing,
 }
 
 impl<P: Send + Sync + 'static> RemoteDisk<P> {
@@ -97,6 +100,7 @@ impl<P: Send + Sync + 'static> RemoteDisk<P> {
             flush_failed: false,
             paused: false,
             process: ProcessStatus::default(),
+            dialing: Dialing::default(),
         }
     }
 
@@ -191,6 +195,14 @@ impl<P: Send + Sync + 'static> RemoteDisk<P> {
             return Err(io::ErrorKind::NotFound.into());
         };
         Ok((file.try_clone()?, counters.clone()))
+    }
+
+    /// Connects to the server of the disk, for its process.
+    fn redial(&mut self) {
+        let spec = self.open.as_ref().map(|open| open.disk.storage_spec());
+        if let Some(spec) = spec.as_ref().and_then(Spec::server) {
+            self.dialing.begin(spec.server.clone(), Arc::clone(&self.wake));
+        }
     }
 
     fn is_raw(&self) -> bool {
@@ -344,6 +356,10 @@ where
         let Some(open) = self.open.clone() else {
             return Err(Fault::new("image-missing", "no image is open"));
         };
+        if let Some(files) = self.open.as_mut().and_then(|open| open.files.as_mut()) {
+            // The process owns the connection to the server.
+            *files = files.lasting();
+        }
         let failed = |e: io::Error| {
             Fault::new("device-process", format!("the counters' memory cannot be created: {e}"))
         };
@@ -369,6 +385,7 @@ where
                 unmapping: Duration::ZERO,
                 flush_failed: self.flush_failed,
                 changed: Vec::new(),
+                connection: None,
             }),
         });
         self.plan = Some(Arc::clone(&plan));
@@ -392,7 +409,7 @@ where
     }
 
     fn ready(&mut self, session: &mut Self::Session) -> Result<Poll<()>, Fault> {
-        let device = self.device();
+        let (device, mut redial) = (self.device(), false);
         let (flush_failed, process) = (&mut self.flush_failed, &mut self.process);
         let paused = &mut self.paused;
         let polled = session.poll(&mut |message: Message<DiskPlan<P>>| match message {
@@ -403,8 +420,20 @@ where
                 *paused = false;
                 process.set_applied(&device, applied);
             }
+            FromDevice::Redial => redial = true,
             _ => {}
         });
+        if redial {
+            self.redial();
+        }
+        if let Some(outcome) = self.dialing.poll() {
+            let mut state = session.session().state();
+            let error = outcome.as_ref().err().map(io::Error::to_string);
+            state.connection = outcome.ok();
+            state.changed.push(DiskChange::Connection(error));
+            // It is sent in the next step.
+            (self.wake)();
+        }
         self.process.set_process(session.pid(), session.replaced());
         polled
     }

@@ -69,31 +69,33 @@ impl NbdLink {
         dial: Arc<dyn Dial>,
     ) -> Result<Self, NbdError> {
         let (stream, export) = negotiate(spec, options, &*dial)?;
-        Self::start(spec, options, stream, export, dial)
+        Self::start(spec, options, Some(stream), export, dial)
     }
 
     /// Continues a connection after its handshake, and reconnects with `dial` whenever it is lost.
+    /// Without a connection, the first request makes one; the server must still have the export.
     ///
     /// # Errors
     /// [`NbdError`] if the export cannot be used, or the socket or a thread cannot be set up.
     pub fn resume(
         spec: &NbdSpec,
         options: NbdOptions,
-        socket: OwnedFd,
+        socket: Option<OwnedFd>,
         export: Export,
         dial: Arc<dyn Dial>,
     ) -> Result<Self, NbdError> {
         let system = |error| NbdError::Unreachable { server: handshake::name(&spec.server), error };
         let export = check_mode(spec, options, handshake::check(spec, export)?)?;
-        let stream = Stream::new(&spec.server, socket).map_err(system)?;
-        stream.set_nonblocking().map_err(system)?;
+        let stream = socket.map(|socket| Stream::new(&spec.server, socket)).transpose();
+        let stream = stream.map_err(system)?;
+        stream.as_ref().map_or(Ok(()), Stream::set_nonblocking).map_err(system)?;
         Self::start(spec, options, stream, export, dial)
     }
 
     fn start(
         spec: &NbdSpec,
         options: NbdOptions,
-        stream: Stream,
+        stream: Option<Stream>,
         export: Export,
         dial: Arc<dyn Dial>,
     ) -> Result<Self, NbdError> {
@@ -116,7 +118,7 @@ impl NbdLink {
             jobs: incoming,
             requests: Requests::new(export),
             export,
-            stream: Some(stream),
+            stream,
             bytes: alloc::vec![0; IN],
             have: 0,
             lost: None,
@@ -142,6 +144,12 @@ impl NbdLink {
             ("server-given-up", Arc::clone(failures)),
         ]
     }
+}
+
+/// Connects to a server, before the handshake.
+pub(crate) fn dial(spec: &NbdSpec, dial: &dyn Dial) -> Result<OwnedFd, NbdError> {
+    let server = || handshake::name(&spec.server);
+    dial.dial(&spec.server).map_err(|error| NbdError::Unreachable { server: server(), error })
 }
 
 /// Connects to a server and negotiates an export that can be used as `options` require.
@@ -244,8 +252,8 @@ struct Client {
 impl Client {
     fn serve(&mut self) {
         loop {
-            let why = match self.stream.take() {
-                Some(mut stream) => match self.run(&mut stream) {
+            if let Some(mut stream) = self.stream.take() {
+                let why = match self.run(&mut stream) {
                     Broken::Stop => {
                         let leave = wire::Request::new(cmd::DISCONNECT, 0, 0, 0);
                         let _ = stream.write_all(leave.as_bytes());
@@ -253,12 +261,11 @@ impl Client {
                     }
                     Broken::Lost(Lost(what)) => String::from(what),
                     Broken::Io(error) => alloc::format!("{error}"),
-                },
-                None => String::from("it is not connected"),
-            };
-            if let Some(unlogged) = self.shared.losses.admit() {
-                let server = &self.server;
-                tracing::warn!(server, why, unlogged, "NBD server disconnected");
+                };
+                if let Some(unlogged) = self.shared.losses.admit() {
+                    let server = &self.server;
+                    tracing::warn!(server, why, unlogged, "NBD server disconnected");
+                }
             }
             if !self.reconnect() {
                 break;

@@ -24,7 +24,7 @@ mod wire;
 
 pub use handshake::Export;
 pub use link::NbdLink;
-pub(crate) use link::negotiate;
+pub(crate) use link::{dial, negotiate};
 pub use stream::{Dial, Network};
 
 use alloc::borrow::Cow;

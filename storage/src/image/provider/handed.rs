@@ -7,8 +7,8 @@ use super::super::reference::referenced_path;
 use super::super::{Disk, Format, ImageOptions, Spec, raw};
 use super::local::scratch;
 use super::{DiskFiles, ImageFiles, References};
-use crate::engine::nbd::{Dial, Export, NbdLink, NbdOptions};
-use crate::image::spec::NbdSpec;
+use crate::engine::nbd::{self, Dial, Export, NbdLink, NbdOptions};
+use crate::image::spec::{NbdServer, NbdSpec};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 
 /// What a descriptor is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,6 +26,8 @@ pub enum HandedRecord {
     File(FileRecord),
     /// The unnamed file for the writes of an overlay.
     Scratch,
+    /// A connection to a server of network block devices, before the handshake.
+    Connection,
     /// A connection to a server of network block devices, after the handshake, with the parameters
     /// of the export.
     Server(Export),
@@ -39,6 +41,8 @@ pub enum HandedRecord {
 pub struct HandedFiles {
     list: Vec<(HandedRecord, Arc<OwnedFd>)>,
     dial: Option<Arc<dyn Dial>>,
+    /// The export of a server whose connection was left out.
+    export: Option<Export>,
 }
 
 impl HandedFiles {
@@ -111,7 +115,7 @@ impl HandedFiles {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let descriptors = descriptors.into_iter().map(Arc::new);
-        Ok(Self { list: records.into_iter().zip(descriptors).collect(), dial: None })
+        Ok(Self { list: records.into_iter().zip(descriptors).collect(), ..Self::default() })
     }
 
     /// Adds the descriptors of another process.
@@ -119,7 +123,21 @@ impl HandedFiles {
     pub fn with(mut self, more: Self) -> Self {
         self.list.extend(more.list);
         self.dial = self.dial.or(more.dial);
+        self.export = self.export.or(more.export);
         self
+    }
+
+    /// Connects with `dial` to the server of a disk, if it has one. Sends and receives nothing.
+    /// Blocks for a few seconds at most.
+    ///
+    /// # Errors
+    /// [`ImageError`] if the server cannot be reached.
+    pub fn connected(mut self, disk: &Disk, dial: &dyn Dial) -> Result<Self, ImageError> {
+        if let Some(spec) = disk.storage_spec().server() {
+            let socket = nbd::dial(spec, dial)?;
+            self.list.push((HandedRecord::Connection, Arc::new(socket)));
+        }
+        Ok(self)
     }
 
     /// Connects with `dial` when the connection to a server is lost, or there is none.
@@ -128,12 +146,42 @@ impl HandedFiles {
         Self { dial: Some(dial), ..self }
     }
 
+    /// Remembers the export of a server to which no connection was handed over: the first request
+    /// connects, and fails if the server has another export then.
+    #[must_use]
+    pub fn exporting(self, export: Option<Export>) -> Self {
+        Self { export, ..self }
+    }
+
+    /// Returns the export of the disk's server, if it has one.
+    #[must_use]
+    pub fn export(&self) -> Option<Export> {
+        self.server().map(|(_, export)| export).or(self.export)
+    }
+
     /// Returns the descriptors that also serve the successor of a device process: all but
     /// connections, on which replies to the predecessor arrive.
     #[must_use]
     pub fn lasting(&self) -> Self {
-        let lasts = |(record, _): &&(HandedRecord, _)| !matches!(record, HandedRecord::Server(_));
-        Self { list: self.list.iter().filter(lasts).cloned().collect(), dial: self.dial.clone() }
+        let lasts = |(record, _): &&(HandedRecord, _)| {
+            !matches!(record, HandedRecord::Connection | HandedRecord::Server(_))
+        };
+        let list = self.list.iter().filter(lasts).cloned().collect();
+        Self { list, dial: self.dial.clone(), export: self.export() }
+    }
+
+    fn server(&self) -> Option<(&Arc<OwnedFd>, Export)> {
+        self.list.iter().find_map(|(record, fd)| match record {
+            HandedRecord::Server(export) => Some((fd, *export)),
+            _ => None,
+        })
+    }
+
+    /// Returns a `dial` that returns the connection that was handed over, once.
+    pub(super) fn handed_connection(&self) -> Option<HandedConnection> {
+        let connections = |(record, _): &&(HandedRecord, _)| *record == HandedRecord::Connection;
+        let (_, fd) = self.list.iter().find(connections)?;
+        Some(HandedConnection(Mutex::new(Some(Arc::clone(fd)))))
     }
 
     /// Returns the records.
@@ -191,21 +239,18 @@ impl DiskFiles for HandedFiles {
     }
 
     fn link(&self, spec: &NbdSpec, options: NbdOptions) -> Result<NbdLink, ImageError> {
-        let server = self.list.iter().find_map(|(record, fd)| match record {
-            HandedRecord::Server(export) => Some((fd, *export)),
-            HandedRecord::File(_) | HandedRecord::Scratch => None,
-        });
         let dial: Arc<dyn Dial> = match &self.dial {
             Some(dial) => Arc::clone(dial),
             None => Arc::new(NoDial),
         };
-        Ok(match server {
-            Some((socket, export)) => {
-                let other =
-                    |error| ImageError::Other { path: alloc::format!("{spec}").into(), error };
-                NbdLink::resume(spec, options, socket.try_clone().map_err(other)?, export, dial)?
+        let other = |error| ImageError::Other { path: alloc::format!("{spec}").into(), error };
+        Ok(match (self.server(), self.export) {
+            (Some((socket, export)), _) => {
+                let socket = socket.try_clone().map_err(other)?;
+                NbdLink::resume(spec, options, Some(socket), export, dial)?
             }
-            None => NbdLink::connect_by(spec, options, dial)?,
+            (None, Some(export)) => NbdLink::resume(spec, options, None, export, dial)?,
+            (None, None) => NbdLink::connect_by(spec, options, dial)?,
         })
     }
 }
@@ -224,11 +269,21 @@ impl References for HandedReferences<'_> {
     }
 }
 
+/// Returns a connection that another process has made.
+pub(super) struct HandedConnection(Mutex<Option<Arc<OwnedFd>>>);
+
+impl Dial for HandedConnection {
+    fn dial(&self, server: &NbdServer) -> io::Result<OwnedFd> {
+        let handed = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        handed.map_or_else(|| NoDial.dial(server), |fd| fd.try_clone())
+    }
+}
+
 /// Makes no connections.
 struct NoDial;
 
 impl Dial for NoDial {
-    fn dial(&self, _: &crate::image::spec::NbdServer) -> io::Result<OwnedFd> {
+    fn dial(&self, _: &NbdServer) -> io::Result<OwnedFd> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "this process makes no connections"))
     }
 }

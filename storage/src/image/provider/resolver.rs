@@ -11,6 +11,7 @@ use super::super::{Disk, IoMode, raw};
 use super::handed::{HandedFiles, HandedRecord};
 use super::{ImageFiles, References};
 use crate::engine::Geometry;
+use crate::engine::nbd::{Dial, Export, Network};
 use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -42,13 +43,17 @@ pub struct DiskDescription {
     pub geometry: Geometry,
     /// A record of each descriptor.
     pub files: Vec<HandedRecord>,
+    /// The export of its server, if it has one.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub export: Option<Export>,
 }
 
 impl Resolved {
     /// Returns the description.
     #[must_use]
     pub fn description(&self) -> DiskDescription {
-        DiskDescription { geometry: self.geometry, files: self.files.records() }
+        let export = self.files.export();
+        DiskDescription { geometry: self.geometry, files: self.files.records(), export }
     }
 
     /// Puts a description and the descriptors together, as received from a process that has parsed
@@ -62,7 +67,7 @@ impl Resolved {
         description: DiskDescription,
         descriptors: Vec<OwnedFd>,
     ) -> io::Result<Self> {
-        let DiskDescription { geometry, files } = description;
+        let DiskDescription { geometry, files, .. } = description;
         let read_only = disk.options.read_only.unwrap_or_default();
         let described = files.len() <= MAX_FILES && files.iter().all(is_plausible);
         if !described || !is_possible(&geometry) || geometry.read_only != read_only {
@@ -79,7 +84,7 @@ fn is_plausible(record: &HandedRecord) -> bool {
         }
         HandedRecord::Server(_) => true,
         // Opened by the process that opens what the definition names.
-        HandedRecord::Scratch => false,
+        HandedRecord::Scratch | HandedRecord::Connection => false,
     }
 }
 
@@ -95,7 +100,8 @@ fn is_possible(geometry: &Geometry) -> bool {
 }
 
 /// Resolves a disk: opens and locks the files that its image headers name, below its image roots,
-/// and connects to its server. `named` are the descriptors from [`HandedFiles::open_named`].
+/// and connects to its server. `named` are the descriptors from [`HandedFiles::open_named`], and the
+/// connection of [`HandedFiles::connected`], if that is to be used.
 ///
 /// Runs the code of the formats, with their limits, and changes nothing. An image that is
 /// repaired before it is written is checked in full only then.
@@ -107,7 +113,9 @@ pub fn resolve(disk: &Disk, named: &HandedFiles) -> Result<Resolved, ImageError>
     let policy = disk.options.references();
     let resolver = Resolver { named, policy: &policy, opened: Opened::default() };
     let mut files = HandedFiles::default();
-    let found = open::resolve(&disk.storage_spec(), options, &resolver, &Meter::default())?;
+    let handed = named.handed_connection();
+    let dial: &dyn Dial = handed.as_ref().map_or(&Network, |handed| handed);
+    let found = open::resolve(&disk.storage_spec(), options, &resolver, dial, &Meter::default())?;
     let io = disk.options.io.unwrap_or_default();
     if io != IoMode::Normal && !found.is_file {
         return Err(ImageError::NoIoMode(io.word(), disk.spec.to_string()));
