@@ -1,7 +1,9 @@
 //! A device's session in a process of its own, which is replaced when it dies.
 
+mod launch;
 mod moving;
 
+use self::launch::{binary_path, launch, process_fault};
 use super::channel::ChannelError;
 use super::child::{Process, Program};
 use super::confine::Confinement;
@@ -20,8 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -30,9 +31,6 @@ use std::time::{Duration, Instant};
 const MAX_MESSAGES: usize = 64;
 /// Number of descriptors in a message: their purposes have paths, which can be long.
 pub(super) const AT_ONCE: usize = 8;
-/// How long the kernel may take to finish the I/O of a dead process. Its disk drivers time a command
-/// out after 30 s.
-const FENCE_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long a process may take to begin to serve.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a process may take to complete the requests in flight.
@@ -311,8 +309,9 @@ impl<S: Session> Supervised<S> {
         let survives = self.environment.records.is_some() && self.session.survives();
         let Some(delay) = self.deaths.next(running.ready).filter(|_| survives) else {
             let text = format!("the device process ended unexpectedly ({how})");
-            let remedy = "see the log for the reason, and report it: this is a fault of pvio";
-            return Err(Fault::new("device-process", text).with_remedy(remedy));
+            const REMEDY: &str =
+                "see the log for the reason, and report it: this is a fault of pvio";
+            return Err(Fault::new("device-process", text).with_remedy(REMEDY));
         };
         tracing::warn!(device, how, error, ?delay, "the device process ended: it is replaced");
         self.replaced += 1;
@@ -433,69 +432,4 @@ impl<S: Session> Supervised<S> {
     pub fn leave(&mut self) {
         self.stage = Stage::Ended;
     }
-}
-
-/// Starts a process for a session.
-fn launch<S: Session>(
-    device: &str,
-    environment: &Environment,
-    session: &S,
-    (start, died): (Start, Option<Instant>),
-) -> Result<Process, Fault> {
-    let fence = match (&environment.records, session.fence()) {
-        (Some(records), Some(name)) => Some(pass_fence(records, &name)?),
-        _ => None,
-    };
-    let io = died.map(|died| died.elapsed());
-    let listen = environment.registry.listen(device).map_err(|e| process_fault(&e))?;
-    let Launch { mut descriptors, serve } = session.launch(start, fence, io)?;
-    descriptors.push((Descriptor::Listen, listen));
-    let name = format!("pvio: {device}");
-    let program = environment.program.with_command(environment.platform).with_command(S::COMMAND);
-    let process = Process::spawn(&program, &name, true).map_err(|e| process_fault(&e))?;
-    let sent = send_all::<S>(&process, &descriptors, serve);
-    sent.map_err(|e| {
-        Fault::new("device-process", format!("it cannot be started: {}", Report(&e)))
-    })?;
-    Ok(process)
-}
-
-/// Sends the descriptors and the message of a session. The copies of the descriptors are closed by
-/// the caller: the supervisor must not hold a fence open.
-fn send_all<S: Session>(
-    process: &Process,
-    descriptors: &[(Descriptor, OwnedFd)],
-    serve: S::Serve,
-) -> Result<(), ChannelError> {
-    for part in descriptors.chunks(AT_ONCE) {
-        let (purposes, all): (Vec<_>, Vec<_>) =
-            part.iter().map(|(purpose, fd)| (purpose.clone(), fd.as_fd())).unzip();
-        process.send(&ToDevice::<S::Serve, S::Change>::Descriptors(purposes), &all)?;
-    }
-    process.send(&ToDevice::<S::Serve, S::Change>::Serve(Box::new(serve)), &[])
-}
-
-/// Waits until the I/O of earlier processes has ended, and returns the next fence.
-fn pass_fence(records: &RecordDir, name: &str) -> Result<OwnedFd, Fault> {
-    let failed = |e: io::Error| {
-        let text = format!("the I/O of an earlier process has not ended: {e}");
-        let remedy =
-            "check whether the storage responds, then detach the device and attach it again";
-        Fault::new("image-fence", text).with_remedy(remedy)
-    };
-    let fence = records.fence(name).map_err(failed)?;
-    if !fence.wait(FENCE_TIMEOUT).map_err(failed)? {
-        return Err(failed(io::ErrorKind::TimedOut.into()));
-    }
-    fence.hold().map_err(failed)
-}
-
-/// Returns the path at which a child of this process executes an open file.
-fn binary_path(file: &File) -> PathBuf {
-    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
-}
-
-fn process_fault(error: &io::Error) -> Fault {
-    let text = format!("the device process cannot be started: {error}");
-    Fault::new("device-process", text)
 }
