@@ -43,6 +43,10 @@ pub trait DevicePlatform: BackendPlatform + Sized {
     /// Reason of a failure.
     type Error: Remedy + Send + Sync + 'static;
 
+    /// Whether pages that a process mapped for I/O may stay mapped for a while after the process and
+    /// its I/O have ended.
+    const UNMAPS_LATE: bool;
+
     /// Opens the descriptors for the process of one device, and for nothing else.
     ///
     /// # Errors

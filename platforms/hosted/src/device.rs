@@ -32,6 +32,8 @@ impl DeviceDescription {
 impl DevicePlatform for Domain {
     type Description = DeviceDescription;
     type Error = DeviceError;
+    // The hypervisor ends the uses of grants before it serves a request of a successor.
+    const UNMAPS_LATE: bool = false;
 
     /// Creates a device connection. What the hypervisor enforces for a process that has only its
     /// socket:

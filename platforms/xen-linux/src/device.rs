@@ -75,6 +75,8 @@ impl DeviceDescription {
 impl DevicePlatform for XenDomain {
     type Description = DeviceDescription;
     type Error = OpenError;
+    // gntdev checks repeatedly whether pages are still in use.
+    const UNMAPS_LATE: bool = true;
 
     /// Opens `/dev/xen/gntdev` once for each queue and `/dev/xen/evtchn` once for each event
     /// channel. At least one of each is opened.

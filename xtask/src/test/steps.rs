@@ -91,7 +91,8 @@ pub fn loom() -> Result<Report> {
 /// Rounds of about 20 kills in the long checks.
 const KILL_ROUNDS: &str = "28";
 
-/// Kills processes of disks at random moments, more than 500 in all, while their data is verified.
+/// Kills processes of disks while their data is verified: more than 500 at random moments, and one at
+/// each system call of a poll and each instruction that publishes responses.
 pub fn kills() -> Result<Report> {
     let mut test = exec::cargo();
     test.args(["test", "--package", "pvio", "--all-features", "--test", "kills"]);

@@ -174,7 +174,7 @@ where
             let mapped = std::mem::replace(
                 &mut state.mapped_before,
                 // What this process maps may be mapped when its successor starts.
-                self.spec.data_path == DataPath::Map,
+                P::UNMAPS_LATE && self.spec.data_path == DataPath::Map,
             );
             if mapped {
                 // The process may have died before it served, and its predecessor after longer I/O.

@@ -27,6 +27,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
 type DiskSession<P> = Session<P, RecordFile, ImageQueues>;
 
@@ -53,12 +54,13 @@ where
 {
     let (mut control, serve, descriptors) =
         Control::begin::<DiskServe<P::Description>, DiskChange, DiskIdentity>(channel)?;
+    let received = Instant::now();
     // Before there are threads.
     let mut applied = serve.confined.layers.apply().map_err(Failure::foreign)?;
     let enforcement = serve.confined.enforcement;
     let wakeup = Wakeup::new()?;
     let gate = Gate::closed();
-    let mut serving = match begin::<P>(serve, descriptors, &wakeup, &gate) {
+    let mut serving = match begin::<P>((serve, received), descriptors, &wakeup, &gate) {
         Ok(serving) => serving,
         Err(fault) => {
             control.send::<DiskIdentity>(&FromDevice::Fault(fault));
@@ -148,7 +150,7 @@ fn end(mut control: Control, fault: Fault) -> Result<(), Failure> {
 }
 
 fn begin<P>(
-    serve: DiskServe<P::Description>,
+    (serve, received): (DiskServe<P::Description>, Instant),
     descriptors: Vec<(Descriptor, OwnedFd)>,
     wakeup: &Wakeup,
     gate: &Gate,
@@ -206,7 +208,7 @@ where
     let record = found.record.take().ok_or_else(|| missing("in-flight record"))?;
     let record = RecordFile::map(record, spec.identity.record_len()?).map_err(failed)?;
     // A frontend that finds a page still mapped after the response disables the disk (XSA-396).
-    std::thread::sleep(serve.unmapping);
+    std::thread::sleep(serve.unmapping.saturating_sub(received.elapsed()));
     let mappings = MappingBudget::new(serve.cached_mappings);
     let start = |begin: Begin| {
         let wake = wakeup.clone();

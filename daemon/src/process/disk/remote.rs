@@ -348,7 +348,7 @@ where
     fn resumable(&mut self, session: &SessionIdentity) -> Result<(), Fault> {
         let (device, len) = (record_name(session.addr), session.record_len()?);
         let record = self.records.copy(&device, len).map_err(|e| Fault::of(e.code(), &e))?;
-        self.mapped_before = session::maps_requests(session, record)?;
+        self.mapped_before = P::UNMAPS_LATE && session::maps_requests(session, record)?;
         Ok(())
     }
 
@@ -395,7 +395,7 @@ where
             let is_same = known.session.is_some_and(|identity| identity.session == spec.identity);
             if is_same && begin == Begin::Resumed {
                 tracing::info!(device, pid = known.process.pid(), "device process found");
-                plan.state().mapped_before = spec.data_path == DataPath::Map;
+                plan.state().mapped_before = P::UNMAPS_LATE && spec.data_path == DataPath::Map;
                 return Supervised::adopt(&device, environment, plan, known.process, wake);
             }
             known.process.kill();
