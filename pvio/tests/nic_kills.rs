@@ -40,6 +40,16 @@ const LASTING: [Victim; 5] = {
 };
 const ENDING: [Victim; 1] = [Victim::Both];
 
+/// The victims of a round with AF_XDP: its interface exists without pvio, so connections survive.
+const LASTING_AFXDP: [Victim; 6] = {
+    use Victim::{Both, Device, Supervisor};
+    [Device, Supervisor, Device, Both, Device, Supervisor]
+};
+
+/// Creates one interface of a veth pair for the NIC, and the other one for the host.
+const VETH: &str = "ip link add x0 type veth peer name f0 && ip addr add 10.107.0.1/24 dev f0 && \
+    ethtool -K f0 tx off >/dev/null && ip link set x0 up && ip link set f0 up";
+
 /// Returns whether this machine can run the test; prints the reason if not.
 fn can_run(test: &str) -> bool {
     let works = |program: &str, args: &[&str]| {
@@ -65,10 +75,12 @@ struct Machine {
 }
 
 impl Machine {
-    fn start(state: PathBuf) -> Self {
-        // `unshare` executes the program, so the process id stays the same.
+    /// Starts a machine after the commands of `before`.
+    fn start(state: PathBuf, before: &str, options: &str) -> Self {
+        // `unshare` and the shell execute the program, so the process id stays the same.
         let mut run = Command::new("unshare");
-        run.args(["-n", env!("CARGO_BIN_EXE_pvio"), "run", "--nic"]);
+        run.args(["-n", "sh", "-c", &format!("{before} && exec \"$@\""), "sh"]);
+        run.args([env!("CARGO_BIN_EXE_pvio"), "run", "--nic", "--nic-options", options]);
         let mut child = run.arg("--state-dir").arg(&state).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         assert!(lines.any(|line| line.starts_with("ready")), "pvio exited: {:?}", child.wait());
@@ -226,7 +238,7 @@ fn downloads_are_right_while_process_of_nic_and_supervisor_are_killed() {
     let mut random = Random(u64::from(start));
     for round in 0..rounds {
         let dir = tempfile::tempdir().unwrap();
-        let machine = Machine::start(dir.path().join("state"));
+        let machine = Machine::start(dir.path().join("state"), "true", "");
         let downloads = machine.downloads(random.below(1 << 32));
         downloads.wait_for_next(&machine);
         let begin = Instant::now();
@@ -261,6 +273,44 @@ fn downloads_are_right_while_process_of_nic_and_supervisor_are_killed() {
             begin.elapsed() - lasting
         );
     }
+}
+
+#[test]
+fn afxdp_downloads_are_right_while_process_of_nic_and_supervisor_are_killed() {
+    let test = "afxdp_downloads_are_right_while_process_of_nic_and_supervisor_are_killed";
+    if !can_run(test) {
+        return;
+    }
+    if !Command::new("ethtool").arg("--version").output().is_ok_and(|out| out.status.success()) {
+        eprintln!("SKIPPED: {test}: no ethtool; apt install ethtool");
+        return;
+    }
+    let begin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
+    println!("seed {begin}");
+    let mut random = Random(u64::from(begin));
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::start(dir.path().join("state"), VETH, "afxdp=x0");
+    let downloads = machine.downloads(random.below(1 << 32));
+    downloads.wait_for_next(&machine);
+    let begin = Instant::now();
+    for victim in LASTING_AFXDP {
+        sleep(Duration::from_millis(random.below(150)));
+        machine.kill(victim);
+    }
+    downloads.wait_for_next(&machine);
+    let status = status(&machine);
+    let devices = status["devices"].as_array().unwrap();
+    let is_kept = |device: &Value| device["state"] == "Connected" && device["reattached"] == 0;
+    assert!(devices.iter().all(is_kept), "{status}");
+    let (count, bytes) = downloads.end();
+    let log = machine.log();
+    assert!(log.contains("queue served by AF_XDP"), "{log}");
+    assert!(!log.contains("ended unexpectedly"), "{log}");
+    println!(
+        "{} kills in {:.1?}; {count} downloads, {bytes} bytes",
+        LASTING_AFXDP.len(),
+        begin.elapsed()
+    );
 }
 
 fn status(machine: &Machine) -> Value {

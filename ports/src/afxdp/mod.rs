@@ -24,6 +24,7 @@ use rustix::net::netdevice::name_to_index;
 use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, XdpOptionsFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 use sys::{Program, Socket};
 
@@ -119,22 +120,28 @@ pub struct AfXdp {
 }
 
 impl AfXdp {
+    /// Returns an interface that another process opened, of whose queues `queues` are usable:
+    /// descriptors of the attachment of its program and of the map, in this order.
+    #[must_use]
+    pub fn from_opened(place: InterfacePlace, queues: u32, [link, map]: [OwnedFd; 2]) -> Self {
+        let InterfacePlace { name, netns, index } = place;
+        let program = Program::from_descriptors(link, map);
+        Self { netns, name, index, queues, program, starts: Arc::default() }
+    }
+
     /// Opens an interface, in the given network namespace, for at most `most` of its queues.
     ///
     /// # Errors
     /// An [`AfXdpError`].
     pub fn open(name: &str, netns: Option<&str>, most: u32) -> Result<Self, AfXdpError> {
         within(netns, || {
-            let any =
-                socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
-            let any = any.map_err(|e| failed("search for an interface")(e.into()))?;
-            let index =
-                name_to_index(&any, name).map_err(|_| AfXdpError::NoInterface(name.into()))?;
+            let index = index_here(name)?;
             let program = Program::attach(index, most);
             let program = program.map_err(failed("attach an XDP program"))?;
-            bound(index, 0).map_err(failed("bind an AF_XDP socket"))?;
+            let bound = |queue| bind_to(index, queue, Socket::new(unbound()?)?);
+            bound(0).map_err(failed("bind an AF_XDP socket"))?;
             // The kernel has no call for the number of queues, so each is probed with a socket.
-            let more = (1..most).take_while(|queue| bound(index, *queue).is_ok()).count();
+            let more = (1..most).take_while(|queue| bound(*queue).is_ok()).count();
             let queues = u32::try_from(more).unwrap_or(0).saturating_add(1);
             let netns = netns.map(String::from);
             Ok(Self { netns, name: name.into(), index, queues, program, starts: Arc::default() })
@@ -153,24 +160,88 @@ impl AfXdp {
         &self.starts
     }
 
-    /// Binds a socket to a queue. It receives from then on.
+    /// Returns where the interface is.
+    #[must_use]
+    pub fn place(&self) -> InterfacePlace {
+        let (name, netns) = (self.name.clone(), self.netns.clone());
+        InterfacePlace { name, netns, index: self.index }
+    }
+
+    /// Returns descriptors of the attachment of its program and of the map, in this order.
+    ///
+    /// # Errors
+    /// The system has no descriptor.
+    pub fn descriptors(&self) -> io::Result<[OwnedFd; 2]> {
+        self.program.descriptors()
+    }
+
+    /// Creates a socket for a queue, to be bound by [`bind`](Self::bind), in this process or in one
+    /// without capabilities. Another socket of the queue receives nothing from then on.
     ///
     /// # Errors
     /// An [`AfXdpError`].
-    pub fn queue(&self, queue: u32) -> Result<Queue, AfXdpError> {
+    pub fn socket(&self, queue: u32) -> Result<OwnedFd, AfXdpError> {
         within(self.netns.as_deref(), || {
-            let socket = bound(self.index, queue).map_err(failed("bind an AF_XDP socket"))?;
+            let socket = unbound().map_err(failed("create an AF_XDP socket"))?;
             let led = self.program.lead(queue, &socket);
-            led.map_err(failed("lead frames to an AF_XDP socket"))?;
-            let options = sockopt::xdp_options(&socket).unwrap_or(XdpOptionsFlags::empty());
-            let zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
-            if let Some(unlogged) = self.starts.admit() {
-                let interface = &self.name;
-                tracing::info!(interface, queue, zero_copy, unlogged, "queue served by AF_XDP");
-            }
-            Ok(Queue(socket))
+            led.map_err(failed("lead frames to an AF_XDP socket")).map(|()| socket)
         })
     }
+
+    /// Binds a socket that was created for this queue. It receives from then on. Needs no capability,
+    /// and works in any network namespace: a socket belongs to the one in which it was created.
+    ///
+    /// # Errors
+    /// An [`AfXdpError`].
+    pub fn bind(&self, queue: u32, socket: OwnedFd) -> Result<Queue, AfXdpError> {
+        let bound = Socket::new(socket).and_then(|socket| bind_to(self.index, queue, socket));
+        let socket = bound.map_err(failed("bind an AF_XDP socket"))?;
+        let options = sockopt::xdp_options(&socket).unwrap_or(XdpOptionsFlags::empty());
+        let zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
+        if let Some(unlogged) = self.starts.admit() {
+            let interface = &self.name;
+            tracing::info!(interface, queue, zero_copy, unlogged, "queue served by AF_XDP");
+        }
+        Ok(Queue(socket))
+    }
+}
+
+/// Place of a network interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct InterfacePlace {
+    /// Its name.
+    pub name: String,
+    /// Network namespace; that of the process that opens it if `None`.
+    pub netns: Option<String>,
+    /// Its number in that namespace.
+    pub index: u32,
+}
+
+impl InterfacePlace {
+    /// Finds an interface by its name.
+    ///
+    /// # Errors
+    /// An [`AfXdpError`].
+    pub fn find(name: &str, netns: Option<&str>) -> Result<Self, AfXdpError> {
+        let index = within(netns, || index_here(name))?;
+        Ok(Self { name: name.into(), netns: netns.map(String::from), index })
+    }
+}
+
+/// Returns the number of an interface of this thread's network namespace.
+fn index_here(name: &str) -> Result<u32, AfXdpError> {
+    let any = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+    let any = any.map_err(|e| failed("search for an interface")(e.into()))?;
+    name_to_index(&any, name).map_err(|_| AfXdpError::NoInterface(name.into()))
+}
+
+/// Creates a socket in this thread's network namespace.
+///
+/// # Errors
+/// A system error; `EAFNOSUPPORT` if the kernel lacks AF_XDP.
+fn unbound() -> io::Result<OwnedFd> {
+    Ok(socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)?)
 }
 
 /// Socket of a queue, for an [`AfXdpPort`].
@@ -188,8 +259,7 @@ fn within<T: Send>(
 
 /// Binds a socket to a queue. The kernel uses the driver's zero-copy mode if there is one, and
 /// copies otherwise.
-fn bound(interface: u32, queue: u32) -> io::Result<Socket> {
-    let socket = Socket::new()?;
+fn bind_to(interface: u32, queue: u32, socket: Socket) -> io::Result<Socket> {
     let address = SocketAddrXdp::new(SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP, interface, queue);
     let begin = Instant::now();
     loop {

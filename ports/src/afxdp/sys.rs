@@ -16,8 +16,8 @@ use core::ffi::CStr;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, Ordering};
 use memmap2::{MmapMut, MmapOptions, MmapRaw};
+use rustix::net::sockopt;
 use rustix::net::xdp::{XdpRingFlags, XdpRingOffset, XdpUmemReg, XdpUmemRegFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -139,14 +139,12 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Creates a socket in this network namespace. It receives once it is bound and frames are
-    /// redirected to it.
+    /// Gives an AF_XDP socket its memory and its rings. It receives once it is bound and frames are
+    /// redirected to it. Needs no capability: the memory counts to `RLIMIT_MEMLOCK`.
     ///
     /// # Errors
-    /// A system error; `EAFNOSUPPORT` if the kernel lacks AF_XDP.
-    pub fn new() -> io::Result<Self> {
-        let flags = SocketFlags::CLOEXEC;
-        let socket = socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)?;
+    /// A system error.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
         let memory = MmapRaw::from(MmapMut::map_anon(2 * THEIRS)?);
         let registration = XdpUmemReg {
             addr: memory.as_mut_ptr().expose_provenance() as u64,
@@ -259,12 +257,12 @@ impl AsFd for Socket {
 }
 
 /// BPF program on an interface that redirects the frames of each queue to the socket registered for
-/// it, and passes the frames of other queues to the kernel. The kernel removes it when this value
-/// is dropped or the process ends.
+/// it, and passes the frames of other queues to the kernel. The kernel removes it when the last
+/// process that has a descriptor of its attachment closes that or ends.
 #[derive(Debug)]
 pub struct Program {
     map: OwnedFd,
-    _link: OwnedFd,
+    link: OwnedFd,
 }
 
 const MAP_CREATE: u32 = 0;
@@ -374,15 +372,30 @@ impl Program {
             Some(libc::EBUSY | libc::EEXIST | libc::EPERM) => Err(error),
             _ => at(FLAG_SKB_MODE),
         })?;
-        Ok(Self { map, _link: link })
+        Ok(Self { map, link })
     }
 
-    /// Redirects a queue's frames to a socket that is bound to it, until the socket is closed.
+    /// Returns the program that another process attached.
+    pub const fn from_descriptors(link: OwnedFd, map: OwnedFd) -> Self {
+        Self { map, link }
+    }
+
+    /// Returns descriptors of the attachment and the map, in this order. The program stays attached
+    /// until all descriptors of its attachment are closed.
+    ///
+    /// # Errors
+    /// The system has no descriptor.
+    pub fn descriptors(&self) -> io::Result<[OwnedFd; 2]> {
+        Ok([self.link.try_clone()?, self.map.try_clone()?])
+    }
+
+    /// Redirects a queue's frames to a socket once that is bound to it, until it is closed. Frames
+    /// are dropped until it is bound.
     ///
     /// # Errors
     /// A system error.
-    pub fn lead(&self, queue: u32, socket: &Socket) -> io::Result<()> {
-        let value = socket.socket.as_raw_fd();
+    pub fn lead(&self, queue: u32, socket: &OwnedFd) -> io::Result<()> {
+        let value = socket.as_raw_fd();
         let update = MapUpdate {
             map_fd: self.map.as_raw_fd() as u32,
             _pad: 0,

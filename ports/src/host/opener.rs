@@ -5,6 +5,7 @@ use super::config::{NicConfig, NicSettings, bridge_and_options, interface_name};
 use super::link::{Link, LinkDescription, LinkParams, TapEvents};
 use super::opening::{self, Opening};
 use super::queues::OpenLink;
+use crate::afxdp::{AfXdpError, InterfacePlace};
 use crate::options::{LinkSpec, NicOptions};
 use crate::settings::{RuntimeSettings, WrapperSettings};
 use alloc::sync::Arc;
@@ -115,7 +116,6 @@ impl LinkOpener {
         let options = self.options_of(vif)?;
         Ok(match options.link {
             LinkSpec::Switch(_) => Some("the members of its switch share memory"),
-            LinkSpec::AfXdp(_) => Some("AF_XDP sockets are bound for each session"),
             _ => options.share.is_some().then_some("it shares a rate with other NICs"),
         })
     }
@@ -134,6 +134,11 @@ impl LinkOpener {
     ) -> Result<bool, Fault> {
         let options = self.options_of(vif)?;
         if !options.has_link_of(&applied.options) {
+            return Ok(false);
+        }
+        if let LinkDescription::AfXdp { place, .. } = description
+            && !is_place(place, &options)?
+        {
             return Ok(false);
         }
         let link = OpenLink::from_descriptors(description, descriptors)?;
@@ -245,6 +250,17 @@ impl LinkOpener {
         };
         let opening = Opening::begin(&name, move || Link::open(&params), Arc::clone(&self.wake))?;
         Ok((opening, options))
+    }
+}
+
+/// Returns whether this is the place of the interface that the options select. The process that
+/// describes it is not trusted with the choice of an interface and of a namespace.
+fn is_place(place: &InterfacePlace, options: &NicOptions) -> Result<bool, Fault> {
+    let LinkSpec::AfXdp(name) = &options.link else { return Ok(false) };
+    match InterfacePlace::find(name, options.netns.as_deref()) {
+        Ok(found) => Ok(found == *place),
+        Err(AfXdpError::NoInterface(_)) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -2,14 +2,21 @@
 //! namespaces. The other end is connected to a bridge with a tap, and to a kernel.
 
 use crate::rig::kernel_guest::{KernelGuest, Space};
+use crate::rig::moved::{AtEnd, MovedServer};
 use crate::rig::namespace::{entered, entered_with, ip, skipped};
-use crate::rig::{Guest, Rig, wait_for};
+use crate::rig::{GUEST_MAC, Guest, Rig, wait_for};
+use pvio_grant_table::DomId;
 use pvio_netback::fault::DropReason;
+use pvio_netback::vif::Attach;
 use pvio_netfront::Checksum;
-use pvio_ports::afxdp::{AfXdp, AfXdpError};
-use pvio_ports::host::NicConfig;
+use pvio_ports::afxdp::{AfXdp, AfXdpError, InterfacePlace};
+use pvio_ports::host::{LinkDescription, LinkOpener, NicConfig};
+use pvio_ports::settings::RuntimeSettings;
 use pvio_ring::error::Report;
+use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr};
+use pvio_xenbus::handshake::vif::ToolstackBack;
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 type Nic = Guest<pvio_netfront::Nic<pvio_hosted::Domain>>;
@@ -116,6 +123,73 @@ fn afxdp_port_passes_frames_unchanged_both_ways_for_successive_guests() {
     rig.remove();
     let shown = ip("-o link show dev x0").unwrap();
     assert!(!shown.contains("xdp"), "XDP program is still attached: {shown}");
+}
+
+#[test]
+fn moved_afxdp_passes_frames_for_successive_guests_without_capabilities() {
+    let name = "afxdp::moved_afxdp_passes_frames_for_successive_guests_without_capabilities";
+    if !entered(name, &[]) {
+        return;
+    }
+    two_ends();
+    if !can(name, "x0") {
+        return;
+    }
+    let other = bridged();
+    let mut far = other.guest();
+    for at_end in [AtEnd::Stop, AtEnd::Leave] {
+        let settings = Arc::new(RuntimeSettings::default());
+        let rig = Rig::serving(
+            move |domain| (MovedServer::new(domain, one_queue(), at_end), settings),
+            |vif| vif.options = Some("afxdp=x0".into()),
+        );
+        let domain = rig.domain();
+        for _ in 0..2 {
+            let nic = pvio_netfront::Nic::new(domain.clone());
+            let mut guest = Guest::attach(&domain, rig.addr, nic);
+            pass((&mut guest, 1), (&mut far, 2));
+            pass((&mut far, 2), (&mut guest, 1));
+            guest.close();
+        }
+        rig.remove();
+    }
+}
+
+#[test]
+fn afxdp_link_is_adopted_only_with_place_of_its_interface() {
+    let name = "afxdp::afxdp_link_is_adopted_only_with_place_of_its_interface";
+    if !entered(name, &[]) {
+        return;
+    }
+    two_ends();
+    if !can(name, "x0") {
+        return;
+    }
+    let opener = || LinkOpener::new(one_queue(), Arc::new(|| ()));
+    let addr = DeviceAddr::new(BackendKind::Vif, DomId(1), DomId(2), 0);
+    let mut vif = ToolstackBack::new(addr, GUEST_MAC);
+    vif.options = Some("afxdp=x0".into());
+    let mut first = opener();
+    first.open(&vif, Attach::Here).unwrap();
+    let adopt = |edit: &dyn Fn(&mut InterfacePlace)| {
+        let handed = first.link().unwrap().hand_over().unwrap();
+        let (mut description, mut descriptors) = handed.unwrap();
+        let LinkDescription::AfXdp { place, sockets, .. } = &mut description else {
+            panic!("{description:?}")
+        };
+        edit(place);
+        *sockets = false;
+        descriptors.truncate(2);
+        let mut next = opener();
+        let adopted = next.adopt(&vif, first.applied(), &description, descriptors).unwrap();
+        assert_eq!(next.link().is_some(), adopted);
+        adopted
+    };
+    assert!(adopt(&|_| ()));
+    let found = InterfacePlace::find("f0", None).unwrap();
+    assert!(!adopt(&|place| place.index = found.index), "another interface of the host");
+    assert!(!adopt(&|place| place.netns = Some("pvio-other".into())));
+    assert!(!adopt(&|place| place.name = "f0".into()));
 }
 
 #[test]

@@ -173,14 +173,16 @@ where
 }
 
 /// Returns the link as another process can use it after this one, and its descriptors: the packets
-/// of a file are sent once.
+/// of a file are sent once, and a socket is bound once.
 fn lasting(
     link: &LinkDescription,
     queues: &[OwnedFd],
 ) -> io::Result<(LinkDescription, Vec<OwnedFd>)> {
     let mut lasting = link.clone();
-    if let LinkDescription::Files { replay, .. } = &mut lasting {
-        *replay = None;
+    match &mut lasting {
+        LinkDescription::Files { replay, .. } => *replay = None,
+        LinkDescription::AfXdp { sockets, .. } => *sockets = false,
+        LinkDescription::Tap { .. } | LinkDescription::Loopback => {}
     }
     let kept = queues.iter().take(lasting.descriptors()).map(OwnedFd::try_clone);
     Ok((lasting, kept.collect::<io::Result<_>>()?))

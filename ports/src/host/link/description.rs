@@ -1,6 +1,7 @@
 //! Links that another process opened.
 #![forbid(unsafe_code)]
 
+use crate::afxdp::InterfacePlace;
 use alloc::string::String;
 
 /// What a process needs to know of an open link besides its descriptors.
@@ -10,7 +11,7 @@ use alloc::string::String;
 /// | tap | each queue | creation, name, MTU, addresses, bridge, namespace |
 /// | `loopback` | none | nothing |
 /// | `record`, `replay` | the file to write, the file to read | opening them |
-/// | `afxdp` | cannot be moved | sockets are bound, and a BPF map is changed, for each session |
+/// | `afxdp` | its BPF link and map, a new socket for each queue | loading the program, creating sockets, changing the map, namespace |
 /// | `switch` | cannot be moved | its members share memory of one process |
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -33,6 +34,15 @@ pub enum LinkDescription {
         /// Name of the file whose packets are sent to the guest, for messages.
         replay: Option<String>,
     },
+    /// Queues of a network interface, by AF_XDP.
+    AfXdp {
+        /// The interface.
+        place: InterfacePlace,
+        /// Number of its queues that are usable.
+        queues: u32,
+        /// Whether there is a socket for each queue, which is not bound.
+        sockets: bool,
+    },
 }
 
 impl LinkDescription {
@@ -42,6 +52,10 @@ impl LinkDescription {
         match self {
             Self::Tap { queues, .. } => *queues,
             Self::Loopback => 0,
+            Self::AfXdp { queues, sockets, .. } => {
+                let sockets = if *sockets { *queues } else { 0 };
+                usize::try_from(sockets).unwrap_or(usize::MAX).saturating_add(2)
+            }
             Self::Files { record, replay, .. } => {
                 usize::from(*record).saturating_add(usize::from(replay.is_some()))
             }

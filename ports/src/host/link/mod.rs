@@ -151,6 +151,9 @@ impl Link {
                 let replay = replay.as_deref();
                 Self::File(FileLink::from_opened(descriptors, interface, *record, replay)?)
             }
+            LinkDescription::AfXdp { place, queues, .. } => {
+                Self::AfXdp(AfXdpLink::from_opened(descriptors, place, *queues)?)
+            }
         })
     }
 
