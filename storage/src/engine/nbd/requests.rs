@@ -15,6 +15,9 @@ use zerocopy::{FromBytes, IntoBytes};
 const OUT: usize = 256 << 10;
 /// Length of the writes of zeroes, in bytes, where the server has no command for zeroing.
 const ZEROES: u64 = 1 << 20;
+/// Maximum number of separate ranges of a read's data that were received. A server that sends them in
+/// order needs one.
+const RANGES: usize = 1024;
 /// Maximum length of trim and zeroing requests, which carry no data.
 const RANGE: u64 = 1 << 30;
 
@@ -363,6 +366,9 @@ impl Part {
             return Err(Lost("it sends the same data twice"));
         }
         self.received.insert(range);
+        if self.received.len() > RANGES {
+            return Err(Lost("it sends data in too many pieces"));
+        }
         // The sum cannot overflow: the buffer is in memory.
         Ok(self.data.unwrap_or_default() + begin as usize)
     }

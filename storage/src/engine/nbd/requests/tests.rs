@@ -184,6 +184,21 @@ fn range_that_is_sent_twice_loses_connection() {
 }
 
 #[test]
+fn read_in_too_many_pieces_loses_connection() {
+    // Every other byte: each of them needs memory until the bytes between them arrive.
+    let mut rig = Rig::new(EXPORT, &[(Io::Read { sector: 0 }, 8192)]);
+    let cookie = rig.sent()[0].1;
+    let mut piece = |at: u64| {
+        let data = [&at.to_be_bytes()[..], &[1]].concat();
+        rig.requests.incoming(&chunk(0, chunk::OFFSET_DATA, cookie, &data)).map(<[u8]>::len)
+    };
+    let accepted = (0..4096).position(|n| piece(2 * n).is_err());
+    assert_eq!(accepted, Some(RANGES));
+    assert_eq!(piece(8191), Err(Lost("it sends data in too many pieces")));
+    rig.requests.fail(EngineError::Os(5));
+}
+
+#[test]
 fn read_without_all_of_its_data_loses_connection() {
     let mut rig = Rig::new(EXPORT, &[(Io::Read { sector: 0 }, 8192)]);
     let cookie = rig.sent()[0].1;
