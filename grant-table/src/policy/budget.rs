@@ -50,18 +50,20 @@ impl MappingBudget {
     /// Takes a permit for one page, if this budget and the one it is a part of have one left.
     #[must_use]
     pub fn take(self: &Arc<Self>) -> Option<MappingPermit> {
+        self.count_one().then(|| MappingPermit(Arc::clone(self)))
+    }
+
+    /// Counts one page more, here and in the budget that this one is a part of, if both have one left.
+    fn count_one(&self) -> bool {
         let more = |used: usize| used.checked_add(1).filter(|used| *used <= self.most);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        match self.within.as_ref().map(Self::take) {
-            // Dropping the inner permit returns the outer one, too.
-            Some(Some(outer)) => core::mem::forget(outer),
-            Some(None) => {
-                self.used.fetch_sub(1, Ordering::Relaxed);
-                return None;
-            }
-            None => {}
+        if self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            return false;
         }
-        Some(MappingPermit(Arc::clone(self)))
+        let outer = self.within.as_ref().is_none_or(|outer| outer.count_one());
+        if !outer {
+            self.used.fetch_sub(1, Ordering::Relaxed);
+        }
+        outer
     }
 
     /// Returns the number of pages that are cached.
@@ -99,5 +101,33 @@ impl fmt::Debug for MappingBudget {
             .field("used", &self.used())
             .field("most", &self.most)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn returned_permit_leaves_no_reference_to_outer_budget() {
+        let process = MappingBudget::new(2);
+        let guest = process.part(2);
+        let device = guest.part(2);
+        drop([device.take().unwrap(), device.take().unwrap()]);
+        drop(device);
+        assert_eq!((Arc::strong_count(&guest), Arc::strong_count(&process)), (1, 2));
+        drop(guest);
+        assert_eq!((Arc::strong_count(&process), process.used()), (1, 0));
+    }
+
+    #[test]
+    fn permit_that_outer_budget_refuses_is_returned_to_inner_one() {
+        let process = MappingBudget::new(1);
+        let [one, other] = [process.part(1), process.part(1)];
+        let permit = one.take().unwrap();
+        assert!(other.take().is_none());
+        assert_eq!((other.used(), process.used()), (0, 1));
+        drop(permit);
+        assert!(other.take().is_some());
     }
 }
