@@ -8,6 +8,7 @@
 //! | [`package`] | checks that the crates can be published |
 //! | [`policy`] | licences and sources of dependencies; compatibility with the last release |
 //! | [`fuzz`] | the fuzz targets, on the nightly toolchain |
+//! | [`sanitizer`] | the tests of packages with `unsafe` code, with AddressSanitizer |
 //! | [`tally`] | counts from the output of `cargo test` |
 //! | [`nostd`] | checks that the device code links without `std` |
 //! | [`quick`] | short checks of the changed files |
@@ -20,6 +21,7 @@ mod nostd;
 mod package;
 mod policy;
 mod quick;
+mod sanitizer;
 mod steps;
 mod tally;
 mod units;
@@ -70,7 +72,8 @@ pub enum Step {
     /// Only if named: formatting, layers, clippy and unit tests of what has changed since the merge
     /// base.
     Quick,
-    /// Only if named: more than 500 kills of processes of disks, and each fuzz target for 10 minutes.
+    /// Only if named: more than 500 kills of processes of disks, AddressSanitizer over the tests of
+    /// packages with `unsafe` code, and each fuzz target for 10 minutes.
     Long,
 }
 
@@ -109,7 +112,7 @@ impl Step {
             Self::E2e => e2e::run(),
             Self::Lab => lab::check(install),
             Self::Quick => quick::run(),
-            Self::Long => Ok(steps::kills()?.and(fuzz::run(fuzz::LONG)?)),
+            Self::Long => Ok(steps::kills()?.and(sanitizer::run()?).and(fuzz::run(fuzz::LONG)?)),
         }
     }
 

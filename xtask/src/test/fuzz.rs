@@ -45,9 +45,8 @@ pub fn run(time: Duration) -> Result<Report> {
         report.counts.skipped = targets.len();
         Ok(report)
     };
-    let nightly = nightly().arg("rustc").arg("--version").output();
-    if !nightly.is_ok_and(|ran| ran.status.success()) {
-        return skipped("no nightly toolchain; `rustup toolchain install nightly`".into());
+    if let Some(why) = missing_nightly() {
+        return skipped(why.into());
     }
     let program = match policy::installed(&CARGO_FUZZ) {
         Ok(program) => program,
@@ -166,8 +165,15 @@ fn start_seed() -> Result<u32> {
     Ok(1 + (now.as_secs() % 1_000_000_000) as u32)
 }
 
+/// Returns why nothing can be built with the nightly toolchain, if there is none.
+pub(super) fn missing_nightly() -> Option<&'static str> {
+    let ran = nightly().arg("rustc").arg("--version").output();
+    let runs = ran.is_ok_and(|ran| ran.status.success());
+    (!runs).then_some("no nightly toolchain; `rustup toolchain install nightly`")
+}
+
 /// Returns a command that `rustup` executes with the nightly toolchain.
-fn nightly() -> Command {
+pub(super) fn nightly() -> Command {
     let mut command = Command::new("rustup");
     command.args(["run", "nightly"]);
     command

@@ -109,7 +109,7 @@ pub fn plain(command: &mut Command) -> Result<Report> {
 }
 
 /// Runs a `cargo test` whose tests are counted individually.
-fn tests(command: &mut Command, more: &[&str]) -> Result<Report> {
+pub fn tests(command: &mut Command, more: &[&str]) -> Result<Report> {
     let mut report = counted(command.args(["--", "--show-output"]).args(more))?;
     if report.counts.passed + report.counts.failed == 0 {
         report.counts.failed = 1;

@@ -18,7 +18,7 @@ use crate::{exec, samples};
 
 /// The test that replaces the model in builds without loom; the step `loom` builds and runs the
 /// model.
-const LOOM_NOT_BUILT: &str = "model_checking_was_not_built";
+pub const LOOM_NOT_BUILT: &str = "model_checking_was_not_built";
 /// Test programs that are started first, since they take longest.
 const LONGEST: &[&str] = &["power", "fs", "disks", "broken"];
 /// Programs whose durations are printed.
