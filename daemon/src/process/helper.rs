@@ -19,13 +19,15 @@ use pvio_storage::image::{
 use pvio_xenbus::driver::Fault;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long the helper may take. Storage that does not respond is also waited for by the opening of
 /// the disk, which has a deadline of its own.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum number of helpers for one disk that end without an answer, beside the last one.
 const MAX_DEATHS: u32 = 2;
+/// Maximum number of files that a definition names: each layer of overlays has one, or two.
+const MAX_NAMED: usize = 64;
 /// The hidden command that runs the helper.
 pub const COMMAND: &str = "image-helper";
 
@@ -78,9 +80,15 @@ pub fn resolve_confined(
             Ok(answer) => break answer,
         }
     };
+    let (answer, files) = answer;
+    resolved(disk, answer, files)
+}
+
+/// Returns the disk as a helper describes it.
+fn resolved(disk: &Disk, answer: Answer, files: Files) -> Result<Resolved, OpenFailure> {
     match answer {
-        (Answer::Failed { fault, busy }, _) => Err(OpenFailure { fault: reported(fault), busy }),
-        (Answer::Resolved(mut description), files) => {
+        Answer::Failed { fault, busy } => Err(OpenFailure { fault: reported(fault), busy }),
+        Answer::Resolved(mut description) => {
             let (records, descriptors) = files.into_iter().unzip();
             description.files = records;
             Resolved::new(disk, description, descriptors)
@@ -133,7 +141,13 @@ fn ask(
     named: &HandedFiles,
 ) -> Result<(Answer, Files), ChannelError> {
     send(|message, fds| process.send(message, fds), named, request)?;
-    receive(|| process.wait_message(TIMEOUT))
+    receive(Resolved::MAX_FILES, within(TIMEOUT, |left| process.wait_message(left)))
+}
+
+/// Returns a function that receives messages, all of them in this time.
+fn within<T>(time: Duration, receive: impl Fn(Duration) -> T) -> impl Fn() -> T {
+    let until = Instant::now() + time;
+    move || receive(until.saturating_duration_since(Instant::now()))
 }
 
 /// Sends descriptors and what belongs to them.
@@ -150,14 +164,24 @@ fn send<T: Serialize>(
     send(&Message::Done(last), &[])
 }
 
+/// Receives at most `most` descriptors with what belongs to them. A helper that was taken over by an
+/// image may send any number, which would exhaust those of the supervisor.
 fn receive<T>(
+    most: usize,
     receive: impl Fn() -> Result<(Message<T>, Vec<OwnedFd>), ChannelError>,
 ) -> Result<(T, Files), ChannelError> {
     let mut files = Files::new();
     loop {
         match receive()? {
             (Message::Files(records), descriptors) => {
-                files.extend(records.into_iter().zip(descriptors))
+                if records.is_empty() || records.len() != descriptors.len() {
+                    let error = "each descriptor has one record";
+                    return Err(ChannelError::Invalid(serde::de::Error::custom(error)));
+                }
+                if records.len() > most - files.len() {
+                    return Err(ChannelError::TooLong);
+                }
+                files.extend(records.into_iter().zip(descriptors));
             }
             (Message::Done(last), _) => return Ok((last, files)),
         }
@@ -170,7 +194,8 @@ fn receive<T>(
 /// The supervisor does not respond.
 pub fn run(channel: &Channel) -> Result<(), Failure> {
     let (request, files) =
-        receive::<Request>(|| wait_message(channel, TIMEOUT)).map_err(Failure::foreign)?;
+        receive::<Request>(MAX_NAMED, within(TIMEOUT, |left| wait_message(channel, left)))
+            .map_err(Failure::foreign)?;
     let Request { disk, confined } = request;
     let mut applied = confined.layers.apply().map_err(Failure::foreign)?;
     SystemCalls::of(ProcessKind::ImageHelper).install(confined.enforcement, &mut applied);
@@ -211,8 +236,41 @@ mod tests {
         let (records, descriptors): (Vec<_>, Vec<_>) = pairs.unzip();
         let files = HandedFiles::new(records, descriptors).unwrap();
         send(|message, fds| one.send(message, fds), &files, 7_u32).unwrap();
-        let (last, files) = receive::<u32>(|| wait_message(&other, TIMEOUT)).unwrap();
+        let (last, files) = receive::<u32>(64, || wait_message(&other, TIMEOUT)).unwrap();
         assert_eq!((last, files.len()), (7, 3 * AT_ONCE));
+    }
+
+    /// What the supervisor receives if a helper sends the same message without end.
+    fn received(records: usize, descriptors: usize) -> (ChannelError, u32) {
+        let received = std::cell::Cell::new(0);
+        let one = || {
+            received.set(received.get() + 1);
+            assert!(received.get() < 100, "messages are received without end");
+            let descriptors = (0..descriptors).map(|_| rustix::pipe::pipe().unwrap().0).collect();
+            Ok((Message::Files(vec![HandedRecord::Scratch; records]), descriptors))
+        };
+        (receive::<u32>(20, one).unwrap_err(), received.get())
+    }
+
+    #[test]
+    fn helper_that_sends_descriptors_without_end_is_rejected() {
+        let (error, messages) = received(8, 8);
+        assert!(matches!(error, ChannelError::TooLong) && messages == 3, "{messages}: {error:?}");
+    }
+
+    #[test]
+    fn descriptors_without_records_and_records_without_descriptors_are_rejected() {
+        for (records, descriptors) in [(0, 0), (1, 0), (0, 1), (8, 7)] {
+            let (error, messages) = received(records, descriptors);
+            assert!(matches!(error, ChannelError::Invalid(_)) && messages == 1, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn helper_that_sends_messages_slowly_has_one_deadline() {
+        let left = within(Duration::from_millis(20), |left| left);
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(left(), Duration::ZERO);
     }
 
     #[test]

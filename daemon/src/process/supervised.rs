@@ -173,8 +173,7 @@ impl<S: Session> Supervised<S> {
         wake: Notify,
     ) -> Result<Self, Fault> {
         let mut supervised = Self::new(device, environment, session, wake);
-        let running = Running { ready: true, ..supervised.watched(process)? };
-        supervised.stage = Stage::Running(running);
+        supervised.stage = Stage::Running(Running { ready: true, ..supervised.watched(process)? });
         supervised.tell_settings(&supervised.session.settings());
         supervised.adopted();
         Ok(supervised)
@@ -266,6 +265,7 @@ impl<S: Session> Supervised<S> {
             match running.process.receive::<Message<S>>() {
                 Ok(None) if running.process.has_ended() => break Some(None),
                 Ok(None) => break None,
+                Ok(Some((FromDevice::Ready, _))) if running.ready => {} // not logged again
                 Ok(Some((FromDevice::Ready, _))) => {
                     running.ready = true;
                     let (pid, start) = (running.process.pid(), running.since.elapsed());

@@ -21,8 +21,6 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-/// Maximum number of files of a disk. A VMDK image has up to 2048 extents.
-const MAX_FILES: usize = 4096;
 /// Maximum length of a path, `PATH_MAX`.
 const MAX_PATH: usize = 4096;
 
@@ -49,6 +47,9 @@ pub struct DiskDescription {
 }
 
 impl Resolved {
+    /// Maximum number of files of a disk. A VMDK image has up to 2048 extents.
+    pub const MAX_FILES: usize = 4096;
+
     /// Returns the description.
     #[must_use]
     pub fn description(&self) -> DiskDescription {
@@ -69,7 +70,7 @@ impl Resolved {
     ) -> io::Result<Self> {
         let DiskDescription { geometry, files, .. } = description;
         let read_only = disk.options.read_only.unwrap_or_default();
-        let described = files.len() <= MAX_FILES && files.iter().all(is_plausible);
+        let described = files.len() <= Self::MAX_FILES && files.iter().all(is_plausible);
         if !described || !is_possible(&geometry) || geometry.read_only != read_only {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "no disk has this description"));
         }
