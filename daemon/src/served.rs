@@ -18,7 +18,7 @@ use pvio_ring::proto::netif::CtrlStatus;
 use pvio_runtime::LogLimit;
 use pvio_storage::MappingBudgets;
 use pvio_storage::engine::offload::BudgetUsage;
-use pvio_storage::host::DISK_BUDGETS;
+use pvio_storage::host::{DISK_BUDGETS, DISK_EVENTS};
 use pvio_xenbus::handshake::common::{DeviceAddr, DeviceClass};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -228,7 +228,7 @@ impl Served {
             let mut device = json!({
                 "device": device_name(*addr),
                 "path": addr.backend_path(),
-                "events": seen.events.iter().map(|(name, log)| (*name, log.seen())).collect::<BTreeMap<_, _>>(),
+                "events": seen.event_counts(),
                 "queues": seen.queues.iter().map(|queue| queue.local().to_json()).collect::<Vec<_>>(),
             });
             device["budgets"] = Value::Object(self.budgets_of(seen));
@@ -259,8 +259,8 @@ impl Served {
             all.push(("kept-pages of the guest", guest.used() as u64, guest.most() as u64));
         }
         all.extend(seen.load.iter().flat_map(|load| load.budgets()));
-        if let Some(remote) = &seen.remote {
-            let words: Vec<u64> = remote.words(remote.queues().saturating_sub(1)).collect();
+        if seen.remote.is_some() {
+            let words = seen.remote_words();
             let budgets = DISK_BUDGETS.iter().zip(words.chunks_exact(2));
             all.extend(budgets.map(|(name, pair)| (*name, pair[0], pair[1])));
         }
@@ -276,6 +276,28 @@ impl Served {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<DeviceAddr, DeviceStatus>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DeviceStatus {
+    /// Returns what the process of a disk has published besides the counters of its queues: its
+    /// budgets and events.
+    fn remote_words(&self) -> Vec<u64> {
+        let words = self.remote.iter().flat_map(|file| file.words(file.queues().saturating_sub(1)));
+        words.collect()
+    }
+
+    /// Returns the number of events by name: those that were counted here, and those of the process
+    /// that have happened.
+    fn event_counts(&self) -> BTreeMap<&'static str, u64> {
+        let mut counts: BTreeMap<_, _> =
+            self.events.iter().map(|(name, log)| (*name, log.seen())).collect();
+        let remote = self.remote_words().into_iter().skip(2 * DISK_BUDGETS.len());
+        for (name, count) in DISK_EVENTS.into_iter().zip(remote).filter(|(_, count)| *count > 0) {
+            let sum: &mut u64 = counts.entry(name).or_default();
+            *sum = sum.saturating_add(count);
+        }
+        counts
     }
 }
 

@@ -103,6 +103,15 @@ fn data_is_right_after_server_process_and_supervisor_are_killed() {
     let _server = Server::start(dir.path());
     wait(|| count(&state, back) == 3, "the process is connected again, by the next supervisor");
 
+    let stats = Command::new(env!("CARGO_BIN_EXE_pvio"))
+        .args(["stats", "--json", "--state-dir"])
+        .arg(&state)
+        .output()
+        .unwrap();
+    let stats: Value = serde_json::from_slice(&stats.stdout).unwrap();
+    // Over both processes, in memory that the second supervisor has found.
+    assert_eq!(stats[1]["events"]["server-back"], 3, "{stats}");
+
     let out = check.wait_with_output().unwrap();
     assert!(out.status.success(), "{}\n{}", String::from_utf8_lossy(&out.stderr), log());
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();

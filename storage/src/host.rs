@@ -27,7 +27,7 @@ pub use disk::{DiskParts, OpenDisk};
 pub use fence::{UNMAPPING, fence_name, pass_fence, remove_fence};
 pub use groups::Groups;
 pub use opening::{BUSY, Deadlines, OpenFailure, OpeningTask};
-pub use queues::{DISK_BUDGETS, ImageQueues};
+pub use queues::{DISK_BUDGETS, DISK_EVENTS, ImageQueues};
 pub use server::ImageServer;
 pub use size::ImageSize;
 pub use trace::TraceFile;

@@ -21,12 +21,31 @@ use std::os::fd::AsFd;
 /// The budgets of a disk, in the order in which they are published.
 pub const DISK_BUDGETS: [&str; 4] = ["table-bytes", "jobs", "job-bytes", "kept-pages of the guest"];
 
+/// The events of a disk, in the order in which their counts are published, behind its budgets.
+pub const DISK_EVENTS: [&str; 6] = [
+    "paused",
+    "buffers-unregistered",
+    "operations-failed",
+    "server-lost",
+    "server-back",
+    "server-given-up",
+];
+
+/// Where the counters of a disk are published.
+#[derive(Clone)]
+struct Published {
+    counters: CounterFile,
+    mappings: Arc<MappingBudget>,
+    /// Counts of the events in earlier processes.
+    earlier: [u64; DISK_EVENTS.len()],
+}
+
 /// Serves the queues of a session from an open disk.
 pub struct ImageQueues {
     disk: Arc<OpenDisk>,
     wake: Notify,
     gate: Gate,
-    published: Option<(CounterFile, Arc<MappingBudget>)>,
+    published: Option<Published>,
     /// Number of the next queue.
     next: usize,
 }
@@ -46,10 +65,15 @@ impl ImageQueues {
     }
 
     /// Publishes the counters of each queue for another process, whenever its worker waits, and
-    /// after those of the last queue usage and limit of [each budget of the disk](DISK_BUDGETS).
+    /// after those of the last queue usage and limit of [each budget of the disk](DISK_BUDGETS) and
+    /// the count of [each event](DISK_EVENTS).
     #[must_use]
     pub fn publishing(self, counters: CounterFile, mappings: Arc<MappingBudget>) -> Self {
-        Self { published: Some((counters, mappings)), ..self }
+        let words = counters.words(counters.queues().saturating_sub(1));
+        let mut counts = words.skip(2 * DISK_BUDGETS.len());
+        let earlier = DISK_EVENTS.map(|_| counts.next().unwrap_or_default());
+        drop(counts);
+        Self { published: Some(Published { counters, mappings, earlier }), ..self }
     }
 
     /// Returns the disk.
@@ -71,13 +95,19 @@ where
         let queue = self.next;
         self.next += 1;
         let load = Arc::clone(self.disk.load());
-        let publish = self.published.clone().map(|(counters, mappings)| -> Publish {
+        let events = self.disk.image().events();
+        let publish = self.published.clone().map(|published| -> Publish {
+            let Published { counters, mappings, earlier } = published;
             Box::new(move |stats: &Stats| {
                 counters.publish(queue, stats.words());
                 let kept = ("", mappings.used() as u64, mappings.most() as u64);
                 let budgets = load.budgets().into_iter().chain([kept]);
                 let words = budgets.flat_map(|(_, used, most)| [used, most]);
-                counters.publish(counters.queues().saturating_sub(1), words);
+                let counts = DISK_EVENTS.iter().zip(earlier).map(|(name, earlier)| {
+                    let seen = events.iter().filter(|(event, _)| event == name);
+                    seen.fold(earlier, |sum, (_, log)| sum.saturating_add(log.seen()))
+                });
+                counters.publish(counters.queues().saturating_sub(1), words.chain(counts));
             })
         });
         let (image, wake) = (Arc::clone(self.disk.image()), Arc::clone(&self.wake));
