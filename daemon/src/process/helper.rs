@@ -4,6 +4,9 @@
 //! roots, validates all of them, and returns the descriptors with a description. It parses images,
 //! so it has no rights beyond that, and lives for one disk.
 
+#[cfg(fuzzing)]
+pub mod fuzz;
+
 use super::channel::{Channel, ChannelError};
 use super::child::{End, Process, Program, wait_message};
 use super::confine::{Confined, Confinement};
