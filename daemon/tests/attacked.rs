@@ -17,6 +17,8 @@ mod process;
 use attempts::{ATTEMPTS, Expected};
 use libtest_mimic::{Arguments, Trial};
 use machine::{Machine, Seen};
+use std::ffi::OsStr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::process::ExitCode;
 
 macro_rules! named {
@@ -30,9 +32,10 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|first| first == process::ARGUMENT) {
         return process::run(&args[1..]);
     }
-    let tests: [(&str, fn()); 3] = [
+    let tests: [(&str, fn()); 4] = [
         named!(hostile_code_in_confined_process_reaches_nothing_and_guest_goes_on),
         named!(process_that_truncates_its_record_ends_only_its_own_session),
+        named!(disk_whose_path_is_not_utf8_is_served_by_a_process),
         named!(image_helper_that_dies_is_started_again),
     ];
     let trials = tests.map(|(name, test)| {
@@ -90,6 +93,22 @@ fn process_that_truncates_its_record_ends_only_its_own_session() {
     machine.kill_process(1);
     other.verify();
     other.close();
+    machine.end();
+}
+
+fn disk_whose_path_is_not_utf8_is_served_by_a_process() {
+    let machine = Machine::start_as(1, 0, |image, dir| {
+        let named = dir.join(OsStr::from_bytes(b"\xff\xfe.img"));
+        std::fs::hard_link(image, &named).unwrap();
+        named.into_os_string().into_vec()
+    });
+    let mut disk = machine.attach(0);
+    disk.verify();
+    // Its successor opens the same path.
+    machine.kill_process(0);
+    disk.verify();
+    assert_eq!(machine.replaced(0), 1);
+    disk.close();
     machine.end();
 }
 

@@ -23,7 +23,8 @@ use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde_json::Value;
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
@@ -85,6 +86,15 @@ impl Machine {
 
     /// Starts a machine; the first image helpers die.
     pub fn start_with(disks: u32, helper_deaths: u32) -> Self {
+        Self::start_as(disks, helper_deaths, |image, _| image.as_os_str().as_bytes().to_owned())
+    }
+
+    /// Starts a machine; `define` returns the definition of a disk from its image and a directory.
+    pub fn start_as(
+        disks: u32,
+        helper_deaths: u32,
+        define: impl Fn(&Path, &Path) -> Vec<u8>,
+    ) -> Self {
         log();
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Hypervisor::start(dir.path().join("state")).unwrap();
@@ -103,7 +113,7 @@ impl Machine {
             fs::write(dir.path().join(format!("{device}.{OUTCOME}")), "").unwrap();
             let image = NamedTempFile::new().unwrap();
             image.as_file().set_len(BYTES).unwrap();
-            let back = ToolstackBack::new(*addr, image.path().to_str().unwrap());
+            let back = ToolstackBack::new(*addr, &define(image.path(), dir.path()));
             create_device(&mut dom0, *addr, &back).unwrap();
             images.push(image);
         }
