@@ -2,7 +2,7 @@
 
 use crate::control::{self, Control};
 use crate::disks::args::{ImageRootArgs, disk_options};
-use crate::driver::{self, Options};
+use crate::driver::{self, Options, XenstoreLink};
 use crate::failure::{Failure, say};
 use crate::isolation::IsolationArgs;
 use crate::lock::{Scope, ServiceLock};
@@ -216,7 +216,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         )?,
         ..Options::default()
     };
-    let mut xs = host.xenstore()?;
+    let mut xs = XenstoreLink::reconnecting(host.xenstore()?, || host.domain().xenstore());
     let me = (host.domain(), host.id());
     let served = Served::default();
     let _control = Control::listen(Path::new(control::FOLDER), &served)?;

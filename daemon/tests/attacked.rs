@@ -20,6 +20,7 @@ use machine::{Machine, Seen};
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::process::ExitCode;
+use std::time::Duration;
 
 macro_rules! named {
     ($test:ident) => {
@@ -32,11 +33,12 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|first| first == process::ARGUMENT) {
         return process::run(&args[1..]);
     }
-    let tests: [(&str, fn()); 4] = [
+    let tests: [(&str, fn()); 5] = [
         named!(hostile_code_in_confined_process_reaches_nothing_and_guest_goes_on),
         named!(process_that_truncates_its_record_ends_only_its_own_session),
         named!(disk_whose_path_is_not_utf8_is_served_by_a_process),
         named!(image_helper_that_dies_is_started_again),
+        named!(supervisor_without_xenstore_replaces_a_process_and_sees_later_what_it_missed),
     ];
     let trials = tests.map(|(name, test)| {
         Trial::test(name, move || {
@@ -123,5 +125,31 @@ fn image_helper_that_dies_is_started_again() {
     let why = machine.error_of(0);
     assert!(why.contains("image-helper") && why.contains("signal 9"), "{why}");
     assert_eq!(machine.helper_deaths_left(), 97);
+    machine.end();
+}
+
+fn supervisor_without_xenstore_replaces_a_process_and_sees_later_what_it_missed() {
+    let machine = Machine::start(2);
+    let (mut disk, mut other) = (machine.attach(0), machine.attach(1));
+    disk.verify();
+    other.verify();
+    for _ in 0..2 {
+        let lost = machine.lose_xenstore(Duration::from_millis(700));
+        for _ in 0..20 {
+            disk.verify();
+        }
+        // A successor serves although there is no xenstore.
+        machine.kill(0);
+        disk.verify();
+        assert!(!lost.is_finished(), "the test takes longer than the connection is lost");
+        lost.join().unwrap();
+        disk.verify();
+    }
+    let lost = machine.lose_xenstore(Duration::from_millis(300));
+    // The backend closes the disk when it is connected again.
+    other.close();
+    lost.join().unwrap();
+    disk.verify();
+    disk.close();
     machine.end();
 }

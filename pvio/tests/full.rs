@@ -121,6 +121,17 @@ fn disk_on_full_file_system_is_paused_and_resumes_when_there_is_space() {
             check.wait_until("resumed", served);
             check.wait_until("paused again", Check::is_paused);
         }
+        if format == "raw" {
+            let binary = dir.path().join("pvio");
+            fs::copy(env!("CARGO_BIN_EXE_pvio"), &binary).unwrap();
+            let mut upgrade = pvio();
+            upgrade.arg("upgrade").arg(&binary).arg("--state-dir").arg(&check.state);
+            let upgraded = upgrade.output().unwrap();
+            let why = text(&upgraded.stderr);
+            assert!(upgraded.status.success(), "{why}\n{}", check.log());
+            println!("upgrade during a pause: {}", text(&upgraded.stdout));
+            check.wait_until("paused after an upgrade", Check::is_paused);
+        }
         let error = |check: &Check| check.log().contains("storage-full");
         check.wait_until("reported", error);
         sleep(Duration::from_millis(300));

@@ -2,6 +2,8 @@
 //! devices themselves are tested in `simulator/`.
 
 mod common;
+#[path = "driver_back/lost.rs"]
+mod lost;
 #[path = "driver_back/taking_over.rs"]
 mod taking_over;
 

@@ -14,7 +14,7 @@ mod qmp;
 
 use crate::control;
 use crate::disks::args::ImageRootArgs;
-use crate::driver::{self, Options};
+use crate::driver::{self, Options, XenstoreLink};
 use crate::failure::Failure;
 use crate::lock::{Scope, ServiceLock};
 use crate::serve;
@@ -55,7 +55,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> Result<(), Failure> {
     let host = serve::Host::open()?;
     let folder = Path::new(control::FOLDER);
     let _lock = ServiceLock::take(folder, &[BackendKind::Qdisk], Scope::OneGuest)?;
-    let mut xs = host.xenstore()?;
+    let mut xs = XenstoreLink::reconnecting(host.xenstore()?, || host.domain().xenstore());
     for socket in &args.sockets {
         qmp::listen(socket)?;
     }

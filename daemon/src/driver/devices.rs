@@ -184,6 +184,14 @@ where
         }
     }
 
+    /// Schedules everything that may have been missed while there was no connection to xenstore.
+    pub fn reconnected(&mut self) {
+        self.unknown.extend(self.roots.iter().map(|(kind, _)| *kind));
+        for device in self.devices.values_mut() {
+            (device.step, device.refresh) = (true, true);
+        }
+    }
+
     /// Does what was recorded: steps each device with pending work once, unless its budget is
     /// spent. Returns whether anything was done.
     pub fn step_pending(&mut self, xs: &mut dyn Xenstore) -> Result<bool, XsError> {
@@ -195,10 +203,14 @@ where
         let due = |device: &mut Device<C>| device.refresh || device.may_step(now);
         let due = self.devices.iter_mut().filter_map(|(addr, device)| due(device).then_some(*addr));
         let due: Vec<DeviceAddr> = due.collect();
+        // Without a connection, the other devices are stepped nevertheless, for events of their
+        // processes.
+        let mut lost = Ok(());
         for addr in &due {
-            self.refresh(xs, *addr)?;
-            self.step(xs, *addr)?;
+            let stepped = self.refresh(xs, *addr).and_then(|()| self.step(xs, *addr));
+            lost = lost.and(stepped);
         }
+        lost?;
         Ok(!unknown.is_empty() || !due.is_empty())
     }
 

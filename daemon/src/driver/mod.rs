@@ -9,6 +9,7 @@
 
 mod devices;
 pub mod disk;
+mod link;
 pub mod nic;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use crate::stop::{Stop, Wakeup, sleep};
 use crate::upgrade::progress::Upgrade;
 use devices::Devices;
 use disk::DiskServer;
+pub use link::XenstoreLink;
 use nic::IsolatedNicServer;
 use pvio_blkback::{Config, Vbd};
 use pvio_event_channel::DevicePlatform;
@@ -35,7 +37,6 @@ use pvio_recordfile::RecordDir;
 use pvio_storage::MappingBudgets;
 use pvio_storage::host::{Groups, ImageServer};
 use pvio_storage::image::DiskOptions;
-use pvio_xenbus::client::Client;
 use pvio_xenbus::driver::{BackendClass, BackendDriver, HotplugMode};
 use pvio_xenbus::handshake::common::{BackendKind, DeviceAddr, DeviceClass};
 use pvio_xenbus::{XenbusState, Xenstore, XsError};
@@ -167,14 +168,14 @@ pub fn records(path: &Path) -> Result<RecordDir, Failure> {
 }
 
 /// Runs the driver domain until it is stopped, then closes every device, or leaves them to another
-/// binary if an upgrade was requested. `ready` is called once the
-/// watches for new devices are registered.
+/// binary if an upgrade was requested. `ready` is called once the watches for new devices are
+/// registered. While the connection to xenstore is lost and can be made again, sessions continue.
 ///
 /// # Errors
-/// The connection to xenstore is lost.
+/// The connection to xenstore is lost, and cannot be made again, or is lost while devices are closed.
 pub fn run<P>(
     (platform, id): (&P, DomId),
-    xs: &mut Client,
+    xs: &mut XenstoreLink<'_>,
     options: &Options,
     served: &Served,
     (stop, wakeup): (&Stop, &Wakeup),
@@ -260,37 +261,61 @@ where
     }
     ready();
     while !stop.is_requested() && upgrade.is_none_or(|upgrade| upgrade.request().is_none()) {
-        disks.remove_closed(xs)?;
-        nics.remove_closed(xs)?;
-        disks.check_for_changes(xs)?;
-        nics.check_for_changes(xs)?;
-        options.isolation.stop_unclaimed();
-        let mut events = 0;
-        while events < MAX_EVENTS
-            && let Some(event) = xs.poll_event()?
-        {
-            disks.event(&event);
-            nics.event(&event);
-            events += 1;
+        if xs.is_lost() && xs.reconnect() {
+            disks.reconnected();
+            nics.reconnected();
         }
-        options.isolation.dispatch();
-        for addr in woken.take() {
-            disks.wake(addr);
-            nics.wake(addr);
-        }
-        let worked = [disks.step_pending(xs)?, nics.step_pending(xs)?].contains(&true);
-        if events > 0 || worked {
-            // Requests to xenstore also read events, so there may be more.
-            continue;
-        }
-        let removals = disks.next_removal().into_iter().chain(nics.next_removal()).min();
-        let checks = disks.next_check().into_iter().chain(nics.next_check());
-        let steps = disks.next_step().into_iter().chain(nics.next_step());
-        let next = removals.into_iter().chain(checks).chain(steps).min();
-        let time = next.map(|when| when.saturating_duration_since(Instant::now()));
+        let mut turn = || -> Result<Turn, XsError> {
+            if xs.is_lost() {
+                return Err(XsError::Closed);
+            }
+            disks.remove_closed(xs)?;
+            nics.remove_closed(xs)?;
+            disks.check_for_changes(xs)?;
+            nics.check_for_changes(xs)?;
+            options.isolation.stop_unclaimed();
+            let mut events = 0;
+            while events < MAX_EVENTS
+                && let Some(event) = xs.poll_event()?
+            {
+                disks.event(&event);
+                nics.event(&event);
+                events += 1;
+            }
+            options.isolation.dispatch();
+            for addr in woken.take() {
+                disks.wake(addr);
+                nics.wake(addr);
+            }
+            let worked = [disks.step_pending(xs)?, nics.step_pending(xs)?].contains(&true);
+            if events > 0 || worked {
+                // Requests to xenstore also read events, so there may be more.
+                return Ok(Turn::Worked);
+            }
+            let removals = disks.next_removal().into_iter().chain(nics.next_removal()).min();
+            let checks = disks.next_check().into_iter().chain(nics.next_check());
+            let steps = disks.next_step().into_iter().chain(nics.next_step());
+            Ok(Turn::Idle(removals.into_iter().chain(checks).chain(steps).min()))
+        };
+        let time = match turn() {
+            Ok(Turn::Worked) => continue,
+            Ok(Turn::Idle(next)) => next.map(|when| when.saturating_duration_since(Instant::now())),
+            Err(_) if xs.is_lost() => {
+                // A process that ends is replaced in the meantime.
+                options.isolation.dispatch();
+                for addr in woken.take() {
+                    disks.wake(addr);
+                    nics.wake(addr);
+                }
+                let _ = (disks.step_pending(xs), nics.step_pending(xs));
+                xs.wait()
+            }
+            Err(error) => return Err(error),
+        };
         // The wait fails only for lack of memory. Continuing would be a busy loop.
         let hub = options.isolation.hub().map(Hub::as_fd);
-        let events: Vec<_> = [xs.as_fd(), wakeup.as_fd()].into_iter().chain(hub).collect();
+        let connection = (!xs.is_lost()).then(|| xs.as_fd());
+        let events: Vec<_> = [wakeup.as_fd()].into_iter().chain(hub).chain(connection).collect();
         sleep(&events, time).map_err(|_| XsError::Closed)?;
         wakeup.take();
     }
@@ -324,6 +349,14 @@ where
         options.isolation.dispatch();
         wakeup.take();
     }
+}
+
+/// What a turn of the loop did.
+enum Turn {
+    /// There may be more to do.
+    Worked,
+    /// Nothing is left until this time.
+    Idle(Option<Instant>),
 }
 
 /// Upper bound of the file descriptors of a disk: its image with the layers below it and the

@@ -374,8 +374,7 @@ impl<S: Session> Supervised<S> {
         }
     }
 
-    /// Lets the process complete the requests in flight and end; its session can be resumed. Called
-    /// again until it is ready.
+    /// Lets the process complete its requests and end; the session can be resumed. Called until ready.
     pub fn stop(&mut self) -> Poll<()> {
         self.tell_settings(&self.session.changed());
         match std::mem::replace(&mut self.stage, Stage::Ended) {

@@ -3,7 +3,7 @@
 use crate::process::{ARGUMENT, COMMAND, GIVEN, HELPER_DEATHS, OUTCOME};
 use pvio_blkfront::Op;
 use pvio_blkfront::blocking::BlockingDisk;
-use pvio_daemon::driver::{self, Isolation, Options};
+use pvio_daemon::driver::{self, Isolation, Options, XenstoreLink};
 use pvio_daemon::process::child::Program;
 use pvio_daemon::process::confine::Confinement;
 use pvio_daemon::process::found::FoundProcesses;
@@ -23,7 +23,9 @@ use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde_json::Value;
 use std::fs;
 use std::io::{self, Write};
+use std::net::Shutdown;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{JoinHandle, sleep, spawn};
@@ -75,8 +77,46 @@ pub struct Machine {
     hypervisor: Hypervisor,
     dir: TempDir,
     served: Served,
+    connection: Connection,
     supervisor: JoinHandle<()>,
     guest: Domain,
+}
+
+/// The supervisor's connection to xenstore.
+#[derive(Clone)]
+struct Connection(Arc<Mutex<(Option<UnixStream>, bool)>>, PathBuf);
+
+impl Connection {
+    fn connect(&self) -> io::Result<Client> {
+        let Self(state, path) = self;
+        let mut state = state.lock().unwrap();
+        if state.1 {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        let stream = UnixStream::connect(path)?;
+        state.0 = Some(stream.try_clone()?);
+        Client::from_stream(stream)
+    }
+
+    /// Ends the connection, and refuses others for some time.
+    fn lose(&self, time: Duration) -> JoinHandle<()> {
+        let state = Arc::clone(&self.0);
+        // The supervisor may not have connected again since the last time.
+        let stream = loop {
+            let mut now = state.lock().unwrap();
+            if let Some(stream) = now.0.take() {
+                now.1 = true;
+                break stream;
+            }
+            drop(now);
+            sleep(Duration::from_millis(5));
+        };
+        stream.shutdown(Shutdown::Both).unwrap();
+        spawn(move || {
+            sleep(time);
+            state.lock().unwrap().1 = false;
+        })
+    }
 }
 
 impl Machine {
@@ -118,9 +158,11 @@ impl Machine {
             images.push(image);
         }
         let served = Served::default();
-        let supervisor = supervise(join(driver), &dir, served.clone());
+        let socket = hypervisor.state_dir().join("xenstore.sock");
+        let connection = Connection(Arc::default(), socket);
+        let supervisor = supervise(join(driver), &dir, served.clone(), connection.clone());
         let guest = join(guest);
-        Self { addrs, images, hypervisor, dir, served, supervisor, guest }
+        Self { addrs, images, hypervisor, dir, served, connection, supervisor, guest }
     }
 
     pub fn helper_deaths_left(&self) -> u32 {
@@ -220,6 +262,11 @@ impl Machine {
         }
     }
 
+    /// Ends the supervisor's connection to xenstore for some time.
+    pub fn lose_xenstore(&self, time: Duration) -> JoinHandle<()> {
+        self.connection.lose(time)
+    }
+
     /// Stops the supervisor, which ends its processes.
     pub fn end(self) {
         kill_process(getpid(), Signal::TERM).unwrap();
@@ -231,7 +278,12 @@ fn device(addr: DeviceAddr) -> String {
     pvio_blkback::session::record_name(addr)
 }
 
-fn supervise(domain: Domain, dir: &TempDir, served: Served) -> JoinHandle<()> {
+fn supervise(
+    domain: Domain,
+    dir: &TempDir,
+    served: Served,
+    connection: Connection,
+) -> JoinHandle<()> {
     let records = driver::records(&dir.path().join("inflight")).unwrap();
     let args = [ARGUMENT.into(), dir.path().into()];
     let environment = Environment {
@@ -252,7 +304,8 @@ fn supervise(domain: Domain, dir: &TempDir, served: Served) -> JoinHandle<()> {
     let wakeup = Wakeup::new().unwrap();
     let stop = Stop::on_signal(wakeup.clone()).unwrap();
     spawn(move || {
-        let mut xs = domain.xenstore().unwrap();
+        let first = connection.connect().unwrap();
+        let mut xs = XenstoreLink::reconnecting(first, || connection.connect());
         let me = (&domain, domain.id());
         driver::run(me, &mut xs, &options, &served, (&stop, &wakeup), || ()).unwrap();
     })

@@ -5,7 +5,7 @@ use crate::args::Cidr;
 use crate::machine::home;
 use clap::Args;
 use pvio_daemon::control::Control;
-use pvio_daemon::driver::{self, Options};
+use pvio_daemon::driver::{self, Options, XenstoreLink};
 use pvio_daemon::failure::Failure;
 use pvio_daemon::isolation::IsolationArgs;
 use pvio_daemon::nics::NicArgs;
@@ -58,7 +58,7 @@ pub fn run(args: &DriverArgs) -> Result<(), Failure> {
     };
     let served = Served::default();
     let _control = Control::listen(&args.join.state_dir, &served)?;
-    let mut xs = domain.xenstore().map_err(Failure::of)?;
+    let mut xs = XenstoreLink::fixed(domain.xenstore().map_err(Failure::of)?);
     let me = (&domain, domain.id());
     driver::run(me, &mut xs, &options, &served, (&stop, &wakeup), || ChildMessage::Ready.send())
         .map_err(|e| Failure::of(e).context("the connection to the hypervisor was lost"))?;

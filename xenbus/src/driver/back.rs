@@ -160,7 +160,8 @@ impl<C: BackendClass> BackendDriver<C> {
     /// wakes its driver, and after [`Life::More`]. It never waits for the device.
     ///
     /// # Errors
-    /// [`XsError`] if xenstore itself fails; the driver is unusable afterwards.
+    /// [`XsError`] if the connection to xenstore is lost. Call it again with another connection, on
+    /// which the watches of this driver are registered, or drop the driver.
     pub fn step(&mut self, xs: &mut dyn Xenstore) -> Result<Life, XsError> {
         self.try_step(xs).or_else(|error| match error {
             HandshakeError::Xenstore(error) if error.is_connection_lost() => Err(error),
@@ -213,10 +214,11 @@ impl<C: BackendClass> BackendDriver<C> {
 
     /// Registers the watches of every device, and clears an error of an earlier process.
     fn watch_ends(&mut self, xs: &mut dyn Xenstore) -> Result<(), XsError> {
-        if !core::mem::replace(&mut self.watching, true) {
+        if !self.watching {
             watch(xs, &state_path(&self.context.front), &self.context.back)?;
             watch(xs, &online_path(&self.context.back), &self.context.back)?;
             clear_error(xs, &self.context.back)?;
+            self.watching = true;
         }
         Ok(())
     }
@@ -270,18 +272,16 @@ impl<C: BackendClass> BackendDriver<C> {
                     self.machine.done(action);
                 }
                 Ok(false) => return Ok(Life::Alive),
-                Err(fault)
-                    if matches!(
+                Err(fault) => {
+                    let breaks = !matches!(
                         action,
                         BackAction::Connect
                             | BackAction::Resume
                             | BackAction::Reconfigure
                             | BackAction::Reconfigured
-                    ) =>
-                {
-                    self.fail(xs, &fault)?;
+                    );
+                    self.fail_unless_lost(xs, &fault, breaks)?;
                 }
-                Err(fault) => self.break_down(xs, &fault)?,
             }
         }
         Ok(Life::More)
@@ -293,6 +293,8 @@ impl<C: BackendClass> BackendDriver<C> {
         let lost = if is_session_lost(xs, &self.context.back)? && !ignored {
             true
         } else if let Err(fault) = self.class.resumable(xs, &self.context) {
+            // Without a connection, it is not known.
+            xs.read_opt(&state_path(&self.context.back))?;
             !self.context.was_unserved(&fault)
         } else {
             return Ok(true);
@@ -312,7 +314,7 @@ impl<C: BackendClass> BackendDriver<C> {
             && self.machine.state() == XenbusState::InitWait
             && let Err(fault) = self.prepare(xs)
         {
-            self.break_down(xs, &fault)?;
+            self.fail_unless_lost(xs, &fault, true)?;
             return Ok(false);
         }
         if let Err(fault) = self.class.proceed(xs, &self.context) {
@@ -435,10 +437,9 @@ impl<C: BackendClass> BackendDriver<C> {
         if self.prepared == Prepared::Yes {
             return Ok(Prepared::Yes);
         }
-        if self.context.hotplug_mode == HotplugMode::Scripts
-            && !core::mem::replace(&mut self.awaiting, true)
-        {
+        if self.context.hotplug_mode == HotplugMode::Scripts && !self.awaiting {
             watch(xs, &hotplug_path(&self.context.back), &self.context.back)?;
+            self.awaiting = true;
         }
         self.prepared = self.class.prepare(xs, &self.context)?;
         Ok(self.prepared)

@@ -40,6 +40,20 @@ impl<C: BackendClass> BackendDriver<C> {
         only_if_lost(fault.report(xs, &self.context.back))
     }
 
+    /// Ends the session, or closes the device if it `breaks`, because an action failed. If that was
+    /// because the connection is lost, the action will be repeated on the next one.
+    pub(super) fn fail_unless_lost(
+        &mut self,
+        xs: &mut dyn Xenstore,
+        fault: &Fault,
+        breaks: bool,
+    ) -> Result<(), XsError> {
+        only_if_lost(fault.report(xs, &self.context.back))?;
+        self.broken |= breaks;
+        self.stop(if self.broken { After::Break } else { After::Fail });
+        Ok(())
+    }
+
     /// Closes the device until it is removed.
     pub(super) fn break_down(
         &mut self,
@@ -74,13 +88,15 @@ impl<C: BackendClass> BackendDriver<C> {
         {
             return Ok(Poll::Pending);
         }
+        if after == After::Break {
+            only_if_lost(switch_state(xs, &self.context.back, XenbusState::Closed))?;
+        }
         (self.stopping, self.connecting) = (None, false);
         match after {
             After::Disconnect => self.machine.done(BackAction::Disconnect),
             After::Fail => self.machine.failed(),
             After::Break => {
                 self.machine.failed();
-                only_if_lost(switch_state(xs, &self.context.back, XenbusState::Closed))?;
                 self.machine.done(BackAction::Close);
             }
             After::Remove => {

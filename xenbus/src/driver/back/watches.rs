@@ -14,7 +14,7 @@ impl<C: BackendClass> BackendDriver<C> {
         xs: &mut dyn Xenstore,
         served: bool,
     ) -> Result<(), XsError> {
-        if core::mem::replace(&mut self.watching_more, served) == served {
+        if self.watching_more == served {
             return Ok(());
         }
         for path in self.class.watches(&self.context) {
@@ -25,6 +25,7 @@ impl<C: BackendClass> BackendDriver<C> {
                 let _ = xs.unwatch(&path, &self.context.back);
             }
         }
+        self.watching_more = served;
         Ok(())
     }
 
