@@ -130,7 +130,7 @@ fn identity(disk: &Disk) -> DiskIdentity {
     let addr = DeviceAddr { kind: BackendKind::Vbd, back: DomId(1), front: DomId(2), index: 51712 };
     let queues = vec![Queue { ring_refs: vec![8, 9], event_channel: 3 }];
     let session = SessionIdentity { addr, abi: Abi::X86_64, persistent: true, queues };
-    let image = DiskDescription { geometry: Geometry::new(2048), files: Vec::new() };
+    let image = DiskDescription { geometry: Geometry::new(2048), files: Vec::new(), export: None };
     DiskIdentity { session, disk: disk.clone(), image }
 }
 
@@ -153,6 +153,8 @@ fn to_device(disk: &Disk) -> Vec<Value> {
     vec![
         value(To::Stop),
         value(To::Change(DiskChange::Resize(8))),
+        value(To::Change(DiskChange::Abandoned)),
+        value(To::Change(DiskChange::Connection(Some("refused".into())))),
         value(To::Change(DiskChange::Options(Box::new(disk.options.clone())))),
         value(ToDevice::<(), NicChange>::Change(NicChange::Headroom(256))),
         value(ToDevice::<(), NicChange>::Change(NicChange::Rate(None))),
@@ -165,7 +167,8 @@ fn answers() -> Vec<Value> {
     let file = json!({ "File": {
         "path": "/images/base", "write": false, "direct": false, "locked": true, "device": null
     }});
-    let resolved = DiskDescription { geometry: Geometry::new(2048), files: Vec::new() };
+    let resolved =
+        DiskDescription { geometry: Geometry::new(2048), files: Vec::new(), export: None };
     let fault = Fault::new("image", "it is damaged");
     vec![
         json!({ "Files": [file] }),
@@ -265,7 +268,10 @@ fn supervise<I: DeserializeOwned>(channel: &Channel, check: impl Fn(&I)) {
         }
         FromDevice::Confined(applied) => status.set_applied("vbd-2-51712", applied),
         FromDevice::Fault(fault) => check_fault(&reported(fault)),
-        FromDevice::Ready | FromDevice::FlushFailed | FromDevice::Redial => {}
+        FromDevice::Ready
+        | FromDevice::FlushFailed
+        | FromDevice::Paused(_)
+        | FromDevice::Redial => {}
     });
     let _ = ServedBy::Process(status).confinement().to_string();
 }
@@ -289,7 +295,9 @@ fn check_disk(Resolved { geometry, files }: &Resolved) {
         match record {
             HandedRecord::File(file) => assert!(file.path.is_absolute()),
             HandedRecord::Server(_) => {}
-            HandedRecord::Scratch => panic!("a temporary file of the helper"),
+            HandedRecord::Scratch | HandedRecord::Connection => {
+                panic!("not a helper's: {record:?}")
+            }
         }
     }
 }
