@@ -373,20 +373,23 @@ where
             ..
         } = device;
         let (before, transitions) = (device.state(), device.transitions());
-        let life = match device.step(xs) {
+        let stepped = match device.step(xs) {
             // If the frontend's domain is gone, its nodes cannot be read any more.
             Err(XsError::Refused { path, errno, .. }) => {
                 tracing::info!(device = device.token(), %path, %errno, "xenstore request rejected: the device is no longer served");
-                Life::Gone
+                Ok(Life::Gone)
             }
-            life => life?,
+            stepped => stepped,
         };
-        *step = life == Life::More;
-        budget.spend(Instant::now(), 1 + device.transitions() - transitions);
-        let after = device.state();
+        if let Ok(life) = &stepped {
+            *step = *life == Life::More;
+            budget.spend(Instant::now(), 1 + device.transitions() - transitions);
+        }
+        // Its process may have been replaced, also if there is no connection to xenstore.
         let descriptors = reservation.as_ref().map_or(0, Reservation::count);
         let seen = device.class().status().with(events).budgeted(descriptors, budget.clone());
         self.served.insert(addr, seen);
+        let (life, after) = (stepped?, device.state());
         if before != after {
             *closing = (after == XenbusState::Closing).then(Instant::now);
             if let Some(unlogged) = states.admit() {
