@@ -280,8 +280,7 @@ impl Served {
 }
 
 impl DeviceStatus {
-    /// Returns what the process of a disk has published besides the counters of its queues: its
-    /// budgets and events.
+    /// Returns the budgets and events that the process of a disk has published.
     fn remote_words(&self) -> Vec<u64> {
         let words = self.remote.iter().flat_map(|file| file.words(file.queues().saturating_sub(1)));
         words.collect()

@@ -265,7 +265,7 @@ where
             disks.reconnected();
             nics.reconnected();
         }
-        let mut turn = || -> Result<Turn, XsError> {
+        let mut iterate = || -> Result<Progress, XsError> {
             if xs.is_lost() {
                 return Err(XsError::Closed);
             }
@@ -290,16 +290,18 @@ where
             let worked = [disks.step_pending(xs)?, nics.step_pending(xs)?].contains(&true);
             if events > 0 || worked {
                 // Requests to xenstore also read events, so there may be more.
-                return Ok(Turn::Worked);
+                return Ok(Progress::Worked);
             }
             let removals = disks.next_removal().into_iter().chain(nics.next_removal()).min();
             let checks = disks.next_check().into_iter().chain(nics.next_check());
             let steps = disks.next_step().into_iter().chain(nics.next_step());
-            Ok(Turn::Idle(removals.into_iter().chain(checks).chain(steps).min()))
+            Ok(Progress::Idle(removals.into_iter().chain(checks).chain(steps).min()))
         };
-        let time = match turn() {
-            Ok(Turn::Worked) => continue,
-            Ok(Turn::Idle(next)) => next.map(|when| when.saturating_duration_since(Instant::now())),
+        let time = match iterate() {
+            Ok(Progress::Worked) => continue,
+            Ok(Progress::Idle(next)) => {
+                next.map(|when| when.saturating_duration_since(Instant::now()))
+            }
             Err(_) if xs.is_lost() => {
                 // A process that ends is replaced in the meantime.
                 options.isolation.dispatch();
@@ -351,8 +353,8 @@ where
     }
 }
 
-/// What a turn of the loop did.
-enum Turn {
+/// Result of one iteration of the loop.
+enum Progress {
     /// There may be more to do.
     Worked,
     /// Nothing is left until this time.

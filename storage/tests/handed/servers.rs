@@ -97,7 +97,7 @@ fn connection_of_supervisor_is_used_for_handshake_and_not_by_successor() {
     let disk: Disk = format!("[ro]nbd+unix:///disk?socket={}", text(&socket)).parse().unwrap();
     let named = HandedFiles::open_named(&disk).unwrap().connected(&disk, &Network).unwrap();
     assert_eq!(named.records(), [HandedRecord::Connection]);
-    // The helper cannot connect: there is nothing at this path any more.
+    // The helper cannot connect: no server listens at this path now.
     std::fs::remove_file(&socket).unwrap();
     let resolved = resolve(&disk, &named).unwrap();
     let export = resolved.files.export();

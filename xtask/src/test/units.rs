@@ -34,7 +34,7 @@ struct Program {
     package: PathBuf,
 }
 
-/// A line of cargo's output, as far as it is needed.
+/// The fields of a line of cargo's output that are used.
 #[derive(Deserialize)]
 struct Artifact {
     package_id: String,

@@ -59,7 +59,7 @@ impl SupervisorDial {
         }
     }
 
-    /// Passes the supervisor's answer on. Without effect if nobody waits for it.
+    /// Passes the supervisor's answer on. Without effect if no request is waiting.
     pub fn answer(&self, answer: io::Result<OwnedFd>) {
         let mut request = self.request();
         if matches!(*request, Request::New | Request::Sent) {

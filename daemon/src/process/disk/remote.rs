@@ -360,6 +360,8 @@ where
             // The process owns the connection to the server.
             *files = files.lasting();
         }
+        // A connection that an earlier session asked for may be one to another server.
+        self.dialing = Dialing::default();
         let failed = |e: io::Error| {
             Fault::new("device-process", format!("the counters' memory cannot be created: {e}"))
         };

@@ -48,7 +48,7 @@ struct Part {
     len: u32,
     /// Offset of the data in the job's buffer; `None` for zeroes and for requests without data.
     data: Option<usize>,
-    /// What was received of a read's data, or is announced by the chunk that is being received.
+    /// Ranges of a read's data that were received, or that the current chunk announces.
     received: RangeSet<u32>,
     error: Option<EngineError>,
 }
