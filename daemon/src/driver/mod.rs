@@ -4,7 +4,7 @@
 //! main thread sleeps until there is an event of xenstore, a worker or a signal, and does not block
 //! on a device: opening an image or a port, starting and stopping queues, and closing are done by
 //! other threads, which wake it. The work that one guest can cause is bounded: a device is stepped
-//! at most once per turn, a step makes a bounded number of transitions, and each device has a
+//! at most once per iteration, a step makes a bounded number of transitions, and each device has a
 //! budget of them per second.
 
 mod devices;
@@ -49,7 +49,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wakeups::WokenDevices;
 
-/// Maximum number of xenstore events that are handled in a turn. A guest can cause any number.
+/// Maximum number of xenstore events that are handled in one iteration. A guest can cause any number.
 const MAX_EVENTS: usize = 256;
 
 /// How long all devices together may take to close when the process is stopped: somewhat longer
